@@ -1,0 +1,1 @@
+//! Every check: from what is written to what works.

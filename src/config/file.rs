@@ -1,0 +1,1 @@
+//! As written: TOML with the place of every key and value kept.

@@ -1,0 +1,178 @@
+//! From text to [`Boot`] (fixed at start), [`Edge`] and `Fleet` (reloadable), with every mistake reported at once.
+//!
+//! Parse, don't validate: what comes out is typed and complete, so nobody checks again. Files arrive through [`Files`], variables
+//! through a function: nothing here may touch a file, an environment, a clock or a socket.
+
+pub mod compile;
+pub mod file;
+pub mod report;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::geo::Prefix;
+use crate::steering::Fleet;
+
+pub use report::{Report, Severity};
+
+/// Where configuration text comes from.
+pub trait Files {
+    /// The text of a file.
+    fn read(&self, path: &Path) -> std::io::Result<String>;
+    /// The files that match a pattern with `*` and `?` in its last component, sorted by name; hidden files never match.
+    fn glob(&self, pattern: &Path) -> std::io::Result<Vec<PathBuf>>;
+}
+
+/// A configuration that can work.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What a running process cannot change.
+    pub boot: Boot,
+    /// What a request meets before and after the decision.
+    pub edge: Arc<Edge>,
+    /// What decisions are made of.
+    pub fleet: Arc<Fleet>,
+    /// Which geo data to read.
+    pub geoip: GeoFiles,
+    /// Every file that was read, for watching.
+    pub files: Vec<PathBuf>,
+    /// Include patterns, absolute or relative to the working directory, for watching: a new file may match.
+    pub patterns: Vec<PathBuf>,
+    /// Probable mistakes; empty when there are none.
+    pub warnings: Report,
+}
+
+/// Reads, parses and compiles `path` and what it includes. On failure the report holds every error and warning found.
+/// `env` answers `${NAME}`; `host_name` is the default of `[pop] name`.
+pub fn load(
+    path: &Path,
+    files: &dyn Files,
+    env: &dyn Fn(&str) -> Option<String>,
+    host_name: &str,
+) -> Result<Config, Report> {
+    let _ = (path, files, env, host_name);
+    todo!()
+}
+
+/// Which geo data to read. Paths are relative to the file that names them, made usable from the working directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GeoFiles {
+    /// `[geoip] databases`: the first that knows an address answers.
+    pub databases: Vec<DatabaseSource>,
+    /// `[geoip] geofeeds`.
+    pub geofeeds: Vec<PathBuf>,
+}
+
+/// One entry of `[geoip] databases`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseSource {
+    /// The database inside the binary.
+    Builtin,
+    /// An operator's file.
+    File(PathBuf),
+}
+
+/// What a running process cannot change: a reload that differs here says that it needs a restart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Boot {
+    /// `[[listen]]`, at least one.
+    pub listen: Vec<Listen>,
+    /// `[admin] address`; `None`: "" (off).
+    pub admin: Option<SocketAddr>,
+    /// `[admin] socket`; `None`: `admin.sock` in `$RUNTIME_DIRECTORY` when that is set, else none.
+    pub admin_socket: Option<PathBuf>,
+    /// `[process] threads`; 0: one per core.
+    pub threads: usize,
+    /// `[process] drain_delay`.
+    pub drain_delay: Duration,
+    /// `[process] drain_timeout`.
+    pub drain_timeout: Duration,
+    /// `[process] state_dir`.
+    pub state_dir: Option<PathBuf>,
+    /// `[log] level`: a `tracing` directive.
+    pub log_level: String,
+    /// `[log] access`.
+    pub access_log: AccessLog,
+}
+
+impl Boot {
+    /// The keys in which `self` and `new` differ, as written in the configuration (`listen`, `admin.address`, `process.threads` …).
+    pub fn changed_keys(&self, new: &Boot) -> Vec<&'static str> {
+        let _ = new;
+        todo!()
+    }
+}
+
+/// One `[[listen]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listen {
+    /// Where.
+    pub address: SocketAddr,
+}
+
+/// `[log] access`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Standard output.
+    Stdout,
+    /// None.
+    Off,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// What a request meets before and after the decision. Reloadable.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edge {
+    /// `[pop] name`, as in `Via`.
+    pub pop: String,
+    /// `[client_ip] trusted`.
+    pub trusted: Vec<Prefix>,
+    /// `[client_ip] header`.
+    pub forwarding: Forwarding,
+    /// `[limits]`.
+    pub limits: Limits,
+}
+
+/// Which forwarding field is believed from trusted peers. `X-Forwarded-*` is always written; `Forwarded` is written when it is the one configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Total bytes of a request head.
+    pub header_bytes: u64,
+    /// Fields of a request head.
+    pub headers: usize,
+    /// Bytes of the request target.
+    pub uri: usize,
+    /// Longest silence inside a request body.
+    pub body_timeout: Duration,
+    /// Keep-alive between requests.
+    pub idle_timeout: Duration,
+    /// Requests per connection; 0: no bound.
+    pub requests: u32,
+    /// Connections in all.
+    pub connections: usize,
+    /// Header names with `_`.
+    pub underscores: Underscores,
+}
+
+/// `[limits] underscores`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Underscores {
+    /// The field is removed.
+    Drop,
+    /// The field passes.
+    Pass,
+    /// 400.
+    Reject,
+}

@@ -1,0 +1,1 @@
+//! The world database built into the binary.

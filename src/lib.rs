@@ -1,0 +1,11 @@
+//! # meridian
+//!
+//! Each HTTP request to the nearest healthy data center. This page is the map.
+
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod geo;
+pub mod state;
+pub mod steering;
+pub mod telemetry;

@@ -1,0 +1,450 @@
+//! What is configured, compiled: services, regions, pools and endpoints behind dense ids.
+//!
+//! A `Fleet` is made by `config::compile` only, so every id in it is valid: no name dangles, every pool has an endpoint,
+//! every weight is in range. It is immutable and reloadable; what is fixed at start is in `config::Boot`. It holds
+//! what the configuration says, never what was observed (`health`) nor what an operator said since (overrides).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::geo::{Area, Point};
+use crate::steering::networks::Networks;
+use crate::steering::route::Router;
+
+/// The most regions one configuration may have: a set of regions is one machine word pair.
+pub const MAX_REGIONS: usize = 128;
+
+/// A region, dense from 0 in configuration order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RegionId(pub u8);
+
+/// A service, dense from 0 in configuration order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ServiceId(pub u16);
+
+/// A pool (one service in one region), dense from 0 over all services.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PoolId(pub u16);
+
+impl RegionId {
+    /// As an index into `Fleet::regions`.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl ServiceId {
+    /// As an index into `Fleet::services`.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+impl PoolId {
+    /// As an index into `Fleet::pools`.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A set of regions.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct RegionSet(u128);
+
+impl RegionSet {
+    /// No region.
+    pub const EMPTY: RegionSet = RegionSet(0);
+    /// Every possible region.
+    pub const ALL: RegionSet = RegionSet(u128::MAX);
+
+    /// Whether `region` is in the set.
+    pub fn contains(self, region: RegionId) -> bool {
+        self.0 >> region.0 & 1 == 1
+    }
+
+    /// Adds `region`.
+    pub fn insert(&mut self, region: RegionId) {
+        self.0 |= 1 << region.0;
+    }
+
+    /// Removes `region`.
+    pub fn remove(&mut self, region: RegionId) {
+        self.0 &= !(1 << region.0);
+    }
+
+    /// What is in both sets.
+    #[must_use]
+    pub fn and(self, other: RegionSet) -> RegionSet {
+        RegionSet(self.0 & other.0)
+    }
+
+    /// What is in either set.
+    #[must_use]
+    pub fn or(self, other: RegionSet) -> RegionSet {
+        RegionSet(self.0 | other.0)
+    }
+
+    /// What is in this set but not in `other`.
+    #[must_use]
+    pub fn without(self, other: RegionSet) -> RegionSet {
+        RegionSet(self.0 & !other.0)
+    }
+
+    /// Whether no region is left.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many regions are in the set.
+    pub fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// The regions in the set, in configuration order.
+    pub fn iter(self) -> impl Iterator<Item = RegionId> {
+        let mut bits = self.0;
+        std::iter::from_fn(move || {
+            let next = (bits != 0).then(|| RegionId(bits.trailing_zeros() as u8))?;
+            bits &= bits - 1;
+            Some(next)
+        })
+    }
+}
+
+impl FromIterator<RegionId> for RegionSet {
+    fn from_iter<I: IntoIterator<Item = RegionId>>(regions: I) -> RegionSet {
+        let mut set = RegionSet::EMPTY;
+        regions.into_iter().for_each(|r| set.insert(r));
+        set
+    }
+}
+
+impl fmt::Debug for RegionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter().map(|r| r.0)).finish()
+    }
+}
+
+/// Everything reloadable that a decision may depend on, but the geo data and what was observed.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    /// This meridian's own name and place.
+    pub pop: Pop,
+    /// `[geoip] default`: where unknown places are thought to be.
+    pub geo_default: Option<Point>,
+    /// `[geoip.networks]`: networks that go straight to a region.
+    pub networks: Networks,
+    /// Regions in configuration order.
+    pub regions: Vec<Region>,
+    /// Services in configuration order.
+    pub services: Vec<Service>,
+    /// All pools, grouped by service.
+    pub pools: Vec<Pool>,
+    /// From host and path to a service.
+    pub router: Router,
+}
+
+impl Fleet {
+    /// The region of that name.
+    pub fn region_named(&self, name: &str) -> Option<RegionId> {
+        self.regions.iter().position(|r| r.name == name).map(|i| RegionId(i as u8))
+    }
+
+    /// The service of that name.
+    pub fn service_named(&self, name: &str) -> Option<ServiceId> {
+        self.services.iter().position(|s| s.name == name).map(|i| ServiceId(i as u16))
+    }
+
+    /// A region by id. Ids come from this fleet, so they are in range.
+    pub fn region(&self, id: RegionId) -> &Region {
+        &self.regions[id.index()]
+    }
+
+    /// A service by id.
+    pub fn service(&self, id: ServiceId) -> &Service {
+        &self.services[id.index()]
+    }
+
+    /// A pool by id.
+    pub fn pool(&self, id: PoolId) -> &Pool {
+        &self.pools[id.index()]
+    }
+}
+
+/// This running meridian.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pop {
+    /// `[pop] name`.
+    pub name: String,
+    /// `[pop] location`.
+    pub location: Option<Point>,
+}
+
+/// A data center.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Region {
+    /// Its name, unique.
+    pub name: String,
+    /// Where it is; without it the region comes last in every order.
+    pub location: Option<Point>,
+    /// −99 … +99: shrinks (+) or stretches (−) distances to this region.
+    pub bias: i8,
+    /// The administrative state the configuration gives it.
+    pub intent: Intent,
+}
+
+/// An operator's word over a region or endpoint. Never mixed with observed health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Intent {
+    /// Takes traffic.
+    #[default]
+    Ready,
+    /// No new clients; affinity and streams finish.
+    Drain,
+    /// Nothing at all.
+    Maint,
+}
+
+/// One service: what requests are for, and the policies for them.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name, unique.
+    pub name: String,
+    /// How a region is chosen.
+    pub steering: Steering,
+    /// What a draw is keyed by.
+    pub draw: Draw,
+    /// Residency rules; a place in several must satisfy all of them.
+    pub residency: Vec<Residency>,
+    /// Whether residency rules let unknown places in.
+    pub unknown_allowed: bool,
+    /// What happens when no region is up.
+    pub panic: Panic,
+    /// How a region comes back after an outage.
+    pub failback: Failback,
+    /// Areas whose clients try these regions first, narrowest area first.
+    pub pins: Vec<Pin>,
+    /// Probes and what they mean.
+    pub health: HealthPolicy,
+    /// Deadlines of one request.
+    pub timeouts: Timeouts,
+    /// Pooled upstream connections.
+    pub upstream: Upstream,
+    /// What may be tried again.
+    pub retry: RetryPolicy,
+    /// The largest request body, bytes.
+    pub max_body: u64,
+    /// The Host that upstreams see.
+    pub host: HostRule,
+    /// This service's pools: the configured regions, in configuration order of the regions.
+    pub pools: Vec<PoolId>,
+    /// The pool in each region, by `RegionId`.
+    pub pool_of: Vec<Option<PoolId>>,
+    /// The regions that have a pool.
+    pub regions: RegionSet,
+    /// The regions whose pool has weight > 0.
+    pub weighted: RegionSet,
+    /// One hash seed per region for each tag of `accept::Tag`, by `RegionId`; see `accept`.
+    pub seeds: Vec<[u64; crate::steering::accept::TAGS]>,
+}
+
+/// How a service chooses a region.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Steering {
+    /// The nearest.
+    Nearest,
+    /// By weight.
+    Split,
+    /// By weight among those within this many kilometres of the nearest.
+    Band(f64),
+}
+
+/// What a draw is keyed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draw {
+    /// The client's /24 or /48.
+    Network,
+    /// The client's address.
+    Address,
+    /// Each request anew.
+    Request,
+}
+
+/// Clients from these areas may be served by these regions only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Residency {
+    /// Any of these areas.
+    pub from: Vec<Area>,
+    /// These regions only.
+    pub to: RegionSet,
+}
+
+/// Clients from this area try these regions first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pin {
+    /// The area.
+    pub area: Area,
+    /// The regions, first choice first.
+    pub to: Vec<RegionId>,
+}
+
+/// What happens when health leaves no region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Panic {
+    /// Health is ignored: an unhealthy answer is better than none.
+    Serve,
+    /// 503.
+    Refuse,
+}
+
+/// How a region comes back after an outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failback {
+    /// After `hold`, over `ramp`.
+    Auto,
+    /// When an operator says so.
+    Manual,
+}
+
+/// Probes of a service's endpoints and what their results mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthPolicy {
+    /// What a probe does.
+    pub probe: Probe,
+    /// The port probed, if not the endpoint's.
+    pub port: Option<u16>,
+    /// Between probes while the verdict stands.
+    pub interval: Duration,
+    /// Between probes while it is in doubt.
+    pub fast_interval: Duration,
+    /// Hard deadline of one probe.
+    pub timeout: Duration,
+    /// Passes in a row that make an endpoint up.
+    pub rise: u32,
+    /// Failures in a row that make it down.
+    pub fall: u32,
+    /// Percent of a pool's endpoint weight that must be up.
+    pub min_healthy: u8,
+    /// Envoy's overprovisioning factor for spill.
+    pub overprovision: f64,
+    /// How long a region that came back waits.
+    pub hold: Duration,
+    /// How long it then takes to get all its clients back.
+    pub ramp: Duration,
+}
+
+/// What a probe does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Probe {
+    /// Nothing: endpoints count as up.
+    None,
+    /// A TCP connection is established.
+    Tcp,
+    /// An HTTP/1.1 request is answered as expected.
+    Http {
+        /// Request target.
+        path: String,
+        /// Method.
+        method: String,
+        /// Host; empty: the endpoint's name or address.
+        host: String,
+        /// Further fields.
+        headers: Vec<(String, String)>,
+        /// Inclusive ranges of good status codes.
+        status: Vec<(u16, u16)>,
+        /// What the body must contain; empty: anything.
+        body: String,
+    },
+}
+
+/// Deadlines of one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timeouts {
+    /// Establishing an upstream connection.
+    pub connect: Duration,
+    /// From the request sent to the first byte of the answer, per attempt.
+    pub first_byte: Duration,
+    /// From the complete request head to a final response head, over all attempts.
+    pub request: Duration,
+    /// Silence inside a body, either side.
+    pub idle: Duration,
+    /// Both directions of a tunnel silent.
+    pub tunnel_idle: Duration,
+}
+
+/// Pooled upstream connections.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    /// How long an unused connection is kept.
+    pub idle: Duration,
+}
+
+/// What may be tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// Attempts in all, at least 1.
+    pub attempts: u8,
+    /// Retries as percent of requests.
+    pub budget: u8,
+    /// Status codes that idempotent requests take elsewhere.
+    pub on: Vec<u16>,
+    /// Whether a request with an `Idempotency-Key` counts as idempotent.
+    pub idempotency_key: bool,
+}
+
+/// The Host that upstreams see.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostRule {
+    /// The client's.
+    Pass,
+    /// This one.
+    Fixed(String),
+}
+
+/// The endpoints of one service in one region, as configured.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// The region it is in.
+    pub region: RegionId,
+    /// 0 … 1,000,000.
+    pub weight: u32,
+    /// Percent of the region's own clients it keeps, 0 … 100.
+    pub dial: u8,
+    /// At least one.
+    pub endpoints: Vec<EndpointSpec>,
+}
+
+/// One endpoint as configured. A name stands for all addresses it resolves to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointSpec {
+    /// Where it is.
+    pub address: EndpointAddress,
+    /// Its share of the pool's traffic, at least 0.
+    pub weight: u32,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointAddress {
+    /// Known.
+    Socket(SocketAddr),
+    /// To be resolved in the background.
+    Name {
+        /// Host name, lower case.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+}
+
+impl fmt::Display for EndpointAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndpointAddress::Socket(address) => address.fmt(f),
+            EndpointAddress::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}

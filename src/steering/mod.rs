@@ -1,0 +1,27 @@
+//! The core: for this client, which endpoint?
+//!
+//! Two doors, both pure. The slow one, [`World::apply`], takes changes (configuration, geo data, probe results, time) one at a time from
+//! the one writer and publishes snapshots. The fast one, [`Snapshot::walk`], is called by many readers at once: proxy,
+//! `explain`, tests and benches. They meet only in the immutable [`Snapshot`] and in the [`meter`] counters beneath it.
+//!
+//! Nothing here may know files, sockets, clocks, randomness, tasks or globals: time arrives as [`Now`], chance as a number in the
+//! [`Query`].
+
+pub mod accept;
+pub mod decision;
+pub mod fleet;
+pub mod health;
+pub mod meter;
+pub mod networks;
+pub mod order;
+pub mod route;
+pub mod select;
+pub mod snapshot;
+pub mod walk;
+pub mod world;
+
+pub use decision::{PassReason, Refusal, Step, Take, TakeReason};
+pub use fleet::{Fleet, PoolId, RegionId, RegionSet, ServiceId};
+pub use snapshot::{Snapshot, View};
+pub use walk::{Avoid, Query, Walk};
+pub use world::{Change, Event, Now, World};

@@ -1,0 +1,172 @@
+//! One immutable view of everything a decision may read. Published by `World`, read by many.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::geo::Atlas;
+use crate::steering::fleet::{Fleet, PoolId, RegionSet, ServiceId};
+use crate::steering::meter::Meter;
+use crate::steering::order::{Areas, Orders};
+
+/// What is compiled aside and swapped as one: configuration, geo data and the tables made of both.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The configuration.
+    pub fleet: Arc<Fleet>,
+    /// The geo data.
+    pub atlas: Arc<Atlas>,
+    /// Place to order.
+    pub orders: Arc<Orders>,
+    /// Place to what pins and residency say of it.
+    pub areas: Arc<Areas>,
+}
+
+impl View {
+    /// Compiles the tables, taking over from `previous` those whose inputs did not change. Up to half a second of work
+    /// for the largest databases with 50 regions when nothing can be taken over: never call it on the request path or in the writer.
+    pub fn compile(fleet: Arc<Fleet>, atlas: Arc<Atlas>, previous: Option<&View>) -> View {
+        let orders = Orders::compile(&fleet, &atlas, previous.map(|v| (&v.orders, &v.atlas)));
+        let areas = Areas::compile(&fleet, &atlas, previous.map(|v| (&v.areas, &v.atlas)));
+        View { fleet, atlas, orders, areas }
+    }
+}
+
+/// One immutable view. A request holds one from first byte to last.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Configuration generation: 1 for the first, +1 for each view published after.
+    pub generation: u64,
+    /// What changes only by reload.
+    pub view: View,
+    /// By `ServiceId`.
+    pub services: Box<[ServiceView]>,
+    /// By `PoolId`.
+    pub pools: Box<[PoolView]>,
+}
+
+impl Snapshot {
+    /// The configuration.
+    pub fn fleet(&self) -> &Fleet {
+        &self.view.fleet
+    }
+
+    /// A service's view by id.
+    pub fn service(&self, id: ServiceId) -> &ServiceView {
+        &self.services[id.index()]
+    }
+
+    /// A pool's view by id.
+    pub fn pool(&self, id: PoolId) -> &PoolView {
+        &self.pools[id.index()]
+    }
+}
+
+/// The sets of one service, as far as they do not depend on the client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceView {
+    /// Regions that an operator drains.
+    pub drained: RegionSet,
+    /// Regions that an operator took out.
+    pub maint: RegionSet,
+    /// Regions whose pool is up (holding and ramping ones are up).
+    pub up: RegionSet,
+    /// Regions that are up and wait before they take clients back.
+    pub holding: RegionSet,
+    /// Whether no ready region is up.
+    pub panicking: bool,
+}
+
+/// How a region's pool stands for its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PoolState {
+    /// No endpoint had a verdict yet.
+    Unknown,
+    /// Up, with all its clients.
+    Up,
+    /// Up again, waiting.
+    Holding,
+    /// Up again, taking its clients back little by little.
+    Ramping,
+    /// Down.
+    Down,
+}
+
+impl PoolState {
+    /// The word used in `/api/status`, logs and `explain`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PoolState::Unknown => "unknown",
+            PoolState::Up => "up",
+            PoolState::Holding => "holding",
+            PoolState::Ramping => "ramping",
+            PoolState::Down => "down",
+        }
+    }
+
+    /// Whether the region is up: in the health set.
+    pub fn is_up(self) -> bool {
+        matches!(self, PoolState::Up | PoolState::Holding | PoolState::Ramping)
+    }
+}
+
+/// One pool as the world stands.
+#[derive(Clone, Debug)]
+pub struct PoolView {
+    /// Its endpoints; empty while no name of it has resolved.
+    pub endpoints: Arc<[EndpointView]>,
+    /// Where it stands.
+    pub state: PoolState,
+    /// 0 … 1: how much of its clients it takes back after an outage (0 while holding, 1 unless ramping).
+    pub ramp: f64,
+    /// 0 … 1: min(1, overprovision × weight up ÷ weight).
+    pub spill: f64,
+    /// Raised each time the pool goes down; upstream connections of another epoch are never used again.
+    pub epoch: u32,
+    /// Milliseconds of the writer's clock at the last change of `state`.
+    pub changed_ms: u64,
+}
+
+/// One endpoint as the world stands.
+#[derive(Clone, Debug)]
+pub struct EndpointView {
+    /// Stable for the endpoint's life, over reloads.
+    pub id: EndpointId,
+    /// Its address.
+    pub address: SocketAddr,
+    /// The name it was configured by (host part, as probes and logs show it).
+    pub name: Arc<str>,
+    /// Its configured weight.
+    pub weight: u32,
+    /// Verdict.
+    pub state: EndpointState,
+    /// 0 … 1: slow start after it came back.
+    pub warmth: f32,
+    /// Live counters.
+    pub meter: Arc<Meter>,
+}
+
+/// An endpoint for the life of its identity (service, region, address, protocol), over reloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(pub u32);
+
+/// The verdict over an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointState {
+    /// Not probed yet: gets traffic only when nothing else is left.
+    Unknown,
+    /// Up.
+    Up,
+    /// Down.
+    Down,
+}
+
+impl EndpointState {
+    /// The word used in `/api/status`, logs and `explain`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EndpointState::Unknown => "unknown",
+            EndpointState::Up => "up",
+            EndpointState::Down => "down",
+        }
+    }
+}

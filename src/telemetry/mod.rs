@@ -1,0 +1,11 @@
+//! What operators see: metrics, the access log, the process log.
+//!
+//! Label values come from enums and the configuration, never from a client. The request path touches handles resolved when the
+//! snapshot was published and one bounded queue; it never looks a label up, formats a line or waits.
+
+pub mod access;
+pub mod log;
+pub mod metrics;
+
+pub use access::{AccessLogger, AccessRecord};
+pub use metrics::{Handles, Metrics};
