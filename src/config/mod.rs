@@ -4,8 +4,13 @@
 //! through a function: nothing here may touch a file, an environment, a clock or a socket.
 
 pub mod compile;
-pub mod file;
+pub(crate) mod file;
+pub(crate) mod later;
+pub(crate) mod names;
+pub(crate) mod reader;
 pub mod report;
+pub(crate) mod scribe;
+pub(crate) mod units;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
