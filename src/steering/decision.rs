@@ -171,4 +171,13 @@ impl Refusal {
             Refusal::Exhausted => "exhausted",
         }
     }
+
+    /// The status that a client gets for it, before any attempt was made.
+    pub fn status(self) -> u16 {
+        match self {
+            Refusal::Residency => 451,
+            Refusal::NoRegion | Refusal::Unhealthy | Refusal::Full => 503,
+            Refusal::Exhausted => 502,
+        }
+    }
 }

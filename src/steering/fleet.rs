@@ -260,6 +260,17 @@ pub enum Steering {
     Band(f64),
 }
 
+impl Steering {
+    /// The word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Steering::Nearest => "nearest",
+            Steering::Split => "split",
+            Steering::Band(_) => "band",
+        }
+    }
+}
+
 /// What a draw is keyed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Draw {

@@ -8,7 +8,9 @@
 //! [`Query`].
 
 pub mod accept;
+pub mod assume;
 pub mod decision;
+pub mod explain;
 pub mod fleet;
 pub mod health;
 pub mod meter;

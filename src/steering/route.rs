@@ -28,6 +28,26 @@ pub enum NoRoute {
     BadPath,
 }
 
+impl NoRoute {
+    /// The word used in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NoRoute::Host => "no_host",
+            NoRoute::Path => "no_path",
+            NoRoute::BadPath => "bad_path",
+        }
+    }
+
+    /// The status that a client gets for it.
+    pub fn status(self) -> u16 {
+        match self {
+            NoRoute::Host => 421,
+            NoRoute::Path => 404,
+            NoRoute::BadPath => 400,
+        }
+    }
+}
+
 /// The compiled hosts and paths of all services.
 #[derive(Clone, Debug, Default)]
 pub struct Router {

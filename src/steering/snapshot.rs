@@ -133,7 +133,7 @@ pub struct EndpointView {
     pub id: EndpointId,
     /// Its address.
     pub address: SocketAddr,
-    /// The name it was configured by (host part, as probes and logs show it).
+    /// As it was configured (`host:port`), as logs show it.
     pub name: Arc<str>,
     /// Its configured weight.
     pub weight: u32,

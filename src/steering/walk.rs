@@ -1,9 +1,24 @@
 //! The fast door: from a question to steps, take this endpoint or pass this region and why.
+//!
+//! A walk goes along one sequence of regions: those that a pin names, then those that a split or band ranks, then
+//! the order. Its first pass takes the first region that is in the sets, has weight and accepts the client; its second pass, when
+//! none accepts, the first in the sets. What follows serves retries: endpoints not tried yet, then a tried one once more. Every
+//! region passed on the way gives its reason, and the reasons are the same values that metrics, the log and `explain` show.
+//!
+//! The sets are those of SEMANTICS, and no later stage re-admits what an earlier one removed. Freshness (S4) belongs between
+//! health and acceptance in [`Walk::barrier`], capacity (S5) at the take in [`Walk::enter`].
 
-use crate::geo::Canonical;
-use crate::steering::decision::{Refusal, Step, Take};
-use crate::steering::fleet::ServiceId;
+use arrayvec::ArrayVec;
+
+use crate::geo::{Canonical, Located, PlaceId};
+use crate::steering::accept::{DrawKey, Tag, accepts};
+use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
+use crate::steering::fleet::{MAX_REGIONS, Panic, PoolId, RegionId, RegionSet, Service, ServiceId, Steering};
+use crate::steering::select::select;
 use crate::steering::snapshot::Snapshot;
+
+/// The most attempts a configuration may allow for one request.
+pub const MAX_ATTEMPTS: usize = 10;
 
 /// One question.
 #[derive(Clone, Copy, Debug)]
@@ -27,34 +42,352 @@ pub enum Avoid {
 
 /// A walk in progress: plain state, no borrow, no heap. It must be continued with the snapshot that began it.
 #[derive(Clone, Debug)]
-pub struct Walk {}
+pub struct Walk {
+    service: ServiceId,
+    place: PlaceId,
+    chance: u64,
+    draw: DrawKey,
+    head: Head,
+    ranked: ArrayVec<RegionId, MAX_REGIONS>,
+    sets: Sets,
+    pass: Pass,
+    /// Where in the sequence the pass is, and what it saw of it already (the segments overlap).
+    at: Position,
+    seen: RegionSet,
+    /// What was taken, in this order; empty until the first take.
+    tried: ArrayVec<(PoolId, u16), MAX_ATTEMPTS>,
+    /// The region to look at first: its endpoint failed, but another of its endpoints may do.
+    stay: Option<RegionId>,
+    /// Whether the round of [`Pass::Untried`] took something.
+    found: bool,
+    /// What the first telling pass makes of every take after it.
+    consequence: Option<TakeReason>,
+}
 
-impl Walk {
-    /// The next step; `None` when nothing is left (see [`Walk::refusal`]).
-    pub fn step(&mut self, _snapshot: &Snapshot) -> Option<Step> {
-        todo!()
-    }
+/// The regions before everything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Head {
+    None,
+    /// A line of `[geoip.networks]`.
+    Network(RegionId),
+    /// An index into `Service::pins`.
+    Pin(u16),
+}
 
-    /// The next endpoint to take, or why there is none.
-    pub fn take(&mut self, _snapshot: &Snapshot) -> Result<Take, Refusal> {
-        todo!()
-    }
+#[derive(Clone, Copy, Debug)]
+struct Sets {
+    /// S1.
+    residency: RegionSet,
+    /// S1 to S3, or S1 and S2 in panic.
+    open: RegionSet,
+    /// S3 was empty and is lifted.
+    panic: bool,
+    /// Why `open` is empty, if it is.
+    refusal: Refusal,
+}
 
-    /// Says that what was taken last failed. The next take is elsewhere as far as `avoid` says, untried endpoints first; when none is
-    /// left, a tried one once more.
-    pub fn failed(&mut self, _avoid: Avoid) {
-        todo!()
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    First,
+    Second,
+    /// Endpoints not tried yet, in whatever region of the sets.
+    Untried,
+    /// One that was tried, once more.
+    Again,
+    Done,
+}
 
-    /// Why there is nothing (more) to take.
-    pub fn refusal(&self) -> Refusal {
-        todo!()
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Position {
+    segment: u8,
+    index: u8,
 }
 
 impl Snapshot {
     /// Begins a walk for `query`. Pure: no clock, lock, I/O or allocation.
-    pub fn walk(&self, _query: &Query) -> Walk {
-        todo!()
+    pub fn walk(&self, query: &Query) -> Walk {
+        let located = self.view.atlas.locate(query.client);
+        let service = self.fleet().service(query.service);
+        let policy = self.view.areas.policy(query.service, located.place);
+        let draw = DrawKey::new(service.draw, query.client, query.chance);
+        let sets = Sets::new(self, query.service, policy.residency);
+        let mut walk = Walk {
+            service: query.service,
+            place: located.place,
+            chance: query.chance,
+            draw,
+            head: head(self, service, query.client, located, policy.pin),
+            ranked: ArrayVec::new(),
+            sets,
+            pass: Pass::First,
+            at: Position::default(),
+            seen: RegionSet::EMPTY,
+            tried: ArrayVec::new(),
+            stay: None,
+            found: false,
+            consequence: None,
+        };
+        walk.rank(self, service);
+        walk
+    }
+}
+
+/// A network's region if the service has it, else the pin of the place.
+fn head(snapshot: &Snapshot, service: &Service, client: Canonical, located: Located, pin: Option<u16>) -> Head {
+    let network = snapshot.fleet().networks.lookup(client);
+    // Longest prefix wins between networks and geofeeds; at equal length the operator's own line does.
+    let network = network
+        .filter(|(region, len)| located.feed_len.is_none_or(|feed| feed <= *len) && service.regions.contains(*region));
+    match (network, pin) {
+        (Some((region, _)), _) => Head::Network(region),
+        (None, Some(pin)) => Head::Pin(pin),
+        (None, None) => Head::None,
+    }
+}
+
+impl Sets {
+    fn new(snapshot: &Snapshot, id: ServiceId, residency: RegionSet) -> Sets {
+        let service = snapshot.fleet().service(id);
+        let view = snapshot.service(id);
+        let resident = service.regions.and(residency);
+        let ready = resident.without(view.drained.or(view.maint));
+        let live = ready.and(view.up);
+        let panic = live.is_empty() && !ready.is_empty() && service.panic == Panic::Serve;
+        let refusal = if resident.is_empty() {
+            Refusal::Residency
+        } else if ready.is_empty() {
+            Refusal::NoRegion
+        } else {
+            Refusal::Unhealthy
+        };
+        Sets { residency: resident, open: if panic { ready } else { live }, panic, refusal }
+    }
+}
+
+impl Walk {
+    /// The client's place in the snapshot's atlas.
+    pub fn place(&self) -> PlaceId {
+        self.place
+    }
+
+    /// Whether the service panics for this client: no region it may use is up.
+    pub fn panics(&self) -> bool {
+        self.sets.panic
+    }
+
+    /// The next endpoint to take, or why there is none.
+    pub fn take(&mut self, snapshot: &Snapshot) -> Result<Take, Refusal> {
+        loop {
+            match self.step(snapshot) {
+                Some(Step::Take(take)) => return Ok(take),
+                Some(Step::Pass(..)) => {}
+                None => return Err(self.refusal()),
+            }
+        }
+    }
+
+    /// The next step; `None` when nothing is left (see [`Walk::refusal`]).
+    pub fn step(&mut self, snapshot: &Snapshot) -> Option<Step> {
+        if self.tried.is_full() {
+            return None;
+        }
+        if let Some(region) = self.stay.take()
+            && let Ok(take) = self.enter(snapshot, region, self.reason(snapshot))
+        {
+            return Some(Step::Take(take));
+        }
+        while self.pass != Pass::Done {
+            let Some(region) = self.advance(snapshot) else {
+                self.pass = self.next_pass();
+                self.found = false;
+                self.at = Position::default();
+                self.seen = RegionSet::EMPTY;
+                continue;
+            };
+            match self.visit(snapshot, region) {
+                Ok(take) => return Some(Step::Take(take)),
+                Err(reason) if self.pass == Pass::First => {
+                    self.consequence = self.consequence.or(reason.consequence());
+                    return Some(Step::Pass(region, reason));
+                }
+                // The first pass gave this region's reason already.
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Says that what was taken last failed. The next take is elsewhere as far as `avoid` says, untried endpoints first; when none is
+    /// left, a tried one once more.
+    pub fn failed(&mut self, snapshot: &Snapshot, avoid: Avoid) {
+        self.consequence = self.consequence.or(PassReason::Tried.consequence());
+        self.stay = match (avoid, self.tried.last()) {
+            (Avoid::Endpoint, Some((pool, _))) => Some(snapshot.fleet().pool(*pool).region),
+            _ => None,
+        };
+    }
+
+    /// Why there is nothing (more) to take.
+    pub fn refusal(&self) -> Refusal {
+        if self.tried.is_empty() { self.sets.refusal } else { Refusal::Exhausted }
+    }
+
+    fn next_pass(&self) -> Pass {
+        match self.pass {
+            Pass::First => Pass::Second,
+            Pass::Second if !self.tried.is_empty() => Pass::Untried,
+            // A region avoided in this round may hold further endpoints.
+            Pass::Untried if self.found => Pass::Untried,
+            Pass::Untried => Pass::Again,
+            Pass::Second | Pass::Again | Pass::Done => Pass::Done,
+        }
+    }
+
+    /// Puts the regions that a split or band chooses among in `ranked`, best score first.
+    fn rank(&mut self, snapshot: &Snapshot, service: &Service) {
+        let members = match service.steering {
+            Steering::Nearest => return,
+            Steering::Split => service.weighted,
+            Steering::Band(km) => service.weighted.and(self.band(snapshot, km)),
+        };
+        let mut scored: ArrayVec<(f64, RegionId), MAX_REGIONS> = ArrayVec::new();
+        for pool in &service.pools {
+            let pool = snapshot.fleet().pool(*pool);
+            if members.contains(pool.region) {
+                let seed = service.seeds[pool.region.index()][Tag::Split as usize];
+                scored.push((self.draw.score(seed, pool.weight), pool.region));
+            }
+        }
+        scored.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        self.ranked = scored.into_iter().map(|(_, region)| region).collect();
+    }
+
+    /// The regions about as near as the nearest in the sets, whether they are in the sets themselves or not.
+    fn band(&self, snapshot: &Snapshot, band_km: f64) -> RegionSet {
+        let topology = snapshot.view.orders.topology();
+        let Some(point) = topology.point_of(&snapshot.view.atlas.place(self.place)) else {
+            // Without a point nothing is near or far, so the order alone rules.
+            return RegionSet::EMPTY;
+        };
+        let regions = &snapshot.fleet().regions;
+        let distance = |region: RegionId| {
+            regions[region.index()].location.map_or(f64::INFINITY, |location| point.distance_km(location))
+        };
+        let nearest = self.sets.open.iter().map(distance).fold(f64::INFINITY, f64::min);
+        let service = snapshot.fleet().service(self.service);
+        service.regions.iter().filter(|region| distance(*region) <= nearest + band_km).collect()
+    }
+
+    /// The next region of the sequence that this pass has not seen.
+    fn advance(&mut self, snapshot: &Snapshot) -> Option<RegionId> {
+        let service = snapshot.fleet().service(self.service);
+        loop {
+            let network;
+            let segment: &[RegionId] = match (self.at.segment, self.head) {
+                (0, Head::Network(region)) => {
+                    network = [region];
+                    &network
+                }
+                (0, Head::Pin(pin)) => &service.pins[usize::from(pin)].to,
+                (0, Head::None) => &[],
+                (1, _) => &self.ranked,
+                (2, _) => snapshot.view.orders.order(self.place),
+                _ => return None,
+            };
+            let Some(region) = segment.get(usize::from(self.at.index)).copied() else {
+                self.at = Position { segment: self.at.segment + 1, index: 0 };
+                continue;
+            };
+            self.at.index += 1;
+            if service.regions.contains(region) && !self.seen.contains(region) {
+                self.seen.insert(region);
+                return Some(region);
+            }
+        }
+    }
+
+    /// Takes an endpoint of `region` if this pass allows it, or says why not.
+    fn visit(&mut self, snapshot: &Snapshot, region: RegionId) -> Result<Take, PassReason> {
+        if !self.sets.open.contains(region) {
+            return Err(self.barrier(snapshot, region));
+        }
+        let been = || self.tried.iter().any(|(pool, _)| snapshot.fleet().pool(*pool).region == region);
+        match self.pass {
+            Pass::First if been() => return Err(PassReason::Tried),
+            Pass::First => self.accept(snapshot, region)?,
+            Pass::Second if been() => return Err(PassReason::Tried),
+            Pass::Second | Pass::Untried | Pass::Again | Pass::Done => {}
+        }
+        let reason = self.reason(snapshot);
+        self.enter(snapshot, region, reason)
+    }
+
+    /// Why a region is not in the sets: the first set that it is missing from.
+    fn barrier(&self, snapshot: &Snapshot, region: RegionId) -> PassReason {
+        let view = snapshot.service(self.service);
+        if !self.sets.residency.contains(region) {
+            PassReason::Residency
+        } else if view.maint.contains(region) {
+            PassReason::Maint
+        } else if view.drained.contains(region) {
+            PassReason::Drained
+        } else {
+            PassReason::Unhealthy
+        }
+    }
+
+    /// Whether the region takes normal traffic of this client.
+    fn accept(&self, snapshot: &Snapshot, region: RegionId) -> Result<(), PassReason> {
+        let service = snapshot.fleet().service(self.service);
+        if !service.weighted.contains(region) {
+            return Err(PassReason::WeightZero);
+        }
+        let Some(pool) = service.pool_of[region.index()] else { return Err(PassReason::Unhealthy) };
+        let seed = service.seeds[region.index()][Tag::Accept as usize];
+        let dial = snapshot.fleet().pool(pool).dial;
+        accepts(dial, snapshot.pool(pool), self.sets.panic, || self.draw.draw(seed))
+    }
+
+    /// Picks an endpoint of `region` and notes it as tried, whatever the pass.
+    fn enter(&mut self, snapshot: &Snapshot, region: RegionId, reason: TakeReason) -> Result<Take, PassReason> {
+        let service = snapshot.fleet().service(self.service);
+        let Some(pool) = service.pool_of[region.index()] else { return Err(PassReason::Unhealthy) };
+        let tried = &self.tried;
+        let again = self.pass == Pass::Again;
+        let excluded = |index: usize| !again && tried.contains(&(pool, index as u16));
+        // Each attempt draws anew from the one number it was given.
+        let chance = self.chance.rotate_left(23 * tried.len() as u32);
+        let Some(endpoint) = select(&snapshot.pool(pool).endpoints, self.sets.panic, chance, excluded) else {
+            let been = tried.iter().any(|(of, _)| *of == pool);
+            return Err(if been { PassReason::Tried } else { PassReason::Unhealthy });
+        };
+        let endpoint = endpoint as u16;
+        // `step` ends a walk whose list is full before it comes here.
+        let _ = self.tried.try_push((pool, endpoint));
+        match self.pass {
+            Pass::Again => self.pass = Pass::Done,
+            Pass::Untried => self.found = true,
+            _ => {}
+        }
+        Ok(Take { region, pool, endpoint, reason })
+    }
+
+    fn reason(&self, snapshot: &Snapshot) -> TakeReason {
+        if self.sets.panic {
+            return TakeReason::Panic;
+        }
+        if let Some(consequence) = self.consequence {
+            return consequence;
+        }
+        match (self.pass, self.at.segment, self.head) {
+            (Pass::Second, ..) => TakeReason::LastResort,
+            (_, 0, Head::Network(_)) => TakeReason::Network,
+            (_, 0, Head::Pin(_)) => TakeReason::Pin,
+            _ => match snapshot.fleet().service(self.service).steering {
+                Steering::Nearest => TakeReason::Nearest,
+                Steering::Split => TakeReason::Split,
+                Steering::Band(_) => TakeReason::Band,
+            },
+        }
     }
 }

@@ -1,0 +1,59 @@
+//! A snapshot of an assumed world: every region healthy but those named.
+//!
+//! For questions that are asked without a running process: `explain` offline, tests, benches. The same walk answers them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use crate::steering::fleet::{EndpointAddress, Fleet, Intent, Pool, RegionSet, Service};
+use crate::steering::meter::Meter;
+use crate::steering::snapshot::{
+    EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
+};
+
+impl Snapshot {
+    /// A snapshot in which every endpoint is up, but in the regions of `down`. Endpoints configured by name, which
+    /// nobody resolved, have the unspecified address; their `name` tells them apart.
+    pub fn assuming(view: View, down: RegionSet) -> Snapshot {
+        let fleet = Arc::clone(&view.fleet);
+        let services = fleet.services.iter().map(|service| service_view(&fleet, service, down)).collect();
+        let mut next_id = 0;
+        let pools = fleet.pools.iter().map(|pool| pool_view(pool, down.contains(pool.region), &mut next_id)).collect();
+        Snapshot { generation: 1, view, services, pools }
+    }
+}
+
+fn service_view(fleet: &Fleet, service: &Service, down: RegionSet) -> ServiceView {
+    let with = |intent: Intent| service.regions.iter().filter(|r| fleet.region(*r).intent == intent).collect();
+    let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
+    let up = service.regions.without(down);
+    let panicking = up.without(drained.or(maint)).is_empty();
+    ServiceView { drained, maint, up, holding: RegionSet::EMPTY, panicking }
+}
+
+fn pool_view(pool: &Pool, down: bool, next_id: &mut u32) -> PoolView {
+    let state = if down { EndpointState::Down } else { EndpointState::Up };
+    let endpoints = pool.endpoints.iter().map(|endpoint| {
+        *next_id += 1;
+        EndpointView {
+            id: EndpointId(*next_id),
+            address: match endpoint.address {
+                EndpointAddress::Socket(address) => address,
+                EndpointAddress::Name { port, .. } => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+            },
+            name: endpoint.address.to_string().into(),
+            weight: endpoint.weight,
+            state,
+            warmth: 1.0,
+            meter: Arc::new(Meter::default()),
+        }
+    });
+    PoolView {
+        endpoints: endpoints.collect(),
+        state: if down { PoolState::Down } else { PoolState::Up },
+        ramp: 1.0,
+        spill: if down { 0.0 } else { 1.0 },
+        epoch: 0,
+        changed_ms: 0,
+    }
+}

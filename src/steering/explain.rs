@@ -1,0 +1,286 @@
+//! A decision told in full: the place, the order with distances, every step with its reason, the choice and what is left.
+//!
+//! There is no second matcher: an explanation is a walk of the same code that serves requests, written down. It is a plain value, so that a running
+//! process can send it and the command line can print it either way.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::geo::{Atlas, Canonical, Place, PlaceId, Source};
+use crate::steering::decision::{Step, Take};
+use crate::steering::fleet::{Fleet, RegionSet, ServiceId};
+use crate::steering::route::NoRoute;
+use crate::steering::snapshot::Snapshot;
+use crate::steering::walk::{Avoid, Query};
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The client, as given.
+    pub client: IpAddr,
+    /// Host; `None`: the first service is meant.
+    pub host: Option<String>,
+    /// Path of the request target.
+    pub path: String,
+    /// Method.
+    pub method: String,
+}
+
+/// The whole answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Where the state of health is from.
+    pub basis: String,
+    /// The configuration's generation.
+    pub generation: u64,
+    /// The client, as given.
+    pub ip: IpAddr,
+    /// The client without its IPv6 wrapping.
+    pub canonical: IpAddr,
+    /// What is known of it.
+    pub place: ExplainedPlace,
+    /// Host, path and method asked for.
+    pub request: String,
+    /// The service, unless none was found.
+    pub service: Option<String>,
+    /// `nearest`, `split` or `band`.
+    pub steering: Option<String>,
+    /// All regions, best first.
+    pub order: Vec<ExplainedRegion>,
+    /// The steps up to the endpoint taken.
+    pub steps: Vec<ExplainedStep>,
+    /// The region taken.
+    pub region: Option<String>,
+    /// The endpoint taken.
+    pub endpoint: Option<String>,
+    /// Why that region, or why none.
+    pub reason: String,
+    /// The status that the client gets when nothing is taken.
+    pub status: Option<u16>,
+    /// The regions that would be tried next, one after the other.
+    pub failover: Vec<String>,
+}
+
+/// A place in words.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedPlace {
+    /// ISO 3166-1 code.
+    pub country: Option<String>,
+    /// ISO 3166-2 code without the country.
+    pub subdivision: Option<String>,
+    /// Two-letter code.
+    pub continent: Option<String>,
+    /// Degrees north.
+    pub latitude: Option<f64>,
+    /// Degrees east.
+    pub longitude: Option<f64>,
+    /// `unknown`, `special`, or the database or geofeed that knew it.
+    pub source: String,
+}
+
+/// A region of the order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedRegion {
+    /// Its name.
+    pub region: String,
+    /// Great-circle distance; `None` where either end has no point.
+    pub km: Option<f64>,
+    /// Its bias, if any; the order counts with it.
+    pub bias: i8,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExplainedStep {
+    /// `take` or `pass`.
+    pub step: String,
+    /// The region.
+    pub region: String,
+    /// The word of the contract.
+    pub reason: String,
+}
+
+/// The service a question is for; without a host, the first one that has the path on any host.
+pub fn service_for(fleet: &Fleet, host: Option<&str>, path: &str) -> Result<ServiceId, NoRoute> {
+    match host {
+        Some(host) => fleet.router.route(host, path),
+        None => fleet.router.route("", path).or(match fleet.services.is_empty() {
+            true => Err(NoRoute::Host),
+            false => Ok(ServiceId(0)),
+        }),
+    }
+}
+
+impl ExplainedPlace {
+    /// Of a place of an atlas.
+    pub fn new(atlas: &Atlas, place: &Place) -> ExplainedPlace {
+        ExplainedPlace {
+            country: place.country.map(|c| c.as_str().to_owned()),
+            subdivision: place.subdivision.map(|s| s.as_str().to_owned()),
+            continent: place.continent.map(|c| c.as_str().to_owned()),
+            latitude: place.point.map(|p| p.latitude()),
+            longitude: place.point.map(|p| p.longitude()),
+            source: source_name(atlas, place.source).to_owned(),
+        }
+    }
+}
+
+/// `unknown`, `special`, or the name of the database or geofeed.
+pub fn source_name(atlas: &Atlas, source: Source) -> &str {
+    match source {
+        Source::Unknown => "unknown",
+        Source::Special => "special",
+        Source::Database(index) => atlas.databases().get(usize::from(index)).map_or("unknown", |info| &info.name),
+        Source::Geofeed(index) => atlas.geofeeds().get(usize::from(index)).map_or("unknown", |info| &info.name),
+    }
+}
+
+impl Snapshot {
+    /// Answers `question` in full. `basis` says where this snapshot's health is from.
+    pub fn explain(&self, question: &Question, basis: &str) -> Explanation {
+        let fleet = self.fleet();
+        let canonical = Canonical::new(question.client);
+        let located = self.view.atlas.locate(canonical);
+        let place = self.view.atlas.place(located.place);
+        let host = question.host.as_deref();
+        let mut answer = Explanation {
+            basis: basis.to_owned(),
+            generation: self.generation,
+            ip: question.client,
+            canonical: canonical.ip(),
+            place: ExplainedPlace::new(&self.view.atlas, &place),
+            request: format!("{} {}{}", question.method, host.unwrap_or("*"), question.path),
+            service: None,
+            steering: None,
+            order: self.explain_order(located.place, &place),
+            steps: Vec::new(),
+            region: None,
+            endpoint: None,
+            reason: String::new(),
+            status: None,
+            failover: Vec::new(),
+        };
+        match service_for(fleet, host, &question.path) {
+            Ok(service) => {
+                answer.service = Some(fleet.service(service).name.clone());
+                answer.steering = Some(fleet.service(service).steering.as_str().to_owned());
+                self.explain_walk(Query { client: canonical, service, chance: 0 }, &mut answer);
+            }
+            Err(refused) => {
+                answer.reason = refused.as_str().to_owned();
+                answer.status = Some(refused.status());
+            }
+        }
+        answer
+    }
+
+    fn explain_order(&self, id: PlaceId, place: &Place) -> Vec<ExplainedRegion> {
+        let point = self.view.orders.topology().point_of(place);
+        let regions = self.view.orders.order(id).iter().map(|id| self.fleet().region(*id));
+        regions
+            .map(|region| ExplainedRegion {
+                region: region.name.clone(),
+                km: point.zip(region.location).map(|(a, b)| (a.distance_km(b) * 10.0).round() / 10.0),
+                bias: region.bias,
+            })
+            .collect()
+    }
+
+    fn explain_walk(&self, query: Query, answer: &mut Explanation) {
+        let fleet = self.fleet();
+        let name = |region| fleet.region(region).name.clone();
+        let mut walk = self.walk(&query);
+        let taken = loop {
+            match walk.step(self) {
+                Some(Step::Pass(region, reason)) => answer.steps.push(ExplainedStep {
+                    step: "pass".to_owned(),
+                    region: name(region),
+                    reason: reason.as_str().to_owned(),
+                }),
+                Some(Step::Take(take)) => break Some(take),
+                None => break None,
+            }
+        };
+        let Some(Take { region, pool, endpoint, reason }) = taken else {
+            let refusal = walk.refusal();
+            answer.reason = refusal.as_str().to_owned();
+            answer.status = Some(refusal.status());
+            return;
+        };
+        let word = reason.as_str().to_owned();
+        answer.steps.push(ExplainedStep { step: "take".to_owned(), region: name(region), reason: word.clone() });
+        answer.region = Some(name(region));
+        answer.endpoint = self.pool(pool).endpoints.get(usize::from(endpoint)).map(|e| e.name.to_string());
+        answer.reason = word;
+        let mut been: RegionSet = [region].into_iter().collect();
+        walk.failed(self, Avoid::Region);
+        while let Ok(next) = walk.take(self) {
+            if been.contains(next.region) {
+                break;
+            }
+            been.insert(next.region);
+            answer.failover.push(name(next.region));
+            walk.failed(self, Avoid::Region);
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "health    {}", self.basis)?;
+        write!(f, "client    {}", self.ip)?;
+        if self.ip != self.canonical {
+            write!(f, " (that is {})", self.canonical)?;
+        }
+        writeln!(f, "\nplace     {}", self.place)?;
+        write!(f, "request   {}", self.request)?;
+        if let (Some(service), Some(steering)) = (&self.service, &self.steering) {
+            write!(f, "  ->  service {service} ({steering})")?;
+        }
+        writeln!(f)?;
+        let width = self.order.iter().map(|r| r.region.len()).max().unwrap_or(0);
+        for (index, region) in self.order.iter().enumerate() {
+            let label = if index == 0 { "order" } else { "" };
+            write!(f, "{label:<9} {:>3}  {:<width$}", index + 1, region.region)?;
+            match region.km {
+                Some(km) => write!(f, "  {km:>8.0} km")?,
+                None => write!(f, "  {:>8}", "no distance")?,
+            }
+            if region.bias != 0 {
+                write!(f, "  bias {:+}", region.bias)?;
+            }
+            writeln!(f)?;
+        }
+        for (index, step) in self.steps.iter().enumerate() {
+            let label = if index == 0 { "steps" } else { "" };
+            writeln!(f, "{label:<9} {}  {:<width$}  {}", step.step, step.region, step.reason)?;
+        }
+        match (&self.region, &self.endpoint, self.status) {
+            (Some(region), Some(endpoint), _) => writeln!(f, "choice    {region}, {endpoint} ({})", self.reason)?,
+            (_, _, Some(status)) => writeln!(f, "choice    none: {} (status {status})", self.reason)?,
+            _ => writeln!(f, "choice    none: {}", self.reason)?,
+        }
+        if !self.failover.is_empty() {
+            writeln!(f, "failover  {}", self.failover.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ExplainedPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.country, &self.subdivision, &self.continent) {
+            (Some(country), Some(subdivision), _) => write!(f, "{country}-{subdivision}")?,
+            (Some(country), None, _) => write!(f, "{country}")?,
+            (None, _, Some(continent)) => write!(f, "continent {continent}")?,
+            (None, _, None) => return write!(f, "{}", self.source),
+        }
+        match self.latitude.zip(self.longitude) {
+            Some((latitude, longitude)) => write!(f, " at {latitude:.4}, {longitude:.4}")?,
+            None => write!(f, ", no coordinates")?,
+        }
+        write!(f, ", from {}", self.source)
+    }
+}
