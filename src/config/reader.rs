@@ -344,7 +344,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reports every key that nobody asked for.
-    pub(crate) fn finish(self) {
+    pub(crate) fn finish(&self) {
         let asked = self.asked.borrow();
         for entry in self.entries().iter().filter(|entry| !asked.contains(&entry.key.as_str())) {
             let path = join(&self.pattern, &entry.key);

@@ -146,19 +146,21 @@ struct Hosts {
 
 impl Hosts {
     fn add(&mut self, host: &str, service: ServiceId, paths: &[String]) {
-        let hash = xxh3_64(host.as_bytes());
-        let at = self.by_hash.partition_point(|(other, name, _)| (*other, &**name) < (hash, host));
-        match self.by_hash.get_mut(at) {
-            Some((_, name, known)) if **name == *host => known.add(service, paths),
-            _ => {
-                let mut known = Paths::default();
-                known.add(service, paths);
-                self.by_hash.insert(at, (hash, host.into(), known));
-            }
-        }
+        let mut rules = Paths::default();
+        rules.add(service, paths);
+        self.by_hash.push((xxh3_64(host.as_bytes()), host.into(), rules));
     }
 
+    /// Sorts, and puts the rules of several services for one host together.
     fn seal(&mut self) {
+        self.by_hash.sort_by(|(a, a_name, _), (b, b_name, _)| (a, a_name).cmp(&(b, b_name)));
+        self.by_hash.dedup_by(|(_, next_name, next), (_, name, paths)| {
+            let same = next_name == name;
+            if same {
+                paths.rules.append(&mut next.rules);
+            }
+            same
+        });
         self.by_hash.iter_mut().for_each(|(_, _, paths)| paths.seal());
     }
 
