@@ -72,12 +72,7 @@ pub(crate) struct Tree {
 }
 
 /// Reads the root file and what it includes. Mistakes go to the scribe; what could be read is in the tree.
-pub(crate) fn read(
-    path: &Path,
-    files: &dyn Files,
-    env: &dyn Fn(&str) -> Option<String>,
-    scribe: &mut Scribe,
-) -> Tree {
+pub(crate) fn read(path: &Path, files: &dyn Files, env: &dyn Fn(&str) -> Option<String>, scribe: &mut Scribe) -> Tree {
     let mut tree = Tree { files: vec![path.to_owned()], ..Tree::default() };
     let text = match files.read(path) {
         Ok(text) => text,

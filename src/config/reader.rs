@@ -41,7 +41,14 @@ pub(crate) struct Text<'a> {
 impl<'a> Section<'a> {
     /// The root of the configuration.
     pub(crate) fn root(table: &'a Table, place: Place, scribe: &'a Scribe) -> Section<'a> {
-        Section { table: Some(table), place, name: String::new(), pattern: String::new(), asked: RefCell::default(), scribe }
+        Section {
+            table: Some(table),
+            place,
+            name: String::new(),
+            pattern: String::new(),
+            asked: RefCell::default(),
+            scribe,
+        }
     }
 
     /// A table that belongs to this one under a name of the operator's, or as an item of a list.
@@ -358,7 +365,8 @@ impl<'a> Section<'a> {
                     self.later(entry.place, &format!("`{}`", entry.key), key.area).hint(hint);
                 }
                 None => {
-                    let later = later::KEYS.iter().filter_map(|key| key.path.strip_prefix(&self.pattern)?.strip_prefix('.'));
+                    let later =
+                        later::KEYS.iter().filter_map(|key| key.path.strip_prefix(&self.pattern)?.strip_prefix('.'));
                     let known = asked.iter().copied().chain(later.filter(|key| !key.contains('.')));
                     let of = if self.name.is_empty() { String::new() } else { format!(" in `{}`", self.name) };
                     self.scribe
@@ -395,7 +403,13 @@ fn one_of(words: impl DoubleEndedIterator<Item = impl Display> + ExactSizeIterat
     let last = words.len().saturating_sub(1);
     let mut out = String::new();
     for (n, word) in words.enumerate() {
-        out.push_str(if n == 0 { "" } else if n == last { " or " } else { ", " });
+        out.push_str(if n == 0 {
+            ""
+        } else if n == last {
+            " or "
+        } else {
+            ", "
+        });
         out.push_str(&format!("`\"{word}\"`"));
     }
     out

@@ -93,7 +93,8 @@ fn socket(section: &Section<'_>, text: Text<'_>) -> Option<SocketAddr> {
         _ => "write an IP address and a port, as in `\"0.0.0.0:8080\"` or `\"[::]:8080\"`".to_owned(),
     };
     let found = section.scribe.written(text.place);
-    let written = section.scribe.error(text.place, format!("`address` must be an IP address and a port, not `{found}`"));
+    let written =
+        section.scribe.error(text.place, format!("`address` must be an IP address and a port, not `{found}`"));
     if !text.secret {
         written.hint(hint);
     }

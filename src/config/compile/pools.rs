@@ -25,7 +25,12 @@ pub(super) struct Draft {
 }
 
 /// The pools of one service, in the order of the regions.
-pub(super) fn pools(section: &Section<'_>, dial: (u8, Place), regions: &Regions<'_>, context: &Context<'_>) -> Vec<Draft> {
+pub(super) fn pools(
+    section: &Section<'_>,
+    dial: (u8, Place),
+    regions: &Regions<'_>,
+    context: &Context<'_>,
+) -> Vec<Draft> {
     let mut drafts: Vec<Draft> = Vec::new();
     for entry in section.entries() {
         let name = Text { value: &entry.key, place: entry.place, secret: false };
@@ -56,7 +61,8 @@ fn endpoints(pool: &Section<'_>, context: &Context<'_>) -> Vec<EndpointSpec> {
             .hint("to take no traffic, set `weight = 0` or the region's `state`");
     }
     if let Some(node) = items.get(MOST_ENDPOINTS) {
-        pool.scribe.error(node.place, format!("a pool can have at most {MOST_ENDPOINTS} endpoints, not {}", items.len()));
+        pool.scribe
+            .error(node.place, format!("a pool can have at most {MOST_ENDPOINTS} endpoints, not {}", items.len()));
         return Vec::new();
     }
     let (mut list, mut seen) = (Vec::new(), Vec::new());

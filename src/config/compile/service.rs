@@ -50,7 +50,9 @@ pub(super) fn services(section: &Section<'_>, regions: &Regions<'_>, fleet: &mut
             .hint("add `[services.NAME.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`");
     }
     if let Some(entry) = entries.get(MOST_SERVICES) {
-        context.scribe.error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
+        context
+            .scribe
+            .error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
         return;
     }
     let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
@@ -99,7 +101,8 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
         }
     }
     let plain = |list: &[(String, Place)]| list.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
-    let owned: Vec<_> = routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
+    let owned: Vec<_> =
+        routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
@@ -168,18 +171,26 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
     let several = pools.len() > 1;
     if several && service.health.probe == Probe::None {
         scribe
-            .warning(health_place, format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name))
+            .warning(
+                health_place,
+                format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
+            )
             .hint(format!("add `[services.{}.health]`", service.name));
     }
     if !pools.is_empty() && service.weighted.is_empty() {
-        scribe
-            .warning(pools[0].weight_place, format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name));
+        scribe.warning(
+            pools[0].weight_place,
+            format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
+        );
     }
     if several && !matches!(service.steering, Steering::Split) {
         for pool in pools.iter().filter(|pool| own.regions.list[pool.region.index()].location.is_none()) {
             let name = &own.regions.list[pool.region.index()].name;
             scribe
-                .warning(own.regions.place(pool.region), format!("region `{name}` has no location: for `{}` it comes last", service.name))
+                .warning(
+                    own.regions.place(pool.region),
+                    format!("region `{name}` has no location: for `{}` it comes last", service.name),
+                )
                 .hint("add `location = [latitude, longitude]`");
         }
     }
@@ -188,7 +199,10 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
         && let Some(other) = positive.find(|pool| pool.weight != first.weight)
     {
         scribe
-            .warning(other.weight_place, "weights differ, but `steering = \"nearest\"` only asks whether they are above 0")
+            .warning(
+                other.weight_place,
+                "weights differ, but `steering = \"nearest\"` only asks whether they are above 0",
+            )
             .hint("use `steering = \"split\"` or `\"band\"`, or a `dial`");
     }
     if let Steering::Split = service.steering {
@@ -289,7 +303,8 @@ fn warn_residency(rules: &[(Residency, Place)], own: &Own<'_, '_>) {
             let covering = rules.iter().filter(|(other, _)| other.from.iter().any(|wide| covers(wide, area)));
             covering.fold(own.members, |left, (other, _)| left.and(other.to))
         };
-        let Some((area, left)) = rule.from.iter().map(|area| (area, left(area))).min_by_key(|(_, left)| left.len()) else {
+        let Some((area, left)) = rule.from.iter().map(|area| (area, left(area))).min_by_key(|(_, left)| left.len())
+        else {
             continue;
         };
         if rule.to.is_empty() || own.members.len() < 2 {
@@ -298,7 +313,9 @@ fn warn_residency(rules: &[(Residency, Place)], own: &Own<'_, '_>) {
         if left.is_empty() {
             let message = format!("the residency rules together leave no region for `{area}`");
             own.context.scribe.error(*place, message);
-        } else if left.len() == 1 && (n == 0 || !rules[..n].iter().any(|(other, _)| other.to == rule.to && other.from.contains(area))) {
+        } else if left.len() == 1
+            && (n == 0 || !rules[..n].iter().any(|(other, _)| other.to == rule.to && other.from.contains(area)))
+        {
             own.context
                 .scribe
                 .warning(*place, format!("one lost region leaves clients from `{area}` without any"))
@@ -343,7 +360,8 @@ fn paths(section: &Section<'_>) -> Option<Vec<(String, Place)>> {
         return Some(vec![("/".to_owned(), section.place)]);
     }
     if super::is_empty_list(section, "paths") {
-        let written = section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
+        let written =
+            section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
         written.hint("leave it out for every path");
         return None;
     }
@@ -358,7 +376,9 @@ fn all_of(
     what: &str,
 ) -> Option<Vec<(String, Place)>> {
     if let Some(text) = texts.get(MOST_ROUTES) {
-        section.scribe.error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
+        section
+            .scribe
+            .error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
         return None;
     }
     let mut list = Vec::new();
