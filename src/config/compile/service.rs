@@ -41,16 +41,19 @@ struct Routes {
 }
 
 /// Fills in the fleet's services, pools and router.
-pub(super) fn services(section: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+    let section = root.table("services");
     let entries = section.entries();
-    if entries.is_empty() {
+    if entries.is_empty() && (section.is_present() || !root.has("services")) {
         context
             .scribe
             .file_error(0, true, "no service is configured: at least one is needed")
             .hint("add `[services.NAME.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`");
     }
     if let Some(entry) = entries.get(MOST_SERVICES) {
-        context.scribe.error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
+        context
+            .scribe
+            .error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
         return;
     }
     let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
@@ -99,29 +102,30 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
         }
     }
     let plain = |list: &[(String, Place)]| list.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
-    let owned: Vec<_> = routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
+    let owned: Vec<_> =
+        routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
 fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: &Context<'_>) -> Read {
     let dial: u8 = section.integer("dial", 100, 0..=100);
     let pools_section = section.table("pools");
-    let pools = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
-    if pools_section.entries().is_empty() {
+    let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
+    if pools_section.entries().is_empty() && (pools_section.is_present() || !section.has("pools")) {
         let hint = format!("add `[{}.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`", section.name);
-        section.missing(&format!("a pool of `{}`", section.name), &hint);
+        context
+            .scribe
+            .absent(section.place, format!("`{}` has no pool: nothing could serve it", section.name))
+            .hint(hint);
     }
     let members: RegionSet = pools.iter().map(|pool| pool.region).collect();
-    let own = Own { regions, members, context };
+    let own = Own { regions, members, complete, context };
     let band_km = section.number("band_km", 500.0, 0.0..=20_038.0);
     let steering = match section.choice("steering", 0, &[("nearest", 0), ("split", 1), ("band", 2)]) {
         0 => Steering::Nearest,
         1 => Steering::Split,
         _ => Steering::Band(band_km),
     };
-    if section.has("band_km") && !matches!(steering, Steering::Band(_)) {
-        context.scribe.warning(section.place_of("band_km"), "`band_km` means nothing without `steering = \"band\"`");
-    }
     let routes = hosts(&section).zip(paths(&section)).map(|(hosts, paths)| Routes { hosts, paths });
     let draw = [("network", Draw::Network), ("address", Draw::Address), ("request", Draw::Request)];
     let residency = residency(&section, &own);
@@ -168,18 +172,26 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
     let several = pools.len() > 1;
     if several && service.health.probe == Probe::None {
         scribe
-            .warning(health_place, format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name))
+            .warning(
+                health_place,
+                format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
+            )
             .hint(format!("add `[services.{}.health]`", service.name));
     }
     if !pools.is_empty() && service.weighted.is_empty() {
-        scribe
-            .warning(pools[0].weight_place, format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name));
+        scribe.warning(
+            pools[0].weight_place,
+            format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
+        );
     }
     if several && !matches!(service.steering, Steering::Split) {
-        for pool in pools.iter().filter(|pool| own.regions.list[pool.region.index()].location.is_none()) {
+        for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
             let name = &own.regions.list[pool.region.index()].name;
             scribe
-                .warning(own.regions.place(pool.region), format!("region `{name}` has no location: for `{}` it comes last", service.name))
+                .warning(
+                    own.regions.place(pool.region),
+                    format!("region `{name}` has no location: for `{}` it comes last", service.name),
+                )
                 .hint("add `location = [latitude, longitude]`");
         }
     }
@@ -188,7 +200,10 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
         && let Some(other) = positive.find(|pool| pool.weight != first.weight)
     {
         scribe
-            .warning(other.weight_place, "weights differ, but `steering = \"nearest\"` only asks whether they are above 0")
+            .warning(
+                other.weight_place,
+                "weights differ, but `steering = \"nearest\"` only asks whether they are above 0",
+            )
             .hint("use `steering = \"split\"` or `\"band\"`, or a `dial`");
     }
     if let Steering::Split = service.steering {
@@ -206,6 +221,8 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
 struct Own<'a, 'b> {
     regions: &'a Regions<'b>,
     members: RegionSet,
+    /// Whether all its pools are among the members: one with a mistyped region is not.
+    complete: bool,
     context: &'a Context<'a>,
 }
 
@@ -213,7 +230,7 @@ impl Own<'_, '_> {
     /// A region that must have a pool in this service.
     fn member(&self, name: Text<'_>) -> Option<RegionId> {
         let id = self.regions.named(name, self.context)?;
-        if !self.members.contains(id) {
+        if self.complete && !self.members.contains(id) {
             let shown = self.context.scribe.written(name.place);
             self.context
                 .scribe
@@ -256,6 +273,7 @@ fn area(section: &Section<'_>, text: Text<'_>) -> Option<Area> {
 
 fn residency(section: &Section<'_>, own: &Own<'_, '_>) -> Vec<Residency> {
     let mut rules: Vec<(Residency, Place)> = Vec::new();
+    let mut complete = own.complete;
     for rule in section.tables("residency") {
         let mut from: Vec<(Area, Place)> = Vec::new();
         for text in rule.texts("from", "an area") {
@@ -272,12 +290,15 @@ fn residency(section: &Section<'_>, own: &Own<'_, '_>) -> Vec<Residency> {
                 Vec::new()
             }
         };
+        complete &= !to.is_empty() && to.len() == rule.items("to").len();
         let place = rule.place_of("to");
         rule.finish();
         let from = from.into_iter().map(|(area, _)| area).collect();
         rules.push((Residency { from, to: to.into_iter().map(|(region, _)| region).collect() }, place));
     }
-    warn_residency(&rules, own);
+    if complete {
+        warn_residency(&rules, own);
+    }
     rules.into_iter().map(|(rule, _)| rule).collect()
 }
 
@@ -289,16 +310,19 @@ fn warn_residency(rules: &[(Residency, Place)], own: &Own<'_, '_>) {
             let covering = rules.iter().filter(|(other, _)| other.from.iter().any(|wide| covers(wide, area)));
             covering.fold(own.members, |left, (other, _)| left.and(other.to))
         };
-        let Some((area, left)) = rule.from.iter().map(|area| (area, left(area))).min_by_key(|(_, left)| left.len()) else {
+        let Some((area, left)) = rule.from.iter().map(|area| (area, left(area))).min_by_key(|(_, left)| left.len())
+        else {
             continue;
         };
-        if rule.to.is_empty() || own.members.len() < 2 {
+        if own.members.len() < 2 {
             continue;
         }
         if left.is_empty() {
             let message = format!("the residency rules together leave no region for `{area}`");
             own.context.scribe.error(*place, message);
-        } else if left.len() == 1 && (n == 0 || !rules[..n].iter().any(|(other, _)| other.to == rule.to && other.from.contains(area))) {
+        } else if left.len() == 1
+            && (n == 0 || !rules[..n].iter().any(|(other, _)| other.to == rule.to && other.from.contains(area)))
+        {
             own.context
                 .scribe
                 .warning(*place, format!("one lost region leaves clients from `{area}` without any"))
@@ -343,7 +367,8 @@ fn paths(section: &Section<'_>) -> Option<Vec<(String, Place)>> {
         return Some(vec![("/".to_owned(), section.place)]);
     }
     if super::is_empty_list(section, "paths") {
-        let written = section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
+        let written =
+            section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
         written.hint("leave it out for every path");
         return None;
     }
@@ -358,7 +383,9 @@ fn all_of(
     what: &str,
 ) -> Option<Vec<(String, Place)>> {
     if let Some(text) = texts.get(MOST_ROUTES) {
-        section.scribe.error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
+        section
+            .scribe
+            .error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
         return None;
     }
     let mut list = Vec::new();
