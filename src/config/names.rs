@@ -71,9 +71,9 @@ pub(crate) fn host_pattern(text: &str) -> Result<String, Refused> {
 
 /// An entry of `paths`, in the router's form.
 pub(crate) fn path_prefix(text: &str) -> Result<String, Refused> {
-    const EXPECTED: &str = "a path that begins with `/`";
+    const EXPECTED: &str = "a plain path such as `/` or `/api`";
     if !text.starts_with('/') {
-        return refused(EXPECTED, None);
+        return refused(EXPECTED, "it begins with `/`");
     }
     if text.len() > 2048 {
         return refused("a path of at most 2048 bytes", None);

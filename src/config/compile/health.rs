@@ -14,9 +14,6 @@ enum Kind {
     None,
 }
 
-/// Keys that mean something for HTTP probes only.
-const HTTP_ONLY: [&str; 6] = ["path", "status", "body", "host", "method", "headers"];
-
 /// An absent table means no probes: with defaults in its place a service without `/healthz` would be down from the start.
 pub(super) fn health(section: Section<'_>) -> HealthPolicy {
     let ms = Duration::from_millis;
@@ -66,11 +63,6 @@ fn warn(section: &Section<'_>, kind: Kind, policy: &HealthPolicy) {
             .scribe
             .warning(section.place_of("fast_interval"), "`fast_interval` is longer than `interval`")
             .hint("it is the pace between verdicts, when it is urgent to know");
-    }
-    if kind == Kind::Tcp {
-        for key in HTTP_ONLY.into_iter().filter(|key| section.has(key)) {
-            section.scribe.warning(section.place_of(key), format!("`{key}` means nothing with `kind = \"tcp\"`"));
-        }
     }
 }
 
