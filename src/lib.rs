@@ -6,6 +6,9 @@
 
 pub mod config;
 pub mod geo;
+pub mod notify;
+pub mod probe;
+pub mod resolve;
 pub mod state;
 pub mod steering;
 pub mod telemetry;
