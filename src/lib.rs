@@ -6,6 +6,9 @@
 
 pub mod config;
 pub mod geo;
+pub mod listen;
+pub mod origin;
+pub mod proxy;
 pub mod state;
 pub mod steering;
 pub mod telemetry;
