@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+pub mod disk;
 pub mod geo;
 pub mod listen;
 pub mod origin;

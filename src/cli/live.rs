@@ -1,0 +1,102 @@
+//! Questions to the running process, over its admin socket or address.
+
+use std::path::Path;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::load::Loader;
+use crate::steering::explain::{Explanation, Question};
+
+/// A connection to the running process.
+pub(super) struct Asker {
+    runtime: tokio::runtime::Runtime,
+    sender: SendRequest<Empty<Bytes>>,
+}
+
+impl Asker {
+    /// Connects to the process that runs `config`: its admin socket first, then its admin address.
+    pub(super) fn new(config: &Path) -> Result<Asker, String> {
+        let boot = Loader::default().config(config).map_err(|error| error.to_string())?.boot;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("error: no runtime: {error}"))?;
+        let mut tried = Vec::new();
+        if let Some(path) = boot.admin_socket {
+            match runtime.block_on(UnixStream::connect(&path)) {
+                Ok(stream) => return Asker::over(runtime, stream),
+                Err(error) => tried.push(format!("{}: {error}", path.display())),
+            }
+        }
+        if let Some(address) = boot.admin {
+            match runtime.block_on(TcpStream::connect(address)) {
+                Ok(stream) => return Asker::over(runtime, stream),
+                Err(error) => tried.push(format!("{address}: {error}")),
+            }
+        }
+        if tried.is_empty() {
+            return Err("error: the configuration has neither an admin socket nor an admin address".to_owned());
+        }
+        Err(format!("error: the running process cannot be reached ({}); is meridian running?", tried.join("; ")))
+    }
+
+    fn over<S>(runtime: tokio::runtime::Runtime, stream: S) -> Result<Asker, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let sender = runtime.block_on(async {
+            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            Ok::<_, hyper::Error>(sender)
+        });
+        Ok(Asker { sender: sender.map_err(|error| format!("error: {error}"))?, runtime })
+    }
+
+    /// Asks one question.
+    pub(super) fn ask(&mut self, question: &Question) -> Result<Explanation, String> {
+        let fields = [
+            ("ip", Some(question.client.to_string())),
+            ("host", question.host.clone()),
+            ("path", Some(question.path.clone())),
+            ("method", Some(question.method.clone())),
+        ];
+        let query: Vec<String> =
+            fields.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", escape(&value?)))).collect();
+        let body = self.get(&format!("/api/explain?{}", query.join("&")))?;
+        serde_json::from_slice(&body).map_err(|error| format!("error: an answer that is none: {error}"))
+    }
+
+    fn get(&mut self, target: &str) -> Result<Bytes, String> {
+        let request = hyper::Request::get(target).header("host", "localhost").body(Empty::new());
+        let request = request.map_err(|error| format!("error: {error}"))?;
+        let sender = &mut self.sender;
+        self.runtime.block_on(async {
+            sender.ready().await.map_err(|error| format!("error: {error}"))?;
+            let answer = sender.send_request(request).await.map_err(|error| format!("error: {error}"))?;
+            let status = answer.status();
+            let body = answer.into_body().collect().await.map_err(|error| format!("error: {error}"))?.to_bytes();
+            match status.is_success() {
+                true => Ok(body),
+                false => Err(format!("error: {status}: {}", String::from_utf8_lossy(&body).trim_end())),
+            }
+        })
+    }
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986).
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}

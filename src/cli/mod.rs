@@ -1,0 +1,67 @@
+//! The command line: what was asked, handed to the part that answers it.
+//!
+//! Exit codes: 0 done, 1 the answer is no (a configuration that does not pass, an address that is none), 2 wrong usage
+//! or something that could not be read.
+
+mod check;
+mod explain;
+mod live;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{demo, origin, server};
+
+/// A geo-aware reverse proxy: each request to the nearest healthy data center.
+#[derive(Debug, Parser)]
+#[command(name = "meridian", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy
+    Run(ConfigFile),
+    /// Check a configuration and the data it names
+    Check(check::Check),
+    /// Tell where a client's requests go, and why
+    Explain(explain::Explain),
+    /// Run with embedded data and three demo regions on loopback
+    Demo(demo::Demo),
+    /// A small origin server for demos and tests
+    #[command(hide = true)]
+    Origin(Origin),
+}
+
+/// Which configuration is meant.
+#[derive(Args, Clone, Debug)]
+struct ConfigFile {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE", env = "MERIDIAN_CONFIG", default_value = "/etc/meridian/meridian.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args, Debug)]
+struct Origin {
+    /// The name it answers with
+    name: String,
+    /// Where it listens; port 0 takes any and says which
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(file) => server::run(&file.config),
+        Command::Check(check) => check.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Demo(demo) => demo.run(),
+        Command::Origin(Origin { name, listen }) => origin::main(&name, listen),
+    }
+}

@@ -1,0 +1,202 @@
+//! Real processes: meridian and its origins, started by a test, on ports the system chose, ended when dropped.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::http;
+
+/// How long a test waits for a condition before it fails. Long, for loaded machines; conditions are met much earlier.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test.
+pub fn meridian() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meridian"));
+    command.env_remove("RUNTIME_DIRECTORY").env_remove("STATE_DIRECTORY").env_remove("NOTIFY_SOCKET");
+    command
+}
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `meridian origin NAME`.
+pub struct Origin {
+    pub name: String,
+    pub address: SocketAddr,
+    child: Ended,
+}
+
+impl Origin {
+    pub fn start(name: &str) -> Origin {
+        Origin::start_at(name, ([127, 0, 0, 1], 0).into())
+    }
+
+    pub fn start_at(name: &str, address: SocketAddr) -> Origin {
+        let mut child = meridian()
+            .args(["origin", name, "--listen", &address.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the origin starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("its output is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it says something");
+        let address = line.trim().strip_prefix("listening ").and_then(|text| text.parse().ok());
+        let child = Ended(child);
+        Origin { name: name.to_owned(), address: address.unwrap_or_else(|| panic!("`{line}`")), child }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.0.kill().expect("it can be killed");
+        self.child.0.wait().expect("it ends");
+    }
+
+    /// `POST /_control?QUERY`.
+    pub async fn control(&self, query: &str) {
+        let answer = http::request(self.address, "POST", &format!("/_control?{query}"), &[]).await.expect("control");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// Requests that were not for `/healthz` or `/_…`, and connections that carried at least one of them.
+    pub async fn requests(&self) -> u64 {
+        let answer = http::request(self.address, "GET", "/_stats", &[]).await.expect("stats");
+        let stats: Value = serde_json::from_slice(&answer.body).expect("stats are JSON");
+        stats["requests"].as_u64().expect("a count")
+    }
+}
+
+/// `meridian run` on a configuration in a folder of its own.
+pub struct Proxy {
+    pub listen: SocketAddr,
+    folder: tempfile::TempDir,
+    child: Ended,
+}
+
+impl Proxy {
+    /// Starts it and waits until it is ready. `config` lacks `[[listen]]` and `[admin]`, which are put before it; `setup` may put
+    /// files into the folder first.
+    pub async fn start(config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+        let folder = tempfile::tempdir().expect("a folder");
+        setup(folder.path());
+        write(&folder.path().join("meridian.toml"), &whole(config, folder.path()));
+        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
+        let access = std::fs::File::create(folder.path().join("stdout")).expect("an access log");
+        let child = meridian()
+            .arg("run")
+            .arg("--config")
+            .arg(folder.path().join("meridian.toml"))
+            .stdout(access)
+            .stderr(log)
+            .spawn()
+            .expect("meridian starts");
+        let mut proxy = Proxy { listen: ([127, 0, 0, 1], 0).into(), folder, child: Ended(child) };
+        proxy.until("ready", async || proxy.admin("/readyz").await.is_some_and(|(status, _)| status == 200)).await;
+        let status = proxy.status().await;
+        proxy.listen = status["listen"][0].as_str().and_then(|text| text.parse().ok()).expect("a listening address");
+        proxy
+    }
+
+    /// The folder that holds `meridian.toml`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("meridian.toml")
+    }
+
+    /// Replaces the configuration by renaming a new file over it.
+    pub fn write_config(&self, config: &str) {
+        let aside = self.folder.path().join(".meridian.toml.new");
+        write(&aside, &whole(config, self.folder.path()));
+        std::fs::rename(aside, self.config_path()).expect("the new file takes the old one's name");
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.0.id().to_string()).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Whether the process still runs.
+    pub fn alive(&mut self) -> bool {
+        self.child.0.try_wait().expect("it can be asked").is_none()
+    }
+
+    /// Waits until it ended and returns its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.0.try_wait().expect("it can be asked") {
+                return status.code();
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not end\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// An admin page over the unix socket.
+    pub async fn admin(&self, target: &str) -> Option<(u16, String)> {
+        let socket = self.folder.path().join("admin.sock");
+        let answer = http::request_unix(&socket, target).await.ok()?;
+        Some((answer.status, answer.text()))
+    }
+
+    pub async fn status(&self) -> Value {
+        let (status, body) = self.admin("/api/status").await.expect("the admin socket answers");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).expect("the status is JSON")
+    }
+
+    /// The value of a metric's only series, or of the one with these labels (`name{a="b"}`).
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let (_, page) = self.admin("/metrics").await?;
+        let line = page.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    pub async fn generation(&self) -> u64 {
+        self.metric("meridian_config_generation").await.expect("a generation") as u64
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// The access log.
+    pub fn access_log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stdout")).unwrap_or_default()
+    }
+
+    /// Waits until `condition` holds; fails with the process log when it does not within [`PATIENCE`].
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let begun = Instant::now();
+        while !condition().await {
+            assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn whole(config: &str, folder: &Path) -> String {
+    format!(
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n\n[admin]\naddress = \"\"\nsocket = \"{}\"\n\n{config}",
+        folder.join("admin.sock").display()
+    )
+}
+
+/// Writes a file as a whole.
+pub fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("the file can be written");
+}

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Installs what building and testing need, or says exactly what to install. Runs in a blink when nothing is missing.
+set -eu
+
+missing=""
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
+command -v make >/dev/null 2>&1 || missing="$missing make"
+
+if [ -n "$missing" ]; then
+    if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+        echo "installing:$missing"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    elif command -v apt-get >/dev/null 2>&1; then
+        echo "missing:$missing" >&2
+        echo "install with: sudo apt-get install -y$missing" >&2
+        exit 1
+    else
+        echo "missing: a C compiler, cmake or make; install your system's packages of$missing" >&2
+        exit 1
+    fi
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "missing: Rust (cargo) 1.88 or later; install it with rustup, https://rustup.rs" >&2
+    exit 1
+fi
