@@ -77,7 +77,7 @@ const fn v6(a: u16, b: u16, c: u16, d: u16, len: u8) -> Prefix {
     Prefix { address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)), len }
 }
 
-const SPECIAL_V4: [Prefix; 14] = [
+pub(super) const SPECIAL_V4: [Prefix; 14] = [
     v4(0, 0, 0, 0, 8),
     v4(10, 0, 0, 0, 8),
     v4(100, 64, 0, 0, 10),
@@ -94,7 +94,7 @@ const SPECIAL_V4: [Prefix; 14] = [
     v4(240, 0, 0, 0, 4),
 ];
 
-const SPECIAL_V6: [Prefix; 9] = [
+pub(super) const SPECIAL_V6: [Prefix; 9] = [
     // Unspecified, loopback and the deprecated IPv4-compatible block.
     v6(0, 0, 0, 0, 96),
     v6(0x64, 0xff9b, 1, 0, 48),

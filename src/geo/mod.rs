@@ -10,12 +10,20 @@
 
 pub mod address;
 pub mod atlas;
+mod builder;
 pub mod builtin;
 pub mod database;
 pub mod geofeed;
 pub mod location;
+mod ranges;
+mod record;
+mod table;
 pub mod tables;
+mod tree;
 
 pub use address::{Canonical, Prefix};
-pub use atlas::{Atlas, Located, PlaceId};
+pub use atlas::{Atlas, Located, PlaceId, SourceInfo};
+pub use builder::AtlasBuilder;
+pub use database::DatabaseError;
+pub use geofeed::GeofeedError;
 pub use location::{Area, Continent, Country, Place, Point, Source, Subdivision};
