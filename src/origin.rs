@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -28,6 +29,20 @@ pub async fn bind(address: SocketAddr, anywhere: bool) -> io::Result<TcpListener
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     TcpListener::bind(address).await
+}
+
+/// `meridian origin NAME`: serves until the process is ended.
+pub fn main(name: &str, address: SocketAddr, anywhere: bool) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let served =
+        runtime.and_then(|runtime| runtime.block_on(async { run(name, bind(address, anywhere).await?).await }));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: origin {name} at {address}: {error}");
+            ExitCode::from(1)
+        }
+    }
 }
 
 /// Prints `listening ADDRESS` and serves as origin `name` until the future is dropped.
