@@ -202,6 +202,7 @@ fn default_service(name: &str) -> Service {
         unknown_allowed: false,
         panic: Panic::Serve,
         failback: Failback::Auto,
+        drain_timeout: Duration::from_secs(300),
         pins: Vec::new(),
         health: default_health(),
         timeouts: Timeouts {
