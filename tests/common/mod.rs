@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
 
+pub mod dice;
+pub mod fleet;
 pub mod http;
 pub mod process;
 pub mod world;
