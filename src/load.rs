@@ -238,7 +238,8 @@ impl Inputs {
     /// The same files and patterns, as they are now.
     pub fn look(&self) -> Inputs {
         let files = self.files.keys().map(|path| (path.clone(), Print::of(path))).collect();
-        let patterns = self.patterns.keys().map(|pattern| (pattern.clone(), DiskFiles.glob(pattern).unwrap_or_default()));
+        let patterns =
+            self.patterns.keys().map(|pattern| (pattern.clone(), DiskFiles.glob(pattern).unwrap_or_default()));
         Inputs { files, patterns: patterns.collect() }
     }
 

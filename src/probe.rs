@@ -350,7 +350,11 @@ mod tests {
             (Some("HTTP/1.1 204 No Content\r\n\r\n"), "", Ok(())),
             (Some("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"), "", Ok(())),
             (Some("HTTP/1.1 200 OK\r\n\r\nall is well"), "is well", Ok(())),
-            (Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbusy"), "well", Err("the wanted text is not in the body")),
+            (
+                Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbusy"),
+                "well",
+                Err("the wanted text is not in the body"),
+            ),
             (Some("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"), "", Err("status 500")),
             (Some("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n"), "", Err("status 302")),
             (Some("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "", Err("an answer that is not HTTP/1.1")),

@@ -39,7 +39,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A configuration of regions, and services with an endpoint in each of them.
 fn config(services: &[(&str, &[(&str, &str)])], health: &str) -> String {
-    let mut text = "[[listen]]\naddress = \"127.0.0.1:0\"\n".to_owned();
+    let mut text = "[[listen]]\naddress = \"127.0.0.1:0\"\n[geoip]\ndatabases = []\n".to_owned();
     let mut regions: Vec<_> = services.iter().flat_map(|(_, pools)| pools.iter().map(|(region, _)| *region)).collect();
     regions.sort();
     regions.dedup();
@@ -96,7 +96,10 @@ fn states(reader: &Reader) -> HashMap<String, &'static str> {
     let snapshot = snapshot(reader);
     let fleet = snapshot.fleet();
     let pools = &fleet.services[0].pools;
-    pools.iter().map(|id| (fleet.region(fleet.pool(*id).region).name.clone(), snapshot.pool(*id).state.as_str())).collect()
+    pools
+        .iter()
+        .map(|id| (fleet.region(fleet.pool(*id).region).name.clone(), snapshot.pool(*id).state.as_str()))
+        .collect()
 }
 
 struct Scrape {
@@ -110,7 +113,8 @@ impl Scrape {
 
     /// The value of the series that begins with this text.
     fn value(&self, series: &str) -> Option<f64> {
-        let line = self.text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+        let line =
+            self.text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
@@ -294,7 +298,8 @@ impl Origin {
     }
 }
 
-const QUICK: &str = "interval = \"50ms\"\nfast_interval = \"20ms\"\ntimeout = \"1s\"\nrise = 1\nhold = \"0s\"\nramp = \"0s\"";
+const QUICK: &str =
+    "interval = \"50ms\"\nfast_interval = \"20ms\"\ntimeout = \"1s\"\nrise = 1\nhold = \"0s\"\nramp = \"0s\"";
 
 #[tokio::test]
 async fn probes_find_out_who_is_up_and_follow_the_configuration() {
@@ -322,11 +327,15 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     until("c to be up", || is("c", "up")).await;
     let page = stage.scrape();
     page.check();
-    let endpoint = |what: &str, to: &str| {
-        format!("{what}{{endpoint=\"{b_address}\",region=\"b\",service=\"web\"{to}}}")
-    };
+    let endpoint =
+        |what: &str, to: &str| format!("{what}{{endpoint=\"{b_address}\",region=\"b\",service=\"web\"{to}}}");
     assert_eq!(page.value(&endpoint("meridian_endpoint_up", "")), Some(0.0), "{}", page.text);
-    assert_eq!(page.value(&endpoint("meridian_endpoint_transitions_total", ",to=\"down\"")), Some(1.0), "{}", page.text);
+    assert_eq!(
+        page.value(&endpoint("meridian_endpoint_transitions_total", ",to=\"down\"")),
+        Some(1.0),
+        "{}",
+        page.text
+    );
     assert!(page.value(&endpoint("meridian_endpoint_last_change_timestamp_seconds", "")) > Some(1.7e9));
     assert_eq!(page.value("meridian_region_up{region=\"b\",service=\"web\"}"), Some(0.0));
     assert_eq!(page.value("meridian_region_state{region=\"b\",service=\"web\",state=\"down\"}"), Some(1.0));
@@ -342,7 +351,8 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     // Who left is left alone, and a new service's endpoint is found.
     fs::write(&path, config(&[("other", &pools[2..])], QUICK)).unwrap();
     stage.publish(&path).await;
-    let probes = format!("meridian_probes_total{{endpoint=\"{}\",region=\"c\",result=\"pass\",service=\"other\"}}", c.address);
+    let probes =
+        format!("meridian_probes_total{{endpoint=\"{}\",region=\"c\",result=\"pass\",service=\"other\"}}", c.address);
     until("probes for the new service", || stage.scrape().value(&probes) > Some(2.0)).await;
     let before = (a.connections.load(Ordering::Relaxed), stage.scrape().value(&probes));
     until("more of them", || stage.scrape().value(&probes) > before.1.map(|n| n + 5.0)).await;
@@ -443,10 +453,7 @@ async fn renamed_written_and_broken_files() {
     until("the asked reload", || watched.generation() > generation).await;
     assert_eq!(watched.generation(), generation + 1);
     until("its count", || watched.value("meridian_config_reloads_total{result=\"success\"}") > reloads).await;
-    assert_eq!(
-        watched.value("meridian_config_reloads_total{result=\"success\"}"),
-        reloads.map(|n| n + 1.0)
-    );
+    assert_eq!(watched.value("meridian_config_reloads_total{result=\"success\"}"), reloads.map(|n| n + 1.0));
 }
 
 #[tokio::test]
