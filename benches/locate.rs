@@ -58,7 +58,8 @@ fn locate(c: &mut Criterion, name: &str, databases: &[Vec<u8>]) {
     println!("{name}: {} places, {} points, {} bytes", atlas.places().len(), distinct.len(), atlas.memory_bytes());
     let mut random = fastrand::Rng::with_seed(2);
     let any_v4: Vec<IpAddr> = (0..ADDRESSES).map(|_| IpAddr::V4(Ipv4Addr::from(random.u32(..)))).collect();
-    let any_v6: Vec<IpAddr> = (0..ADDRESSES).map(|_| IpAddr::V6(Ipv6Addr::from(random.u128(..) >> 3 | 1 << 125))).collect();
+    let any_v6: Vec<IpAddr> =
+        (0..ADDRESSES).map(|_| IpAddr::V6(Ipv6Addr::from(random.u128(..) >> 3 | 1 << 125))).collect();
     let mut group = c.benchmark_group(format!("locate/{name}"));
     for (kind, addresses) in [
         ("IPv4 in the whole space", any_v4),

@@ -30,7 +30,10 @@ impl Files for DiskFiles {
         String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             let line = 1 + error.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
-            Error::new(ErrorKind::InvalidData, format!("it is not UTF-8 text: line {line} has a byte that cannot be read"))
+            Error::new(
+                ErrorKind::InvalidData,
+                format!("it is not UTF-8 text: line {line} has a byte that cannot be read"),
+            )
         })
     }
 

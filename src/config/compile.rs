@@ -4,6 +4,7 @@
 //! key is what makes it known. A mistake is reported and its default taken; nothing stops the other checks, and the result is
 //! thrown away when there was any.
 
+mod areas;
 mod boot;
 mod edge;
 mod geoip;
@@ -43,7 +44,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
     let (pop, location) = edge::pop(&root.table("pop"), context);
     let boot = boot::boot(&root, context);
-    let regions = region::regions(&root.table("regions"), context);
+    let regions = region::regions(&root, context);
     let geoip = geoip::geoip(root.table("geoip"), &regions, context);
     let mut fleet = Fleet {
         pop: Pop { name: pop.clone(), location },
@@ -51,7 +52,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
         networks: geoip.networks,
         ..Fleet::default()
     };
-    service::services(&root.table("services"), &regions, &mut fleet, context);
+    service::services(&root, &regions, &mut fleet, context);
     region::warn_unused(&regions, &fleet, context);
     fleet.regions = regions.list;
     let edge = edge::edge(&root, pop);

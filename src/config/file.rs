@@ -4,6 +4,7 @@
 //! written, and keeps the order in which names first appear (the parser moves a table when its header comes after those of its
 //! sub-tables). Includes go one level deep: only the root file may include, which keeps the order of files plain to see.
 
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -72,18 +73,13 @@ pub(crate) struct Tree {
 }
 
 /// Reads the root file and what it includes. Mistakes go to the scribe; what could be read is in the tree.
-pub(crate) fn read(
-    path: &Path,
-    files: &dyn Files,
-    env: &dyn Fn(&str) -> Option<String>,
-    scribe: &mut Scribe,
-) -> Tree {
+pub(crate) fn read(path: &Path, files: &dyn Files, env: &dyn Fn(&str) -> Option<String>, scribe: &mut Scribe) -> Tree {
     let mut tree = Tree { files: vec![path.to_owned()], ..Tree::default() };
     let text = match files.read(path) {
         Ok(text) => text,
         Err(error) => {
             let file = scribe.add(path, String::new());
-            scribe.file_error(file, false, format!("cannot be read: {error}"));
+            scribe.file_error(file, false, format!("cannot be read: {}", why(&error)));
             scribe.set_partial();
             return tree;
         }
@@ -106,7 +102,7 @@ pub(crate) fn read(
                         merge(&mut tree.root, table, "", scribe);
                     }
                     Err(error) => {
-                        scribe.error(place, format!("`{}` cannot be read: {error}", file.display()));
+                        scribe.error(place, format!("`{}` cannot be read: {}", file.display(), why(&error)));
                         scribe.set_partial();
                     }
                 }
@@ -116,6 +112,15 @@ pub(crate) fn read(
         }
     }
     tree
+}
+
+/// In words that do not depend on the system.
+fn why(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "there is no such file".to_owned(),
+        ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// `path` as seen from the working directory when it was written in `file`.
@@ -152,7 +157,7 @@ fn matching(pattern: &Path, place: Place, files: &dyn Files, scribe: &Scribe) ->
         return vec![pattern.to_owned()];
     }
     files.glob(pattern).unwrap_or_else(|error| {
-        scribe.error(place, format!("`{}` cannot be listed: {error}", pattern.display()));
+        scribe.error(place, format!("`{}` cannot be listed: {}", pattern.display(), why(&error)));
         Vec::new()
     })
 }
@@ -234,32 +239,44 @@ fn syntax_error(file: usize, span: std::ops::Range<usize>, message: &str, scribe
     } else if message == "duplicate key" {
         let key = source.text.get(span).unwrap_or_default();
         let written = scribe.syntax(place, format!("`{key}` is given twice"));
-        if let Some(first) = earlier(file, source, place.start) {
+        if let Some(first) = earlier(source, place) {
             written.also("first at", first);
         }
+    } else if message.starts_with("invalid basic string, expected `\"`") {
+        scribe.syntax(place, "a text is not closed, expected `\"`");
+    } else if message.starts_with("missing escaped value") {
+        scribe
+            .syntax(place, "`\\` begins an escape, but none follows")
+            .hint("write `\\\\`, or the text in single quotes");
     } else {
         scribe.syntax(place, message);
     }
 }
 
-/// Where the key or header of the line that holds `at` was written before. By text: the parser does not say.
-fn earlier(file: usize, source: &Source, at: usize) -> Option<Place> {
-    let squeeze = |text: &str| text.split_whitespace().collect::<String>();
+/// Where the key or header at `place` was written before. By text: the parser does not say.
+fn earlier(source: &Source, place: Place) -> Option<Place> {
+    let number = source.line_of(place.start);
+    let (start, line) = source.line(number);
+    let (before, key) = (line.get(..place.start - start)?, source.text.get(place.start..place.end)?);
+    // In an inline table, on the same line.
+    if let Some(at) = before.rfind(key).filter(|at| before[at + key.len()..].trim_start().starts_with('=')) {
+        return Some(Place { start: start + at, end: start + at + key.len(), ..place });
+    }
+    // In the same table, or, for a header, anywhere above.
     let name = |line: usize| {
         let text = source.line(line).1.trim_start();
         let end = if text.starts_with('[') { text.rfind(']').map(|at| at + 1) } else { text.find('=') };
-        end.map(|end| squeeze(&text[..end])).filter(|name| !name.is_empty())
+        end.map(|end| text[..end].split_whitespace().collect::<String>()).filter(|name| !name.is_empty())
     };
-    let number = source.line_of(at);
     let wanted = name(number)?;
-    let is_header = wanted.starts_with('[');
+    let is_header = |line: usize| source.line(line).1.trim_start().starts_with('[');
     let found = (0..number)
         .rev()
-        .take_while(|line| is_header || !source.line(*line).1.trim_start().starts_with('['))
+        .take_while(|line| is_header(number) || !is_header(*line))
         .find(|line| name(*line).as_ref() == Some(&wanted))?;
     let (start, line) = source.line(found);
     let start = start + (line.len() - line.trim_start().len());
-    Some(Place { file, start, end: start + 1 })
+    Some(Place { start, end: start + 1, ..place })
 }
 
 /// Turns the parser's tree into ours.

@@ -94,3 +94,20 @@ impl Key {
         self.same.first().map(written)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_names_every_key_of_later_versions() {
+        let reference = include_str!("../../conf/meridian.toml");
+        for path in KEYS.iter().map(|key| key.path) {
+            let key = path.rsplit('.').next().unwrap();
+            assert!(reference.contains(key), "{path}");
+        }
+        for choice in CHOICES {
+            assert!(reference.contains(&format!("\"{}\"", choice.value)), "{} = {}", choice.path, choice.value);
+        }
+    }
+}

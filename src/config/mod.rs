@@ -119,7 +119,8 @@ pub struct Boot {
 impl Boot {
     /// The keys in which `self` and `new` differ, as written in the configuration (`listen`, `admin.address`, `process.threads` …).
     pub fn changed_keys(&self, new: &Boot) -> Vec<&'static str> {
-        let Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log } = self;
+        let Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log } =
+            self;
         [
             ("listen", *listen != new.listen),
             ("admin.address", *admin != new.admin),

@@ -71,9 +71,9 @@ pub(crate) fn host_pattern(text: &str) -> Result<String, Refused> {
 
 /// An entry of `paths`, in the router's form.
 pub(crate) fn path_prefix(text: &str) -> Result<String, Refused> {
-    const EXPECTED: &str = "a path that begins with `/`";
+    const EXPECTED: &str = "a plain path such as `/` or `/api`";
     if !text.starts_with('/') {
-        return refused(EXPECTED, None);
+        return refused(EXPECTED, "it begins with `/`");
     }
     if text.len() > 2048 {
         return refused("a path of at most 2048 bytes", None);
@@ -93,7 +93,10 @@ pub(crate) fn path_prefix(text: &str) -> Result<String, Refused> {
     match route::normalise(text) {
         None => refused(EXPECTED, "it leaves the root"),
         Some(plain) if plain == text => Ok(text.to_owned()),
-        Some(plain) => Err(Refused { expected: EXPECTED, hint: Some(format!("requests are compared in their plain form: write `{plain}`")) }),
+        Some(plain) => Err(Refused {
+            expected: EXPECTED,
+            hint: Some(format!("requests are compared in their plain form: write `{plain}`")),
+        }),
     }
 }
 
@@ -148,7 +151,11 @@ pub(crate) fn host_field(text: &str) -> Result<String, Refused> {
         Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
         None => host.parse::<Ipv4Addr>().is_ok() || dns_name(host).is_some(),
     };
-    if good && port.is_none_or(|port| port_number(port).is_some()) { Ok(text.to_owned()) } else { refused(EXPECTED, None) }
+    if good && port.is_none_or(|port| port_number(port).is_some()) {
+        Ok(text.to_owned())
+    } else {
+        refused(EXPECTED, None)
+    }
 }
 
 /// A token as in RFC 9110: method and field names.
@@ -183,7 +190,24 @@ mod tests {
         ] {
             assert_eq!(host_pattern(text).as_deref(), Ok(want), "{text}");
         }
-        for bad in ["", "*", "*.", ".", "a..b", "*.*.a", "a.*.b", "www*.a", "http://a", "a/b", "a:80", "-a.b", "a-.b", "10.0.0.256", "bücher.example", "a b"] {
+        for bad in [
+            "",
+            "*",
+            "*.",
+            ".",
+            "a..b",
+            "*.*.a",
+            "a.*.b",
+            "www*.a",
+            "http://a",
+            "a/b",
+            "a:80",
+            "-a.b",
+            "a-.b",
+            "10.0.0.256",
+            "bücher.example",
+            "a b",
+        ] {
             assert!(host_pattern(bad).is_err(), "{bad}");
         }
         assert!(host_pattern(&format!("{}.example", "a".repeat(64))).is_err());
@@ -194,7 +218,10 @@ mod tests {
         for good in ["/", "/api", "/api/", "/~user/x", "/a%20b", "/caf%C3%A9", "/a//b", "/.well-known"] {
             assert_eq!(path_prefix(good).as_deref(), Ok(good));
         }
-        for bad in ["", "api", "/a?b", "/a#b", "/a*", "/a b", "/é", "/%7Euser", "/a/../b", "/..", "/a%2Fb", "/a\\b", "/a%", "/%c3"] {
+        for bad in [
+            "", "api", "/a?b", "/a#b", "/a*", "/a b", "/é", "/%7Euser", "/a/../b", "/..", "/a%2Fb", "/a\\b", "/a%",
+            "/%c3",
+        ] {
             assert!(path_prefix(bad).is_err(), "{bad}");
         }
     }
@@ -209,8 +236,22 @@ mod tests {
             assert_eq!(endpoint(text).unwrap().to_string(), want);
         }
         for bad in [
-            "", "10.0.1.10", "10.0.1.10:0", "10.0.1.10:65536", "10.0.1:80", "10.0.1.256:80", "2001:db8::1", "a b:80", ":80", "a:",
-            "a:+80", "http://a:80", "0.0.0.0:80", "[::]:80", "224.0.0.1:80", "a:80/x",
+            "",
+            "10.0.1.10",
+            "10.0.1.10:0",
+            "10.0.1.10:65536",
+            "10.0.1:80",
+            "10.0.1.256:80",
+            "2001:db8::1",
+            "a b:80",
+            ":80",
+            "a:",
+            "a:+80",
+            "http://a:80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "224.0.0.1:80",
+            "a:80/x",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");
         }

@@ -41,25 +41,43 @@ pub(crate) struct Text<'a> {
 impl<'a> Section<'a> {
     /// The root of the configuration.
     pub(crate) fn root(table: &'a Table, place: Place, scribe: &'a Scribe) -> Section<'a> {
-        Section { table: Some(table), place, name: String::new(), pattern: String::new(), asked: RefCell::default(), scribe }
-    }
-
-    /// A table that belongs to this one under a name of the operator's, or as an item of a list.
-    pub(crate) fn named(&self, name: &str, entry_place: Place, node: &'a Node) -> Option<Section<'a>> {
-        let section = |table, name, place| Section {
+        Section {
             table: Some(table),
             place,
-            name,
-            pattern: join(&self.pattern, "*"),
+            name: String::new(),
+            pattern: String::new(),
             asked: RefCell::default(),
-            scribe: self.scribe,
-        };
+            scribe,
+        }
+    }
+
+    /// A table that belongs to this one under a name of the operator's.
+    pub(crate) fn named(&self, name: &str, entry_place: Place, node: &'a Node) -> Option<Section<'a>> {
         match &node.value {
-            Value::Table(table) => Some(section(table, join(&self.name, name), entry_place)),
+            Value::Table(table) => Some(Section {
+                table: Some(table),
+                place: entry_place,
+                name: join(&self.name, name),
+                pattern: join(&self.pattern, "*"),
+                asked: RefCell::default(),
+                scribe: self.scribe,
+            }),
             _ => {
                 self.wrong(node, &join(&self.name, name), "a table", None);
                 None
             }
+        }
+    }
+
+    /// A table that is an item of the list under `key`.
+    pub(crate) fn item(&self, key: &str, table: &'a Table, place: Place) -> Section<'a> {
+        Section {
+            table: Some(table),
+            place,
+            name: join(&self.name, key),
+            pattern: join(&self.pattern, key),
+            asked: RefCell::default(),
+            scribe: self.scribe,
         }
     }
 
@@ -92,14 +110,7 @@ impl<'a> Section<'a> {
             return Vec::new();
         };
         let section = |item: &'a Node| match &item.value {
-            Value::Table(table) => Some(Section {
-                table: Some(table),
-                place: item.place,
-                name: join(&self.name, key),
-                pattern: join(&self.pattern, key),
-                asked: RefCell::default(),
-                scribe: self.scribe,
-            }),
+            Value::Table(table) => Some(self.item(key, table, item.place)),
             _ => {
                 self.wrong(item, &format!("an item of `{key}`"), "a table", None);
                 None
@@ -149,7 +160,7 @@ impl<'a> Section<'a> {
         let found = match &node.value {
             Value::Unknown => return,
             Value::Table(_) => "a table".to_owned(),
-            Value::Array { .. } => "a list".to_owned(),
+            Value::Array { tables: true, .. } => "a list of tables".to_owned(),
             _ => format!("`{}`", self.scribe.written(node.place)),
         };
         let what = if what.contains(' ') { what.to_owned() } else { format!("`{what}`") };
@@ -268,6 +279,9 @@ impl<'a> Section<'a> {
                 let hint = format!("durations are texts with a unit, as in `\"{}s\"`", number.clamp(&1, &30));
                 self.wrong(node, key, &expected, Some(&hint));
             }
+            Value::Float(_) => {
+                self.wrong(node, key, &expected, Some("durations are texts with a unit, as in `\"1500ms\"`"))
+            }
             _ => self.wrong(node, key, &expected, None),
         }
         default
@@ -358,7 +372,8 @@ impl<'a> Section<'a> {
                     self.later(entry.place, &format!("`{}`", entry.key), key.area).hint(hint);
                 }
                 None => {
-                    let later = later::KEYS.iter().filter_map(|key| key.path.strip_prefix(&self.pattern)?.strip_prefix('.'));
+                    let later =
+                        later::KEYS.iter().filter_map(|key| key.path.strip_prefix(&self.pattern)?.strip_prefix('.'));
                     let known = asked.iter().copied().chain(later.filter(|key| !key.contains('.')));
                     let of = if self.name.is_empty() { String::new() } else { format!(" in `{}`", self.name) };
                     self.scribe
@@ -370,9 +385,9 @@ impl<'a> Section<'a> {
     }
 }
 
-/// At most 80 characters of a name, for a message.
+/// At most 200 characters of what an operator wrote, for a message.
 pub(crate) fn cut(name: &str) -> String {
-    match name.char_indices().nth(80) {
+    match name.char_indices().nth(200) {
         Some((at, _)) => format!("{}…", &name[..at]),
         None => name.to_owned(),
     }
@@ -395,7 +410,13 @@ fn one_of(words: impl DoubleEndedIterator<Item = impl Display> + ExactSizeIterat
     let last = words.len().saturating_sub(1);
     let mut out = String::new();
     for (n, word) in words.enumerate() {
-        out.push_str(if n == 0 { "" } else if n == last { " or " } else { ", " });
+        out.push_str(if n == 0 {
+            ""
+        } else if n == last {
+            " or "
+        } else {
+            ", "
+        });
         out.push_str(&format!("`\"{word}\"`"));
     }
     out

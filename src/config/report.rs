@@ -284,14 +284,8 @@ mod tests {
 
     #[test]
     fn counts_are_in_words() {
-        let finding = |severity| Finding {
-            severity,
-            file: "f".into(),
-            mark: None,
-            message: "m".into(),
-            note: None,
-            hint: None,
-        };
+        let finding =
+            |severity| Finding { severity, file: "f".into(), mark: None, message: "m".into(), note: None, hint: None };
         assert_eq!(Report::new(vec![finding(Severity::Error)], 0).counts(), "1 error");
         let report = Report::new((0..1200).map(|_| finding(Severity::Warning)).collect(), 0);
         assert_eq!((report.iter().count(), report.warnings()), (1000, 1200));

@@ -122,7 +122,11 @@ impl Scribe {
 
     /// Writes a warning.
     pub(crate) fn warning(&self, place: Place, message: impl Into<String>) -> Written<'_> {
-        if self.partial { Written { scribe: self, index: None } } else { self.write(Severity::Warning, place, message.into()) }
+        if self.partial {
+            Written { scribe: self, index: None }
+        } else {
+            self.write(Severity::Warning, place, message.into())
+        }
     }
 
     /// Writes an error that something is missing, unless a part of the configuration could not be read.

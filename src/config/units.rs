@@ -25,10 +25,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
             return Err("each unit once, the larger one first, as in `1m30s`");
         }
         last = *ms;
-        total_ms = number
-            .checked_mul(*ms)
-            .and_then(|part| total_ms.checked_add(part))
-            .ok_or("it is too long to be a time")?;
+        total_ms =
+            number.checked_mul(*ms).and_then(|part| total_ms.checked_add(part)).ok_or("it is too long to be a time")?;
         rest = after;
     }
     Ok(Duration::from_millis(total_ms))
@@ -121,11 +119,26 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms) in [("300ms", 300), ("1s", 1000), ("5m", 300_000), ("1m30s", 90_000), ("0s", 0), ("24h", 86_400_000)] {
+        for (text, ms) in
+            [("300ms", 300), ("1s", 1000), ("5m", 300_000), ("1m30s", 90_000), ("0s", 0), ("24h", 86_400_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
             assert_eq!(duration(&show_duration(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for bad in ["", "5", "s", "1.5s", "-1s", "1s1m", "1s1s", "1 s", "1S", "99999999999999999999h", "18446744073709551615h", "1d"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "1.5s",
+            "-1s",
+            "1s1m",
+            "1s1s",
+            "1 s",
+            "1S",
+            "99999999999999999999h",
+            "18446744073709551615h",
+            "1d",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(show_duration(Duration::from_millis(90_500)), "1m30s500ms");

@@ -101,7 +101,8 @@ impl Router {
         let every = || self.every.as_ref();
         let Some(host) = comparable(host) else { return every() };
         // Each suffix once, the longest first.
-        let below = || std::iter::successors(suffix_of(&host), |rest| suffix_of(rest)).find_map(|s| self.wildcard.get(s));
+        let below =
+            || std::iter::successors(suffix_of(&host), |rest| suffix_of(rest)).find_map(|s| self.wildcard.get(s));
         self.exact.get(&host).or_else(below).or_else(every)
     }
 }
@@ -397,8 +398,22 @@ mod tests {
     fn hidden_delimiters_and_escapes_from_the_root_are_refused() {
         let router = router(&[(&[], &["/"]), (&[], &["/api"]), (&[], &["/api/v1"])]);
         for path in [
-            "/..", "/a/../..", "/%2e%2e/x", "/.%2e", "*", "x", "http://x/", "/api%2fv1", "/api%2Fx", "/api%5cx", "/api\\x",
-            "/api/v1%00", "/x%2f..%2fapi", "/api/x%2f..%2f..%2fy", "/x%2f..%2f..%2f..", "/api/v1/%2e%2e%2f%2e%2e%2fx",
+            "/..",
+            "/a/../..",
+            "/%2e%2e/x",
+            "/.%2e",
+            "*",
+            "x",
+            "http://x/",
+            "/api%2fv1",
+            "/api%2Fx",
+            "/api%5cx",
+            "/api\\x",
+            "/api/v1%00",
+            "/x%2f..%2fapi",
+            "/api/x%2f..%2f..%2fy",
+            "/x%2f..%2f..%2f..",
+            "/api/v1/%2e%2e%2f%2e%2e%2fx",
         ] {
             assert_eq!(router.route("h", path), Err(NoRoute::BadPath), "{path}");
         }
@@ -410,7 +425,8 @@ mod tests {
 
     #[test]
     fn many_hosts_are_told_apart() {
-        let hosts: Vec<Vec<String>> = (0..1000).map(|n| vec![format!("h{n}.example"), format!("*.h{n}.example")]).collect();
+        let hosts: Vec<Vec<String>> =
+            (0..1000).map(|n| vec![format!("h{n}.example"), format!("*.h{n}.example")]).collect();
         let paths = strings(&["/"]);
         let services = hosts.iter().enumerate();
         let router = Router::new(services.map(|(n, hosts)| (ServiceId(n as u16), hosts.as_slice(), paths.as_slice())));
@@ -431,9 +447,13 @@ mod tests {
 
     /// Pieces that paths are attacked with, in any order.
     fn paths() -> impl Strategy<Value = String> {
-        let pieces = ["/", ".", "..", "/..", "%2e", "%2E%2e", "%2f", "%5c", "%00", "%", "%2", "a", "api", "é", "%25", "\\", "%c3", "65", "v1"];
+        let pieces = [
+            "/", ".", "..", "/..", "%2e", "%2E%2e", "%2f", "%5c", "%00", "%", "%2", "a", "api", "é", "%25", "\\",
+            "%c3", "65", "v1",
+        ];
         prop_oneof![
-            proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..12).prop_map(|list| format!("/{}", list.concat())),
+            proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..12)
+                .prop_map(|list| format!("/{}", list.concat())),
             any::<String>(),
         ]
     }

@@ -16,7 +16,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
     let (listen, mut taken) = listen(root, context);
     let (admin, admin_socket) = admin(root.table("admin"), &mut taken, context);
-    super::refuse_twice(&taken, "this address", context.scribe);
+    refuse_collisions(&taken, context);
     let process = root.table("process");
     let threads = process.integer("threads", 0u32, 0..=1024) as usize;
     let drain_delay = process.duration("drain_delay", Duration::ZERO, Duration::ZERO..=HOUR);
@@ -70,7 +70,12 @@ fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> (Opt
         }
         None => {
             let address = SocketAddr::from(([127, 0, 0, 1], 9180));
-            taken.push((address, section.place));
+            if let Some((_, place)) = taken.iter().find(|(other, _)| collide(*other, address)) {
+                context
+                    .scribe
+                    .error(*place, format!("this address is taken by `[admin]`, which listens on {address} by default"))
+                    .hint("choose another one, or set `address` in `[admin]` (`\"\"` turns it off)");
+            }
             Some(address)
         }
     };
@@ -78,6 +83,20 @@ fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> (Opt
     let socket = path(&section, "socket", context).or_else(default);
     section.finish();
     (address, socket)
+}
+
+/// Whether two listeners cannot both have their address.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let either_is_all = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && (a.ip() == b.ip() || a.is_ipv4() == b.is_ipv4() && either_is_all)
+}
+
+fn refuse_collisions(taken: &Taken, context: &Context<'_>) {
+    for (n, (address, place)) in taken.iter().enumerate() {
+        if let Some((_, first)) = taken[..n].iter().find(|(other, _)| collide(*other, *address)) {
+            context.scribe.error(*place, "this address is taken already").also("by the one at", *first);
+        }
+    }
 }
 
 fn socket(section: &Section<'_>, text: Text<'_>) -> Option<SocketAddr> {
@@ -93,7 +112,8 @@ fn socket(section: &Section<'_>, text: Text<'_>) -> Option<SocketAddr> {
         _ => "write an IP address and a port, as in `\"0.0.0.0:8080\"` or `\"[::]:8080\"`".to_owned(),
     };
     let found = section.scribe.written(text.place);
-    let written = section.scribe.error(text.place, format!("`address` must be an IP address and a port, not `{found}`"));
+    let written =
+        section.scribe.error(text.place, format!("`address` must be an IP address and a port, not `{found}`"));
     if !text.secret {
         written.hint(hint);
     }

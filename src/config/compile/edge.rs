@@ -13,10 +13,7 @@ pub(super) fn pop(section: &Section<'_>, context: &Context<'_>) -> (String, Opti
     let name = match section.text("name") {
         Some(text) => {
             if !names::is_plain(text.value) {
-                let why = names::Refused {
-                    expected: "1 to 63 letters, digits, `-`, `_` and `.`",
-                    hint: None,
-                };
+                let why = names::Refused { expected: "1 to 63 letters, digits, `-`, `_` and `.`", hint: None };
                 section.refused(text, "name", &why);
             }
             text.value.to_owned()

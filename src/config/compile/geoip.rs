@@ -81,12 +81,18 @@ fn networks(section: &Section<'_>, regions: &Regions<'_>, context: &Context<'_>)
             Ok(prefix) if Canonical::new(prefix.first()).ip() != prefix.first() => {
                 context
                     .scribe
-                    .error(entry.place, format!("`{prefix}` can never match: these clients are known by the IPv4 address inside"))
+                    .error(
+                        entry.place,
+                        format!("`{prefix}` can never match: these clients are known by the IPv4 address inside"),
+                    )
                     .hint("write the IPv4 network");
             }
             Ok(prefix) => {
                 if let Some(first) = seen.insert(prefix, entry.place) {
-                    context.scribe.error(entry.place, format!("the network `{prefix}` is listed twice")).also("first at", first);
+                    context
+                        .scribe
+                        .error(entry.place, format!("the network `{prefix}` is listed twice"))
+                        .also("first at", first);
                 }
                 list.extend(region.map(|region| (prefix, region)));
             }

@@ -14,9 +14,6 @@ enum Kind {
     None,
 }
 
-/// Keys that mean something for HTTP probes only.
-const HTTP_ONLY: [&str; 6] = ["path", "status", "body", "host", "method", "headers"];
-
 /// An absent table means no probes: with defaults in its place a service without `/healthz` would be down from the start.
 pub(super) fn health(section: Section<'_>) -> HealthPolicy {
     let ms = Duration::from_millis;
@@ -67,11 +64,6 @@ fn warn(section: &Section<'_>, kind: Kind, policy: &HealthPolicy) {
             .warning(section.place_of("fast_interval"), "`fast_interval` is longer than `interval`")
             .hint("it is the pace between verdicts, when it is urgent to know");
     }
-    if kind == Kind::Tcp {
-        for key in HTTP_ONLY.into_iter().filter(|key| section.has(key)) {
-            section.scribe.warning(section.place_of(key), format!("`{key}` means nothing with `kind = \"tcp\"`"));
-        }
-    }
 }
 
 fn http(section: &Section<'_>) -> Probe {
@@ -82,13 +74,21 @@ fn http(section: &Section<'_>) -> Probe {
         }
         text => text.map_or(default, |text| text.value).to_owned(),
     };
-    let path = checked("path", "/healthz", names::is_target, "a path that begins with `/`, percent-encoded where needed");
+    let path =
+        checked("path", "/healthz", names::is_target, "a path that begins with `/`, percent-encoded where needed");
     let method = checked("method", "GET", is_method, "a method such as `\"GET\"` or `\"HEAD\"`");
     let body = checked("body", "", |text| text.len() <= 1024, "a text of at most 1024 bytes");
     if method == "HEAD" && !body.is_empty() {
         section.scribe.error(section.place_of("body"), "`body` cannot be found: an answer to `HEAD` has none");
     }
-    Probe::Http { path, method, host: host(section), headers: headers(&section.table("headers")), status: status(section), body }
+    Probe::Http {
+        path,
+        method,
+        host: host(section),
+        headers: headers(&section.table("headers")),
+        status: status(section),
+        body,
+    }
 }
 
 /// Anything but `CONNECT`, which would ask for a tunnel.
@@ -118,7 +118,9 @@ fn headers(section: &Section<'_>) -> Vec<(String, String)> {
             let hint = if name == "host" { "use the key `host` beside `headers`" } else { "leave it out" };
             section.scribe.error(entry.place, format!("`{name}` is written by the probe itself")).hint(hint);
         }
-        let Some(text) = section.text_of(&entry.node, "the value of a header field", "a text in quotes") else { continue };
+        let Some(text) = section.text_of(&entry.node, "the value of a header field", "a text in quotes") else {
+            continue;
+        };
         if !names::is_field_value(text.value) {
             let expected = "visible ASCII without space at its ends";
             section.refused(text, "the value of a header field", &Refused { expected, hint: None });
@@ -136,7 +138,10 @@ fn status(section: &Section<'_>) -> Vec<(u16, u16)> {
     }
     let items = section.items("status");
     if super::is_empty_list(section, "status") {
-        section.scribe.error(section.place_of("status"), "`status` is empty: no answer would ever pass").hint("write `status = [\"200-299\"]`");
+        section
+            .scribe
+            .error(section.place_of("status"), "`status` is empty: no answer would ever pass")
+            .hint("write `status = [\"200-299\"]`");
     }
     let list: Vec<_> = items.iter().filter_map(|node| status_range(section, node)).collect();
     if list.is_empty() { default } else { list }

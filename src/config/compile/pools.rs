@@ -24,12 +24,19 @@ pub(super) struct Draft {
     pub(super) dial_place: Place,
 }
 
-/// The pools of one service, in the order of the regions.
-pub(super) fn pools(section: &Section<'_>, dial: (u8, Place), regions: &Regions<'_>, context: &Context<'_>) -> Vec<Draft> {
+/// The pools of one service, in the order of the regions, and whether every region they name exists.
+pub(super) fn pools(
+    section: &Section<'_>,
+    dial: (u8, Place),
+    regions: &Regions<'_>,
+    context: &Context<'_>,
+) -> (Vec<Draft>, bool) {
     let mut drafts: Vec<Draft> = Vec::new();
+    let mut complete = true;
     for entry in section.entries() {
         let name = Text { value: &entry.key, place: entry.place, secret: false };
         let region = regions.named(name, context);
+        complete &= region.is_some();
         let Some(pool) = section.named(&entry.key, entry.place, &entry.node) else { continue };
         let draft = Draft {
             region: region.unwrap_or(RegionId(0)),
@@ -43,7 +50,7 @@ pub(super) fn pools(section: &Section<'_>, dial: (u8, Place), regions: &Regions<
         drafts.extend(region.is_some().then_some(draft));
     }
     drafts.sort_by_key(|draft| draft.region);
-    drafts
+    (drafts, complete)
 }
 
 fn endpoints(pool: &Section<'_>, context: &Context<'_>) -> Vec<EndpointSpec> {
@@ -56,7 +63,8 @@ fn endpoints(pool: &Section<'_>, context: &Context<'_>) -> Vec<EndpointSpec> {
             .hint("to take no traffic, set `weight = 0` or the region's `state`");
     }
     if let Some(node) = items.get(MOST_ENDPOINTS) {
-        pool.scribe.error(node.place, format!("a pool can have at most {MOST_ENDPOINTS} endpoints, not {}", items.len()));
+        pool.scribe
+            .error(node.place, format!("a pool can have at most {MOST_ENDPOINTS} endpoints, not {}", items.len()));
         return Vec::new();
     }
     let (mut list, mut seen) = (Vec::new(), Vec::new());
@@ -75,11 +83,11 @@ fn endpoints(pool: &Section<'_>, context: &Context<'_>) -> Vec<EndpointSpec> {
     list
 }
 
-fn endpoint(pool: &Section<'_>, node: &Node) -> Option<(EndpointSpec, Place)> {
+fn endpoint<'a>(pool: &Section<'a>, node: &'a Node) -> Option<(EndpointSpec, Place)> {
     const WHAT: &str = "an endpoint";
     match &node.value {
-        Value::Table(_) => {
-            let section = pool.named(WHAT, node.place, node)?;
+        Value::Table(table) => {
+            let section = pool.item("endpoints", table, node.place);
             let text = section.text("address");
             if !section.has("address") {
                 section.missing("`address` of this endpoint", "write `{ address = \"10.0.1.10:8080\", weight = 2 }`");

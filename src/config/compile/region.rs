@@ -1,5 +1,6 @@
 //! `[regions.*]`, and looking regions up by name.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::config::compile::Context;
@@ -13,13 +14,24 @@ use crate::steering::fleet::{Intent, MAX_REGIONS, Region, RegionId};
 pub(super) struct Regions<'a> {
     pub(super) list: Vec<Region>,
     places: Vec<Place>,
+    /// Whether a location is written, good or not.
+    has_location: Vec<bool>,
     by_name: HashMap<&'a str, RegionId>,
+    /// Whether a name was looked up that does not exist: the region meant by it is in use.
+    mistaken: Cell<bool>,
 }
 
-pub(super) fn regions<'a>(section: &Section<'a>, context: &Context<'_>) -> Regions<'a> {
-    let mut regions = Regions { list: Vec::new(), places: Vec::new(), by_name: HashMap::new() };
+pub(super) fn regions<'a>(root: &Section<'a>, context: &Context<'_>) -> Regions<'a> {
+    let section = root.table("regions");
+    let mut regions = Regions {
+        list: Vec::new(),
+        places: Vec::new(),
+        has_location: Vec::new(),
+        by_name: HashMap::new(),
+        mistaken: Cell::new(false),
+    };
     let entries = section.entries();
-    if entries.is_empty() {
+    if entries.is_empty() && (section.is_present() || !root.has("regions")) {
         context
             .scribe
             .file_error(0, true, "no region is configured: at least one is needed")
@@ -31,6 +43,7 @@ pub(super) fn regions<'a>(section: &Section<'a>, context: &Context<'_>) -> Regio
     for (entry, id) in entries.iter().take(MAX_REGIONS).zip(0u8..) {
         super::check_name(&entry.key, entry.place, "region", context.scribe);
         let region = section.named(&entry.key, entry.place, &entry.node);
+        regions.has_location.push(region.as_ref().is_none_or(|region| region.has("location")));
         regions.list.push(region.map_or_else(|| unread(&entry.key), |region| read(&entry.key, region)));
         regions.places.push(entry.place);
         regions.by_name.insert(&entry.key, RegionId(id));
@@ -60,6 +73,10 @@ impl Regions<'_> {
     pub(super) fn named(&self, name: Text<'_>, context: &Context<'_>) -> Option<RegionId> {
         let found = self.by_name.get(name.value).copied();
         if found.is_none() {
+            self.mistaken.set(true);
+        }
+        // Without any region that is the mistake, and it was reported.
+        if found.is_none() && !self.list.is_empty() {
             let shown = if name.secret { context.scribe.written(name.place) } else { cut(name.value) };
             let meant = meant(name.value, self.list.iter().map(|region| region.name.as_str()));
             context
@@ -70,6 +87,11 @@ impl Regions<'_> {
         found
     }
 
+    /// Whether no location is written for a region.
+    pub(super) fn is_nowhere(&self, id: RegionId) -> bool {
+        !self.has_location[id.index()]
+    }
+
     /// Where a region is written.
     pub(super) fn place(&self, id: RegionId) -> Place {
         self.places[id.index()]
@@ -78,7 +100,7 @@ impl Regions<'_> {
 
 /// Warns of regions that no service uses.
 pub(super) fn warn_unused(regions: &Regions<'_>, fleet: &Fleet, context: &Context<'_>) {
-    if fleet.services.is_empty() {
+    if fleet.services.is_empty() || regions.mistaken.get() {
         return;
     }
     for (region, place) in regions.list.iter().zip(&regions.places) {

@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::config::compile::areas::{self, Own};
 use crate::config::compile::pools::{self, Draft};
 use crate::config::compile::region::Regions;
 use crate::config::compile::{Context, health};
-use crate::config::file::{Node, Value};
 use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
-use crate::geo::Area;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Draw, Failback, Fleet, HostRule, Panic, Pin, Pool, PoolId, Probe, RegionId, RegionSet, Residency, RetryPolicy,
-    Service, ServiceId, Steering, Timeouts, Upstream,
+    Draw, Failback, Fleet, HostRule, Panic, Pool, PoolId, Probe, RegionSet, RetryPolicy, Service, ServiceId, Steering,
+    Timeouts, Upstream,
 };
 use crate::steering::route::Router;
 
@@ -41,16 +40,19 @@ struct Routes {
 }
 
 /// Fills in the fleet's services, pools and router.
-pub(super) fn services(section: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+    let section = root.table("services");
     let entries = section.entries();
-    if entries.is_empty() {
+    if entries.is_empty() && (section.is_present() || !root.has("services")) {
         context
             .scribe
             .file_error(0, true, "no service is configured: at least one is needed")
             .hint("add `[services.NAME.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`");
     }
     if let Some(entry) = entries.get(MOST_SERVICES) {
-        context.scribe.error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
+        context
+            .scribe
+            .error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
         return;
     }
     let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
@@ -87,8 +89,10 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
                     // Within one service it was reported as an entry listed twice.
                     Some((other, _)) if other == name => {}
                     Some((other, first)) => {
-                        let host = if every { "every host".to_owned() } else { format!("host `{host}`") };
-                        let what = format!("{host} with path `{path}` belongs to service `{other}` already");
+                        let host = if every { "every host" } else { "this host" };
+                        // As written: it may hold a variable. The default is not written.
+                        let path = if path == "/" { "\"/\"".to_owned() } else { context.scribe.written(*path_place) };
+                        let what = format!("{host} with path {path} belongs to service `{other}` already");
                         context.scribe.error(place, what).also("there at", *first);
                     }
                     None => {
@@ -99,39 +103,40 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
         }
     }
     let plain = |list: &[(String, Place)]| list.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
-    let owned: Vec<_> = routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
+    let owned: Vec<_> =
+        routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
 fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: &Context<'_>) -> Read {
     let dial: u8 = section.integer("dial", 100, 0..=100);
     let pools_section = section.table("pools");
-    let pools = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
-    if pools_section.entries().is_empty() {
+    let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
+    if pools_section.entries().is_empty() && (pools_section.is_present() || !section.has("pools")) {
         let hint = format!("add `[{}.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`", section.name);
-        section.missing(&format!("a pool of `{}`", section.name), &hint);
+        context
+            .scribe
+            .absent(section.place, format!("`{}` has no pool: nothing could serve it", section.name))
+            .hint(hint);
     }
     let members: RegionSet = pools.iter().map(|pool| pool.region).collect();
-    let own = Own { regions, members, context };
+    let own = Own { regions, members, complete, context };
     let band_km = section.number("band_km", 500.0, 0.0..=20_038.0);
     let steering = match section.choice("steering", 0, &[("nearest", 0), ("split", 1), ("band", 2)]) {
         0 => Steering::Nearest,
         1 => Steering::Split,
         _ => Steering::Band(band_km),
     };
-    if section.has("band_km") && !matches!(steering, Steering::Band(_)) {
-        context.scribe.warning(section.place_of("band_km"), "`band_km` means nothing without `steering = \"band\"`");
-    }
     let routes = hosts(&section).zip(paths(&section)).map(|(hosts, paths)| Routes { hosts, paths });
     let draw = [("network", Draw::Network), ("address", Draw::Address), ("request", Draw::Request)];
-    let residency = residency(&section, &own);
+    let residency = areas::residency(&section, &own);
     let unknown_allowed = section.choice("unknown", false, &[("deny", false), ("allow", true)]);
     let draw = section.choice("draw", Draw::Network, &draw);
     let panic = section.choice("panic", Panic::Serve, &[("serve", Panic::Serve), ("refuse", Panic::Refuse)]);
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
-    let pins = pins(&section.table("pins"), &own);
+    let pins = areas::pins(&section.table("pins"), &own);
     let health_section = section.table("health");
     let health_place = health_section.place;
     let health = health::health(health_section);
@@ -168,18 +173,26 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
     let several = pools.len() > 1;
     if several && service.health.probe == Probe::None {
         scribe
-            .warning(health_place, format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name))
+            .warning(
+                health_place,
+                format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
+            )
             .hint(format!("add `[services.{}.health]`", service.name));
     }
     if !pools.is_empty() && service.weighted.is_empty() {
-        scribe
-            .warning(pools[0].weight_place, format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name));
+        scribe.warning(
+            pools[0].weight_place,
+            format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
+        );
     }
     if several && !matches!(service.steering, Steering::Split) {
-        for pool in pools.iter().filter(|pool| own.regions.list[pool.region.index()].location.is_none()) {
+        for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
             let name = &own.regions.list[pool.region.index()].name;
             scribe
-                .warning(own.regions.place(pool.region), format!("region `{name}` has no location: for `{}` it comes last", service.name))
+                .warning(
+                    own.regions.place(pool.region),
+                    format!("region `{name}` has no location: for `{}` it comes last", service.name),
+                )
                 .hint("add `location = [latitude, longitude]`");
         }
     }
@@ -188,7 +201,10 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
         && let Some(other) = positive.find(|pool| pool.weight != first.weight)
     {
         scribe
-            .warning(other.weight_place, "weights differ, but `steering = \"nearest\"` only asks whether they are above 0")
+            .warning(
+                other.weight_place,
+                "weights differ, but `steering = \"nearest\"` only asks whether they are above 0",
+            )
             .hint("use `steering = \"split\"` or `\"band\"`, or a `dial`");
     }
     if let Steering::Split = service.steering {
@@ -200,135 +216,6 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
                 .hint("change the `weight` instead");
         }
     }
-}
-
-/// The regions of one service.
-struct Own<'a, 'b> {
-    regions: &'a Regions<'b>,
-    members: RegionSet,
-    context: &'a Context<'a>,
-}
-
-impl Own<'_, '_> {
-    /// A region that must have a pool in this service.
-    fn member(&self, name: Text<'_>) -> Option<RegionId> {
-        let id = self.regions.named(name, self.context)?;
-        if !self.members.contains(id) {
-            let shown = self.context.scribe.written(name.place);
-            self.context
-                .scribe
-                .absent(name.place, format!("region `{shown}` has no pool in this service"))
-                .hint("add its `pools` table, or take the region out here");
-        }
-        Some(id)
-    }
-
-    /// The items of a list of regions, each of which must have a pool in this service, and where the list is.
-    fn list(&self, section: &Section<'_>, node: &Node, what: &str) -> Vec<(RegionId, Place)> {
-        let Value::Array { items, .. } = &node.value else {
-            section.wrong(node, what, "a list of regions, such as `[\"eu-west\"]`", None);
-            return Vec::new();
-        };
-        if items.is_empty() {
-            self.context.scribe.error(node.place, format!("{what} is empty: name at least one region"));
-        }
-        let texts = items.iter().filter_map(|item| section.text_of(item, "a region", "a name in quotes"));
-        let list: Vec<_> = texts.filter_map(|text| Some((self.member(text)?, text.place))).collect();
-        super::refuse_twice(&list, "this region", self.context.scribe);
-        list
-    }
-}
-
-fn area(section: &Section<'_>, text: Text<'_>) -> Option<Area> {
-    match text.value.parse() {
-        Ok(area) => Some(area),
-        Err(_) if text.secret => {
-            let expected = "an area such as `continent:EU`, `country:FR` or `subdivision:US-CA`";
-            section.refused(text, "this", &names::Refused { expected, hint: None });
-            None
-        }
-        Err(why) => {
-            section.scribe.error(text.place, crate::config::reader::cut(&why));
-            None
-        }
-    }
-}
-
-fn residency(section: &Section<'_>, own: &Own<'_, '_>) -> Vec<Residency> {
-    let mut rules: Vec<(Residency, Place)> = Vec::new();
-    for rule in section.tables("residency") {
-        let mut from: Vec<(Area, Place)> = Vec::new();
-        for text in rule.texts("from", "an area") {
-            from.extend(area(&rule, text).map(|area| (area, text.place)));
-        }
-        super::refuse_twice(&from, "this area", own.context.scribe);
-        if !rule.has("from") || super::is_empty_list(&rule, "from") {
-            rule.missing("`from` of this residency rule", "write `from = [\"continent:EU\"]`");
-        }
-        let to = match rule.node("to") {
-            Some(node) => own.list(&rule, node, "`to`"),
-            None => {
-                rule.missing("`to` of this residency rule", "write `to = [\"eu-west\"]`");
-                Vec::new()
-            }
-        };
-        let place = rule.place_of("to");
-        rule.finish();
-        let from = from.into_iter().map(|(area, _)| area).collect();
-        rules.push((Residency { from, to: to.into_iter().map(|(region, _)| region).collect() }, place));
-    }
-    warn_residency(&rules, own);
-    rules.into_iter().map(|(rule, _)| rule).collect()
-}
-
-/// For each area of each rule: what all rules that surely cover it leave. A continent's rule covers its countries too, but which
-/// country is where is geo data, so only rules that name the area or its country count here.
-fn warn_residency(rules: &[(Residency, Place)], own: &Own<'_, '_>) {
-    for (n, (rule, place)) in rules.iter().enumerate() {
-        let left = |area: &Area| {
-            let covering = rules.iter().filter(|(other, _)| other.from.iter().any(|wide| covers(wide, area)));
-            covering.fold(own.members, |left, (other, _)| left.and(other.to))
-        };
-        let Some((area, left)) = rule.from.iter().map(|area| (area, left(area))).min_by_key(|(_, left)| left.len()) else {
-            continue;
-        };
-        if rule.to.is_empty() || own.members.len() < 2 {
-            continue;
-        }
-        if left.is_empty() {
-            let message = format!("the residency rules together leave no region for `{area}`");
-            own.context.scribe.error(*place, message);
-        } else if left.len() == 1 && (n == 0 || !rules[..n].iter().any(|(other, _)| other.to == rule.to && other.from.contains(area))) {
-            own.context
-                .scribe
-                .warning(*place, format!("one lost region leaves clients from `{area}` without any"))
-                .hint("name a second region that may serve them");
-        }
-    }
-}
-
-fn covers(wide: &Area, narrow: &Area) -> bool {
-    wide == narrow || matches!((wide, narrow), (Area::Country(a), Area::Subdivision(b, _)) if a == b)
-}
-
-fn pins(section: &Section<'_>, own: &Own<'_, '_>) -> Vec<Pin> {
-    let (mut pins, mut seen) = (Vec::new(), Vec::new());
-    for entry in section.entries() {
-        let area = area(section, Text { value: &entry.key, place: entry.place, secret: false });
-        let to = own.list(section, &entry.node, "a pin");
-        if let Some(area) = area {
-            seen.push((area, entry.place));
-            pins.push(Pin { area, to: to.into_iter().map(|(region, _)| region).collect() });
-        }
-    }
-    super::refuse_twice(&seen, "this area", own.context.scribe);
-    // Narrowest kind first; `Area` is ordered from the widest.
-    pins.sort_by_key(|pin| match pin.area {
-        Area::Subdivision(..) => 0,
-        Area::Country(_) => 1,
-        Area::Continent(_) => 2,
-    });
-    pins
 }
 
 /// `None` when one was refused: an empty list would stand for every host.
@@ -343,7 +230,8 @@ fn paths(section: &Section<'_>) -> Option<Vec<(String, Place)>> {
         return Some(vec![("/".to_owned(), section.place)]);
     }
     if super::is_empty_list(section, "paths") {
-        let written = section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
+        let written =
+            section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
         written.hint("leave it out for every path");
         return None;
     }
@@ -358,7 +246,9 @@ fn all_of(
     what: &str,
 ) -> Option<Vec<(String, Place)>> {
     if let Some(text) = texts.get(MOST_ROUTES) {
-        section.scribe.error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
+        section
+            .scribe
+            .error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
         return None;
     }
     let mut list = Vec::new();
