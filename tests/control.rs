@@ -39,7 +39,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A configuration of regions, and services with an endpoint in each of them.
 fn config(services: &[(&str, &[(&str, &str)])], health: &str) -> String {
-    let mut text = "[[listen]]\naddress = \"127.0.0.1:0\"\n[geoip]\ndatabases = []\n".to_owned();
+    let mut text = "[[listen]]\naddress = \"127.0.0.1:0\"\n".to_owned();
     let mut regions: Vec<_> = services.iter().flat_map(|(_, pools)| pools.iter().map(|(region, _)| *region)).collect();
     regions.sort();
     regions.dedup();
@@ -55,6 +55,9 @@ fn config(services: &[(&str, &[(&str, &str)])], health: &str) -> String {
     }
     text
 }
+
+/// For tests that do not look at places: the builtin database takes its time to be compiled.
+const NO_DATA: &str = "\n[geoip]\ndatabases = []\n";
 
 const UNPROBED: &str = "kind = \"none\"";
 
@@ -309,7 +312,7 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     c.healthy.store(false, Ordering::Relaxed);
     let addresses = [&a, &b, &c].map(|origin| origin.address.to_string());
     let pools = [("a", addresses[0].as_str()), ("b", addresses[1].as_str()), ("c", addresses[2].as_str())];
-    fs::write(&path, config(&[("web", &pools)], QUICK)).unwrap();
+    fs::write(&path, config(&[("web", &pools)], QUICK) + NO_DATA).unwrap();
     let mut stage = Stage::new(&path).await;
     assert!(!stage.reader.is_ready());
     tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
@@ -341,15 +344,15 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     assert_eq!(page.value("meridian_region_state{region=\"b\",service=\"web\",state=\"down\"}"), Some(1.0));
 
     // A long interval, then a short one again: nobody sleeps out the long one.
-    fs::write(&path, config(&[("web", &pools)], &QUICK.replace("50ms", "1h"))).unwrap();
+    fs::write(&path, config(&[("web", &pools)], &QUICK.replace("50ms", "1h")) + NO_DATA).unwrap();
     stage.publish(&path).await;
-    fs::write(&path, config(&[("web", &pools)], QUICK)).unwrap();
+    fs::write(&path, config(&[("web", &pools)], QUICK) + NO_DATA).unwrap();
     stage.publish(&path).await;
     let before = a.connections.load(Ordering::Relaxed);
     until("further probes", || a.connections.load(Ordering::Relaxed) > before + 3).await;
 
     // Who left is left alone, and a new service's endpoint is found.
-    fs::write(&path, config(&[("other", &pools[2..])], QUICK)).unwrap();
+    fs::write(&path, config(&[("other", &pools[2..])], QUICK) + NO_DATA).unwrap();
     stage.publish(&path).await;
     let probes =
         format!("meridian_probes_total{{endpoint=\"{}\",region=\"c\",result=\"pass\",service=\"other\"}}", c.address);
@@ -365,7 +368,7 @@ async fn names_are_resolved_and_probed() {
     let path = folder.path().join("m.toml");
     let origin = Origin::start().await;
     let name = format!("localhost:{}", origin.address.port());
-    fs::write(&path, config(&[("web", &[("a", name.as_str())])], QUICK)).unwrap();
+    fs::write(&path, config(&[("web", &[("a", name.as_str())])], QUICK) + NO_DATA).unwrap();
     let stage = Stage::new(&path).await;
     tokio::spawn(resolve::run(stage.reader.clone(), stage.sender.clone()));
     tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
@@ -417,6 +420,7 @@ impl Watched {
 fn weighing(weight: u32) -> String {
     config(&[("web", &[("a", "127.0.0.1:9001"), ("b", "127.0.0.1:9002")])], UNPROBED)
         .replace("[services.web.pools.a]", &format!("[services.web.pools.a]\nweight = {weight}"))
+        + NO_DATA
 }
 
 #[tokio::test]
@@ -501,7 +505,7 @@ async fn geo_data_is_replaced_and_broken_data_refused() {
     let root = folder.path().to_owned();
     let data = fs::read("tests/data/geo/oracle-city.mmdb").expect("the test database");
     fs::write(root.join("geo.mmdb"), &data).unwrap();
-    let with_data = |weight| weighing(weight) + "\n[geoip]\ndatabases = [\"geo.mmdb\"]\n";
+    let with_data = |weight| weighing(weight).replace("[]", "[\"geo.mmdb\"]");
     fs::write(root.join("m.toml"), with_data(1)).unwrap();
     let watched = Watched::over(folder, root.join("m.toml")).await;
     let success = "meridian_config_last_reload_success";
