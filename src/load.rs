@@ -156,10 +156,9 @@ fn atlas(geoip: &GeoFiles) -> Result<Atlas, LoadError> {
     let refused = |name: &str, cause: String| LoadError::Data { name: name.to_owned(), cause };
     for source in &geoip.databases {
         builder = match source {
-            DatabaseSource::Builtin => {
-                let bytes = builtin::bytes().map_err(|error| refused(builtin::NAME, error.to_string()))?;
-                builder.database(builtin::NAME, &bytes).map_err(|error| refused(builtin::NAME, error.to_string()))?
-            }
+            DatabaseSource::Builtin => builder
+                .database(builtin::NAME, &builtin::database())
+                .map_err(|error| refused(builtin::NAME, error.to_string()))?,
             DatabaseSource::File(path) => {
                 let name = path.display().to_string();
                 let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;
@@ -238,7 +237,8 @@ impl Inputs {
     /// The same files and patterns, as they are now.
     pub fn look(&self) -> Inputs {
         let files = self.files.keys().map(|path| (path.clone(), Print::of(path))).collect();
-        let patterns = self.patterns.keys().map(|pattern| (pattern.clone(), DiskFiles.glob(pattern).unwrap_or_default()));
+        let patterns =
+            self.patterns.keys().map(|pattern| (pattern.clone(), DiskFiles.glob(pattern).unwrap_or_default()));
         Inputs { files, patterns: patterns.collect() }
     }
 

@@ -42,6 +42,20 @@ fn refused(error: &io::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// `meridian origin NAME`: serves until the process is ended.
+pub fn main(name: &str, address: SocketAddr, anywhere: bool) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let served =
+        runtime.and_then(|runtime| runtime.block_on(async { run(name, bind(address, anywhere).await?).await }));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: origin {name} at {address}: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
 /// Prints `listening ADDRESS` and serves as origin `name` until the future is dropped.
 pub async fn run(name: &str, listener: TcpListener) -> io::Result<()> {
     let mut out = io::stdout();

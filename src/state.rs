@@ -157,7 +157,8 @@ pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, 
     let (changed_sender, changed) = watch::channel(0);
     let (ready_sender, ready) = watch::channel(world.first_round_done());
     let (messages, inbox) = mpsc::channel(QUEUE);
-    let writer = Writer { world, edge, clock, metrics, current: current.clone(), changed: changed_sender, ready: ready_sender };
+    let writer =
+        Writer { world, edge, clock, metrics, current: current.clone(), changed: changed_sender, ready: ready_sender };
     (Sender { messages }, Reader { current, changed, ready, clock }, writer.run(inbox))
 }
 

@@ -60,9 +60,7 @@ impl Drop for SocketFile {
 pub async fn open(address: Option<SocketAddr>, socket: Option<&Path>) -> io::Result<Doors> {
     let said = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let tcp = match address {
-        Some(address) => {
-            Some(TcpListener::bind(address).await.map_err(said(format!("[admin] address {address}")))?)
-        }
+        Some(address) => Some(TcpListener::bind(address).await.map_err(said(format!("[admin] address {address}")))?),
         None => None,
     };
     let unix = match socket {

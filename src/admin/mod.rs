@@ -4,12 +4,13 @@
 //! nothing a forged request could do; what it could read is kept from web pages by refusing any Host that is a name (DNS
 //! rebinding).
 
+mod explain;
 mod listen;
 mod status;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -66,7 +67,8 @@ impl Admin {
                 Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
             },
             "/api/status" => self.status_page(),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /api/status\n"),
+            "/api/explain" => self.explain_page(request.uri().query().unwrap_or("")),
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, /api/status and /api/explain\n"),
         }
     }
 
@@ -81,6 +83,16 @@ impl Admin {
         match serde_json::to_vec(&status::of(self, SystemTime::now())) {
             Ok(page) => json(StatusCode::OK, page),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no status: {error}\n")),
+        }
+    }
+
+    fn explain_page(&self, query: &str) -> Answer {
+        match explain::of(&self.reader.load().snapshot, query) {
+            Ok(explanation) => match serde_json::to_vec(&explanation) {
+                Ok(page) => json(StatusCode::OK, page),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no explanation: {error}\n")),
+            },
+            Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
         }
     }
 

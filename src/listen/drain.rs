@@ -21,7 +21,12 @@ struct State {
 
 impl Default for State {
     fn default() -> State {
-        State { begun: watch::Sender::new(false), open: AtomicUsize::new(0), refused: AtomicU64::new(0), gone: Notify::new() }
+        State {
+            begun: watch::Sender::new(false),
+            open: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            gone: Notify::new(),
+        }
     }
 }
 

@@ -208,7 +208,8 @@ impl AcceptLoop {
 fn establish(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> io::Result<Stream> {
     tcp.set_nodelay(true)?;
     // A client whose machine vanished is noticed, whatever the state of its connection.
-    let keepalive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
     SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
     Ok(Box::new(Connection::new(tcp, peer, guard)))
 }

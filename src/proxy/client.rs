@@ -158,7 +158,8 @@ fn node(text: &[u8]) -> Option<IpAddr> {
 
 /// A decimal port, or an obfuscated one (RFC 7239, 6.2).
 fn is_port(text: &str) -> bool {
-    let obfuscated = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    let obfuscated =
+        |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     let decimal = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     decimal || text.strip_prefix('_').is_some_and(obfuscated)
 }

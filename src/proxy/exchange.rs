@@ -381,8 +381,12 @@ impl Exchange {
         let pool = self.published.snapshot.pool(take.pool);
         let timeouts = &service.timeouts;
         let remaining = self.deadline.saturating_duration_since(now);
-        let share =
-            retry::share(timeouts.first_byte, remaining, self.record.attempts.saturating_add(1), service.retry.attempts);
+        let share = retry::share(
+            timeouts.first_byte,
+            remaining,
+            self.record.attempts.saturating_add(1),
+            service.retry.attempts,
+        );
         Attempt {
             address: pool.endpoints[usize::from(take.endpoint)].address,
             epoch: pool.epoch,

@@ -20,8 +20,15 @@ const MAX_NOMINATIONS: usize = 16;
 
 /// Fields that concern one connection, in a request or an answer. `Proxy-Authenticate` and `-Authorization` are an agreement
 /// with a forward proxy, which we are not, and `Proxy` becomes `HTTP_PROXY` in CGI programs.
-const HOP_BY_HOP: [&str; 7] =
-    ["connection", "keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "http2-settings", "proxy"];
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "http2-settings",
+    "proxy",
+];
 
 /// Fields that no nomination removes.
 const PROTECTED: [&str; 11] = [
@@ -149,7 +156,8 @@ fn is_host(text: &[u8]) -> bool {
 /// Whether a request asks for a WebSocket (RFC 6455, 4.1).
 pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> bool {
     let mut upgrades = fields.members("upgrade");
-    let only_websocket = upgrades.next().is_some_and(|u| u.eq_ignore_ascii_case(b"websocket")) && upgrades.next().is_none();
+    let only_websocket =
+        upgrades.next().is_some_and(|u| u.eq_ignore_ascii_case(b"websocket")) && upgrades.next().is_none();
     is_http_11
         && *method == Method::GET
         && only_websocket
@@ -449,7 +457,8 @@ mod tests {
 
     #[test]
     fn a_websocket_and_trailers_are_asked_for_anew() {
-        let lines = [("host", "example.com"), ("connection", "Upgrade, TE"), ("upgrade", "WebSocket"), ("te", "trailers")];
+        let lines =
+            [("host", "example.com"), ("connection", "Upgrade, TE"), ("upgrade", "WebSocket"), ("te", "trailers")];
         assert!(is_websocket(&Method::GET, &map(&lines), true));
         assert!(!is_websocket(&Method::POST, &map(&lines), true));
         assert!(!is_websocket(&Method::GET, &map(&lines), false));
@@ -487,7 +496,10 @@ mod tests {
         let get = Method::GET;
         assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-a, 1.1 x")]), None);
         assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-a, 1.1 meridian-a")]), Some(Outcome::Loop));
-        assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-a"), ("via", "1.0 meridian-a")]), Some(Outcome::Loop));
+        assert_eq!(
+            check(get.clone(), "/", &[("via", "1.1 meridian-a"), ("via", "1.0 meridian-a")]),
+            Some(Outcome::Loop)
+        );
         assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-ab"), ("via", "1.1 meridian-ab")]), None);
         assert_eq!(check(Method::CONNECT, "a:1", &[]), Some(Outcome::Connect));
         assert_eq!(check(get.clone(), &"/".repeat(51), &[]), Some(Outcome::TargetTooLong));
@@ -511,7 +523,9 @@ mod tests {
         assert_eq!(ask("/", &["[2001:db8::1]:80"]), good("[2001:db8::1]:80", "/"));
         assert_eq!(ask("http://a/b?c", &["a"]), good("a", "/b"));
         assert_eq!(ask("HTTP://a?c", &["A"]), good("a", "/"));
-        for hosts in [&[][..], &["a", "a"], &[""], &["a b"], &["a,b"], &["u@a"], &["a:x"], &["a:123456"], &["[::1"], &["a/b"]] {
+        for hosts in
+            [&[][..], &["a", "a"], &[""], &["a b"], &["a,b"], &["u@a"], &["a:x"], &["a:123456"], &["[::1"], &["a/b"]]
+        {
             assert_eq!(ask("/", hosts).0, Err(Outcome::BadHost), "{hosts:?}");
         }
         assert_eq!(ask("http://a/", &["b"]).0, Err(Outcome::BadHost));

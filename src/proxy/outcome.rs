@@ -204,7 +204,10 @@ mod tests {
             assert!(outcome.body().starts_with(&outcome.status().to_string()) || outcome.status() == 0);
         }
         for reason in [NoRoute::Host, NoRoute::Path, NoRoute::BadPath] {
-            assert_eq!((Outcome::from(reason).status(), Outcome::from(reason).label()), (reason.status(), reason.as_str()));
+            assert_eq!(
+                (Outcome::from(reason).status(), Outcome::from(reason).label()),
+                (reason.status(), reason.as_str())
+            );
         }
         for refusal in [Refusal::Residency, Refusal::NoRegion, Refusal::Unhealthy, Refusal::Full] {
             let outcome = Outcome::from(refusal);

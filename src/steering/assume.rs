@@ -31,7 +31,7 @@ fn service_view(fleet: &Fleet, service: &Service, down: RegionSet) -> ServiceVie
     ServiceView { drained, maint, up, holding: RegionSet::EMPTY, panicking }
 }
 
-fn pool_view(pool: &Pool, down: bool, next_id: &mut u32) -> PoolView {
+fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
     let state = if down { EndpointState::Down } else { EndpointState::Up };
     let endpoints = pool.endpoints.iter().map(|endpoint| {
         *next_id += 1;

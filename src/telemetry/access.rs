@@ -170,7 +170,11 @@ impl AccessLogger {
         AccessLogger::start_with(output, QUEUE, metrics)
     }
 
-    fn start_with(output: Option<Output>, room: usize, metrics: &Metrics) -> io::Result<(AccessLogger, AccessLogGuard)> {
+    fn start_with(
+        output: Option<Output>,
+        room: usize,
+        metrics: &Metrics,
+    ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let (finished, done) = sync_channel(0);
         let Some(output) = output else {
             return Ok((AccessLogger { queue: None }, AccessLogGuard { queue: None, done }));

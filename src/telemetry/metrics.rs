@@ -18,7 +18,8 @@ use arc_swap::ArcSwapOption;
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::proto::Metric;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::geo::{Place, Source};
@@ -36,8 +37,7 @@ const PROBE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 const CODES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// How precisely a client's place was known, best first; `network` is `[geoip.networks]`.
-const LOOKUPS: [&str; 8] =
-    ["network", "geofeed", "subdivision", "country", "point", "continent", "special", "unknown"];
+const LOOKUPS: [&str; 8] = ["network", "geofeed", "subdivision", "country", "point", "continent", "special", "unknown"];
 
 /// All families of this process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -331,7 +331,9 @@ impl Names<'_> {
         for (pool, view) in fleet.pools.iter().zip(&snapshot.pools) {
             let (service, region) = (&fleet.service(pool.service).name, &fleet.region(pool.region).name);
             names.pools.insert((service, region));
-            names.endpoints.extend(view.endpoints.iter().map(|e| (service.as_str(), region.as_str(), e.address.to_string())));
+            names
+                .endpoints
+                .extend(view.endpoints.iter().map(|e| (service.as_str(), region.as_str(), e.address.to_string())));
         }
         names
     }

@@ -22,7 +22,13 @@ struct Gauges {
 
 impl Gauges {
     /// One family from its series. Of two series with equal labels the later one counts.
-    fn family(&mut self, name: &str, help: &str, labels: &[&str], series: impl IntoIterator<Item = (Vec<String>, f64)>) {
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        series: impl IntoIterator<Item = (Vec<String>, f64)>,
+    ) {
         let family = GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are constants, and valid");
         for (values, value) in series {
             family.with_label_values(&values).set(value);
