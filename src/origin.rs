@@ -21,25 +21,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
-/// Runs an origin until the process is ended.
-pub fn main(name: &str, address: SocketAddr) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return refused(&error),
-    };
-    let result = runtime.block_on(async {
-        let listener = TcpListener::bind(address).await?;
-        run(name, listener).await
-    });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => refused(&error),
+/// Binds `address`; an error says what is wrong with it. Only loopback addresses are allowed unless `anywhere`, since an
+/// origin shows every header that it gets to whoever asks.
+pub async fn bind(address: SocketAddr, anywhere: bool) -> io::Result<TcpListener> {
+    if !address.ip().is_loopback() && !anywhere {
+        let message = format!("{address} is not a loopback address; a demo origin shows what it sees to everybody");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-}
-
-fn refused(error: &io::Error) -> ExitCode {
-    eprintln!("the origin cannot run: {error}");
-    ExitCode::from(2)
+    TcpListener::bind(address).await
 }
 
 /// `meridian origin NAME`: serves until the process is ended.
@@ -58,9 +47,10 @@ pub fn main(name: &str, address: SocketAddr, anywhere: bool) -> ExitCode {
 
 /// Prints `listening ADDRESS` and serves as origin `name` until the future is dropped.
 pub async fn run(name: &str, listener: TcpListener) -> io::Result<()> {
-    let mut out = io::stdout();
+    let mut out = io::stdout().lock();
     writeln!(out, "listening {}", listener.local_addr()?)?;
     out.flush()?;
+    drop(out);
     serve(name, listener).await
 }
 
