@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary uses another part")]
 
+pub mod harness;
 pub mod http;
 pub mod process;
 pub mod world;
