@@ -50,7 +50,7 @@ pub fn fleet(text: &str) -> Arc<Fleet> {
 pub fn databases() -> Vec<Vec<u8>> {
     match std::env::var("MERIDIAN_BENCH_DATABASES") {
         Ok(paths) => paths.split(':').map(|path| std::fs::read(path).expect("a readable file")).collect(),
-        Err(_) => vec![builtin::database()],
+        Err(_) => vec![builtin::bytes().expect("the embedded database unpacks")],
     }
 }
 
