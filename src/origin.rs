@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -61,6 +61,7 @@ pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
         header: HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("origin")),
         health: AtomicU16::new(200),
         traffic: AtomicU16::new(200),
+        requests: AtomicU64::new(0),
     });
     let mut pause = Duration::from_millis(5);
     loop {
@@ -89,22 +90,27 @@ pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// What an origin remembers: the statuses it was told to answer with.
+/// What an origin remembers: the statuses it was told to answer with, and how much it was asked.
 struct Origin {
     name: String,
     header: HeaderValue,
     health: AtomicU16,
     traffic: AtomicU16,
+    requests: AtomicU64,
 }
 
 impl Origin {
     async fn answer(&self, request: Request<Incoming>) -> Response<Content> {
         let path = request.uri().path().to_owned();
+        if path != "/healthz" && !path.starts_with("/_") {
+            self.requests.fetch_add(1, Relaxed);
+        }
         let mut segments = path.trim_start_matches('/').splitn(2, '/');
         let (first, rest) = (segments.next().unwrap_or(""), segments.next().unwrap_or(""));
         let mut response = match (first, request.method()) {
             ("healthz", _) => status(self.health.load(Relaxed), "health\n"),
             ("_control", &Method::POST) => self.control(request.uri().query().unwrap_or("")),
+            ("_stats", &Method::GET) => self.stats(),
             _ if self.traffic.load(Relaxed) != 200 => status(self.traffic.load(Relaxed), "told to\n"),
             ("bytes", _) => match rest.parse() {
                 Ok(count) => Response::new(Content::Zeroes(count)),
@@ -126,6 +132,11 @@ impl Origin {
         };
         response.headers_mut().insert("x-origin", self.header.clone());
         response
+    }
+
+    /// How many requests came but for `/healthz` and `/_…`.
+    fn stats(&self) -> Response<Content> {
+        Response::new(Content::Text(format!("{{\"requests\":{}}}\n", self.requests.load(Relaxed)).into()))
     }
 
     /// `?health=500&traffic=503`: what to answer from now on; 200 is as usual.
