@@ -1,11 +1,37 @@
 //! # meridian
 //!
-//! Each HTTP request to the nearest healthy data center. This page is the map.
+//! Each HTTP request to the nearest healthy data center. This page is the map; ARCHITECTURE.md tells how the rooms meet.
+//!
+//! - [`geo`]: bytes to a place. Databases and geofeeds are read once into a flat table from address to place.
+//! - [`steering`]: the core. Changes go in by one door and snapshots come out; clients ask at the other, and steps come out.
+//! - [`config`]: text to what a process can run with, every mistake reported at once.
+//! - [`telemetry`]: metrics, the line per request, the process log.
+//! - [`state`]: the one writer's task, and what it publishes.
+//! - [`proxy`]: the phases of a request, free of sockets; `proxy::pingora` moves the bytes.
+//! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
+//! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
+//! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
+//! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
+//! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
+//! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
 
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod disk;
 pub mod geo;
+pub mod listen;
+pub mod load;
+pub mod notify;
+pub mod origin;
+pub mod probe;
+pub mod proxy;
+pub mod resolve;
+pub mod server;
 pub mod state;
 pub mod steering;
 pub mod telemetry;
+pub mod watch;

@@ -152,7 +152,8 @@ impl Explain {
 }
 
 fn parse(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is not an address; expected IPv4 or IPv6, as in 192.0.2.1 or 2001:db8::1"))
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an address; expected IPv4 or IPv6, as in 192.0.2.1 or 2001:db8::1"))
 }
 
 /// One line of output. `order` is the full order.

@@ -6,6 +6,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -65,8 +66,10 @@ impl Asker {
             ("path", Some(question.path.clone())),
             ("method", Some(question.method.clone())),
         ];
-        let query: Vec<String> =
-            fields.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", escape(&value?)))).collect();
+        let query: Vec<String> = fields
+            .into_iter()
+            .filter_map(|(key, value)| Some(format!("{key}={}", utf8_percent_encode(&value?, NON_ALPHANUMERIC))))
+            .collect();
         let body = self.get(&format!("/api/explain?{}", query.join("&")))?;
         serde_json::from_slice(&body).map_err(|error| format!("error: an answer that is none: {error}"))
     }
@@ -86,17 +89,4 @@ impl Asker {
             }
         })
     }
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986).
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }

@@ -53,6 +53,9 @@ struct Origin {
     /// Where it listens; port 0 takes any and says which
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Allow an address that is not loopback: it shows what it sees to everybody
+    #[arg(long)]
+    anywhere: bool,
 }
 
 /// Runs the command line of this process.
@@ -62,6 +65,6 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
         Command::Demo(demo) => demo.run(),
-        Command::Origin(Origin { name, listen }) => origin::main(&name, listen),
+        Command::Origin(Origin { name, listen, anywhere }) => origin::main(&name, listen, anywhere),
     }
 }

@@ -1,1 +1,98 @@
 //! Every check: from what is written to what works.
+//!
+//! One function a table, in the order of the reference. Each reads its keys through a [`Section`], so that the code that uses a
+//! key is what makes it known. A mistake is reported and its default taken; nothing stops the other checks, and the result is
+//! thrown away when there was any.
+
+mod areas;
+mod boot;
+mod edge;
+mod geoip;
+mod health;
+mod pools;
+mod region;
+mod service;
+
+use std::path::PathBuf;
+
+use crate::config::file::{Table, Value, beside};
+use crate::config::reader::{Section, Text};
+use crate::config::scribe::{Place, Scribe};
+use crate::config::{Boot, Edge, GeoFiles};
+use crate::steering::Fleet;
+use crate::steering::fleet::Pop;
+
+/// What a configuration comes to.
+pub(crate) struct Compiled {
+    pub(crate) boot: Boot,
+    pub(crate) edge: Edge,
+    pub(crate) fleet: Fleet,
+    pub(crate) geoip: GeoFiles,
+}
+
+/// What the checks share.
+pub(crate) struct Context<'a> {
+    pub(crate) scribe: &'a Scribe,
+    /// Answers for variables of the environment.
+    pub(crate) env: &'a dyn Fn(&str) -> Option<String>,
+    /// The default of `[pop] name`.
+    pub(crate) host_name: &'a str,
+}
+
+/// Checks the whole tree. The result is worth something only if nothing was reported as an error.
+pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
+    let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
+    let (pop, location) = edge::pop(&root.table("pop"), context);
+    let boot = boot::boot(&root, context);
+    let regions = region::regions(&root, context);
+    let geoip = geoip::geoip(root.table("geoip"), &regions, context);
+    let mut fleet = Fleet {
+        pop: Pop { name: pop.clone(), location },
+        geo_default: geoip.default,
+        networks: geoip.networks,
+        ..Fleet::default()
+    };
+    service::services(&root, &regions, &mut fleet, context);
+    region::warn_unused(&regions, &fleet, context);
+    fleet.regions = regions.list;
+    let edge = edge::edge(&root, pop);
+    root.finish();
+    Compiled { boot, edge, fleet, geoip: geoip.files }
+}
+
+impl Context<'_> {
+    /// A path relative to the file that names it, made usable from the working directory.
+    fn path(&self, text: Text<'_>) -> PathBuf {
+        beside(&self.scribe.sources[text.place.file].path, text.value.as_ref())
+    }
+
+    /// The first folder in a variable that systemd sets; it separates several by colons.
+    fn folder(&self, variable: &str) -> Option<PathBuf> {
+        let value = (self.env)(variable)?;
+        value.split(':').next().filter(|first| !first.is_empty()).map(PathBuf::from)
+    }
+}
+
+/// Reports every value that occurs twice; `what` names one. Comparison is by the typed value, so spellings don't matter.
+fn refuse_twice<T: PartialEq>(items: &[(T, Place)], what: &str, scribe: &Scribe) {
+    for (n, (item, place)) in items.iter().enumerate() {
+        if let Some((_, first)) = items[..n].iter().find(|(other, _)| other == item) {
+            scribe.error(*place, format!("{what} is listed twice")).also("first at", *first);
+        }
+    }
+}
+
+/// Checks a name of the operator's: region or service.
+fn check_name(name: &str, place: Place, what: &str, scribe: &Scribe) {
+    if !crate::config::names::is_plain(name) {
+        let name = crate::config::reader::cut(name);
+        scribe
+            .error(place, format!("`{name}` cannot be the name of a {what}"))
+            .hint("names are 1 to 63 letters, digits, `-`, `_` and `.`");
+    }
+}
+
+/// Whether a required key holds a list without items.
+fn is_empty_list(section: &Section<'_>, key: &'static str) -> bool {
+    section.node(key).is_some_and(|node| matches!(&node.value, Value::Array { items, .. } if items.is_empty()))
+}

@@ -3,9 +3,14 @@
 //! Parse, don't validate: what comes out is typed and complete, so nobody checks again. Files arrive through [`Files`], variables
 //! through a function: nothing here may touch a file, an environment, a clock or a socket.
 
-pub mod compile;
-pub mod file;
+pub(crate) mod compile;
+pub(crate) mod file;
+pub(crate) mod later;
+pub(crate) mod names;
+pub(crate) mod reader;
 pub mod report;
+pub(crate) mod scribe;
+pub(crate) mod units;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +20,7 @@ use std::time::Duration;
 use crate::geo::Prefix;
 use crate::steering::Fleet;
 
-pub use report::{Report, Severity};
+pub use report::{Finding, Mark, Report, Severity};
 
 /// Where configuration text comes from.
 pub trait Files {
@@ -52,8 +57,22 @@ pub fn load(
     env: &dyn Fn(&str) -> Option<String>,
     host_name: &str,
 ) -> Result<Config, Report> {
-    let _ = (path, files, env, host_name);
-    todo!()
+    let mut scribe = scribe::Scribe::default();
+    let tree = file::read(path, files, env, &mut scribe);
+    let compiled = compile::compile(&tree.root, &compile::Context { scribe: &scribe, env, host_name });
+    let report = scribe.report();
+    if report.errors() > 0 {
+        return Err(report);
+    }
+    Ok(Config {
+        boot: compiled.boot,
+        edge: Arc::new(compiled.edge),
+        fleet: Arc::new(compiled.fleet),
+        geoip: compiled.geoip,
+        files: tree.files,
+        patterns: tree.patterns,
+        warnings: report,
+    })
 }
 
 /// Which geo data to read. Paths are relative to the file that names them, made usable from the working directory.
@@ -100,8 +119,22 @@ pub struct Boot {
 impl Boot {
     /// The keys in which `self` and `new` differ, as written in the configuration (`listen`, `admin.address`, `process.threads` …).
     pub fn changed_keys(&self, new: &Boot) -> Vec<&'static str> {
-        let _ = new;
-        todo!()
+        let Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log } =
+            self;
+        [
+            ("listen", *listen != new.listen),
+            ("admin.address", *admin != new.admin),
+            ("admin.socket", *admin_socket != new.admin_socket),
+            ("process.threads", *threads != new.threads),
+            ("process.drain_delay", *drain_delay != new.drain_delay),
+            ("process.drain_timeout", *drain_timeout != new.drain_timeout),
+            ("process.state_dir", *state_dir != new.state_dir),
+            ("log.level", *log_level != new.log_level),
+            ("log.access", *access_log != new.access_log),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 }
 

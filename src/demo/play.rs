@@ -106,12 +106,7 @@ struct Tally {
     slowest: Duration,
 }
 
-async fn play(
-    stage: &mut Stage,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    clients: Vec<Ipv4Addr>,
-) -> Result<u64, String> {
+async fn play(stage: &mut Stage, listen: SocketAddr, admin: SocketAddr, clients: Vec<Ipv4Addr>) -> Result<u64, String> {
     until_ready(admin).await?;
     let tally = Arc::new(Mutex::new(Tally::default()));
     let clients = Arc::new(clients);

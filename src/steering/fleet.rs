@@ -233,6 +233,8 @@ pub struct Service {
     pub upstream: Upstream,
     /// What may be tried again.
     pub retry: RetryPolicy,
+    /// How long affinity and streams on a draining region may last.
+    pub drain_timeout: Duration,
     /// The largest request body, bytes.
     pub max_body: u64,
     /// The Host that upstreams see.

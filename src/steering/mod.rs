@@ -10,12 +10,16 @@
 pub mod accept;
 pub mod assume;
 pub mod decision;
+pub(crate) mod endpoints;
+pub mod event;
 pub mod explain;
 pub mod fleet;
 pub mod health;
 pub mod meter;
 pub mod networks;
 pub mod order;
+pub mod pool_health;
+pub(crate) mod pools;
 pub mod route;
 pub mod select;
 pub mod snapshot;
@@ -23,7 +27,8 @@ pub mod walk;
 pub mod world;
 
 pub use decision::{PassReason, Refusal, Step, Take, TakeReason};
+pub use event::Event;
 pub use fleet::{Fleet, PoolId, RegionId, RegionSet, ServiceId};
 pub use snapshot::{Snapshot, View};
 pub use walk::{Avoid, Query, Walk};
-pub use world::{Change, Event, Now, World};
+pub use world::{Change, Now, World};

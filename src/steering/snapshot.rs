@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::geo::Atlas;
-use crate::steering::fleet::{Fleet, PoolId, RegionSet, ServiceId};
+use crate::steering::fleet::{Fleet, Intent, PoolId, RegionSet, Service, ServiceId};
 use crate::steering::meter::Meter;
 use crate::steering::order::{Areas, Orders};
 
@@ -76,6 +76,16 @@ pub struct ServiceView {
     pub panicking: bool,
 }
 
+impl ServiceView {
+    /// What operators want of a service's regions beside what was observed of them: those `up`, and of these those `holding`.
+    pub fn new(fleet: &Fleet, service: &Service, up: RegionSet, holding: RegionSet) -> ServiceView {
+        let with = |intent: Intent| service.regions.iter().filter(|r| fleet.region(*r).intent == intent).collect();
+        let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
+        let panicking = up.without(drained.or(maint)).is_empty();
+        ServiceView { drained, maint, up, holding, panicking }
+    }
+}
+
 /// How a region's pool stands for its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoolState {
@@ -145,9 +155,10 @@ pub struct EndpointView {
     pub meter: Arc<Meter>,
 }
 
-/// An endpoint for the life of its identity (service, region, address, protocol), over reloads.
+/// An endpoint for the life of its identity (service, region, address, kind of probe), over reloads. Never given to another one: a
+/// name whose addresses rotate may use up thousands a second for years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EndpointId(pub u32);
+pub struct EndpointId(pub u64);
 
 /// The verdict over an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

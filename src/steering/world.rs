@@ -1,14 +1,38 @@
 //! The slow door: changes in, events and snapshots out. One writer.
+//!
+//! The world joins what is configured (the view), what was observed (endpoints and pools) and, as far as the configuration says
+//! it, what operators want; each is kept apart and only the snapshot puts them side by side. Health is kept by identity: a pool is
+//! its service and region by name, an endpoint is in `endpoints`; so a reload that moves, weighs or renames everything around
+//! them changes no verdict. Nothing is rebuilt that did not change: a verdict costs its pool's slice of endpoints, a published
+//! snapshot one clone of each pool's few words.
+//!
+//! It must not know clocks, probes or resolvers: the shells that own those send what they learned.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::steering::snapshot::{EndpointId, PoolState, Snapshot, View};
+pub use crate::steering::event::Event;
+
+use crate::steering::endpoints::{Ids, Names};
+use crate::steering::fleet::{
+    self, EndpointAddress, EndpointSpec, Fleet, Intent, PoolId, Probe, RegionSet, Service, ServiceId,
+};
+use crate::steering::pool_health::Return;
+use crate::steering::pools::Pool;
+use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
 
 /// Milliseconds of the writer's monotonic clock, from any origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Now(pub u64);
+
+impl Now {
+    /// The time since `earlier`; none when that lies ahead.
+    pub fn since(self, earlier: Now) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
 
 /// Something the world learned.
 #[derive(Clone, Debug)]
@@ -42,76 +66,309 @@ pub enum ProbeResult {
     Fail(String),
 }
 
-/// Something that happened, worth a line in the log and a count.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// An endpoint got a verdict, or another one.
-    Endpoint {
-        /// Service name.
-        service: Arc<str>,
-        /// Region name.
-        region: Arc<str>,
-        /// Address.
-        address: SocketAddr,
-        /// Whether it is up now.
-        up: bool,
-        /// Whether this is its first verdict.
-        first: bool,
-        /// Why, in a few words.
-        cause: String,
-    },
-    /// A region's pool changed its state for a service.
-    Region {
-        /// Service name.
-        service: Arc<str>,
-        /// Region name.
-        region: Arc<str>,
-        /// Before.
-        from: PoolState,
-        /// Now.
-        to: PoolState,
-    },
-    /// A service began or ceased to have no region that is up.
-    Panic {
-        /// Service name.
-        service: Arc<str>,
-        /// Whether it began.
-        on: bool,
-    },
-    /// A view was published.
-    Published {
-        /// Its generation.
-        generation: u64,
-    },
-}
-
 /// The state of everything, owned by the one writer.
 #[derive(Debug)]
-pub struct World {}
+pub struct World {
+    generation: u64,
+    view: View,
+    /// By `ServiceId`.
+    services: Vec<Standing>,
+    /// By `PoolId`.
+    pools: Vec<Pool>,
+    /// Where each endpoint is: its pool, and its index there.
+    places: HashMap<EndpointId, (PoolId, usize)>,
+    names: Names,
+    ids: Ids,
+    /// What readers get; empty when something changed since it was last asked for.
+    snapshot: OnceLock<Arc<Snapshot>>,
+}
+
+/// A service as the writer holds it.
+#[derive(Clone, Debug)]
+struct Standing {
+    view: ServiceView,
+    /// Whether a ready region was ever up: without one there is nothing to lose yet.
+    stood: bool,
+    /// Whether its panic was told.
+    panic_told: bool,
+}
 
 impl World {
     /// A world of which nothing was observed yet; the generation is 1.
-    pub fn new(_view: View, _now: Now) -> World {
-        todo!()
+    pub fn new(view: View, now: Now) -> World {
+        let mut world = World {
+            generation: 0,
+            view: View { fleet: Arc::default(), ..view.clone() },
+            services: Vec::new(),
+            pools: Vec::new(),
+            places: HashMap::new(),
+            names: Names::default(),
+            ids: Ids::default(),
+            snapshot: OnceLock::new(),
+        };
+        // Nobody was there before, so that what is so from the start is no event.
+        world.apply(Change::View(view), now);
+        world
     }
 
     /// Applies one change; returns what happened. The snapshot is published by the caller when [`World::snapshot`] differs.
-    pub fn apply(&mut self, _change: Change, _now: Now) -> Vec<Event> {
-        todo!()
+    pub fn apply(&mut self, change: Change, now: Now) -> Vec<Event> {
+        let mut events = Vec::new();
+        match change {
+            Change::View(view) => self.reload(view, now, &mut events),
+            Change::Resolved { host, addresses } => self.resolved(&host, addresses, now, &mut events),
+            Change::Probed { endpoint, result } => self.probed(endpoint, &result, now, &mut events),
+            Change::Tick => self.tick(now, &mut events),
+        }
+        events
     }
 
     /// The view of the world now; the same `Arc` until something in it changes.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        todo!()
+        let build = || {
+            Arc::new(Snapshot {
+                generation: self.generation,
+                view: self.view.clone(),
+                services: self.services.iter().map(|standing| standing.view.clone()).collect(),
+                pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
+            })
+        };
+        Arc::clone(self.snapshot.get_or_init(build))
     }
 
     /// How long to wait before the next probe of `endpoint` (without jitter); `None` when it is gone or not probed.
-    pub fn next_probe(&self, _endpoint: EndpointId) -> Option<Duration> {
-        todo!()
+    pub fn next_probe(&self, endpoint: EndpointId) -> Option<Duration> {
+        let (pool, index) = self.places.get(&endpoint)?;
+        let policy = &self.view.fleet.service(self.view.fleet.pool(*pool).service).health;
+        let health = &self.pools[pool.index()].endpoints()[*index].health;
+        (policy.probe != Probe::None).then(|| health.next_delay(policy))
     }
 
-    /// Whether every probed endpoint has had its first probe result (endpoints without addresses do not wait).
+    /// Whether every probed endpoint has had its first probe result (endpoints without addresses do not wait). A reload that brings
+    /// new endpoints makes it false again: who wants readiness to last remembers it.
     pub fn first_round_done(&self) -> bool {
-        todo!()
+        !self.pools.iter().flat_map(Pool::endpoints).any(|endpoint| endpoint.awaits_probe())
     }
+
+    /// Whether time alone changes something: a region holds or ramps, or an endpoint starts slowly. Without it, ticks do nothing.
+    pub fn wants_tick(&self) -> bool {
+        self.pools.iter().any(Pool::moves)
+    }
+
+    fn reload(&mut self, view: View, now: Now, events: &mut Vec<Event>) {
+        let before = std::mem::replace(&mut self.view, view).fleet;
+        let fleet = Arc::clone(&self.view.fleet);
+        let hosts: HashSet<&str> = fleet.pools.iter().flat_map(|pool| hosts(&pool.endpoints)).collect();
+        self.names.retain(|host| hosts.contains(host));
+
+        let same_service = same_services(&before, &fleet);
+        let same_pool = same_pools(&before, &fleet, &same_service);
+        let mut old_services: Vec<Option<Standing>> = self.services.drain(..).map(Some).collect();
+        for same in &same_service {
+            let old = same.and_then(|id| old_services[id.index()].take());
+            self.services.push(old.unwrap_or_else(Standing::new));
+        }
+        let mut old_pools: Vec<Option<Pool>> = self.pools.drain(..).map(Some).collect();
+        for (index, same) in same_pool.iter().enumerate() {
+            let id = PoolId(index as u16);
+            let new = fleet.pool(id);
+            let probe = &fleet.service(new.service).health.probe;
+            let old = same.and_then(|old| Some((old, old_pools[old.index()].take()?)));
+            let Some((old_id, pool)) = old else {
+                self.pools.push(Pool::new(now));
+                self.refit(id);
+                continue;
+            };
+            self.pools.push(pool);
+            let old = before.pool(old_id);
+            let old_probe = &before.service(old.service).health.probe;
+            if old.endpoints != new.endpoints || std::mem::discriminant(old_probe) != std::mem::discriminant(probe) {
+                self.refit(id);
+            } else if old_id != id {
+                self.place(id);
+            }
+        }
+        for endpoint in old_pools.iter().flatten().flat_map(Pool::ids) {
+            self.places.remove(&endpoint);
+        }
+        self.generation += 1;
+        self.snapshot.take();
+        events.push(Event::Published { generation: self.generation });
+        for service in 0..fleet.services.len() {
+            self.settle(ServiceId(service as u16), now, events);
+        }
+    }
+
+    fn resolved(&mut self, host: &str, addresses: Vec<IpAddr>, now: Now, events: &mut Vec<Event>) {
+        let fleet = Arc::clone(&self.view.fleet);
+        let names_it = |pool: &PoolId| hosts(&fleet.pool(*pool).endpoints).any(|name| name == host);
+        let concerned: Vec<PoolId> =
+            (0..fleet.pools.len()).map(|index| PoolId(index as u16)).filter(names_it).collect();
+        if concerned.is_empty() || !self.names.learn(host, addresses) {
+            return;
+        }
+        self.snapshot.take();
+        let mut services: Vec<ServiceId> = concerned.iter().map(|pool| fleet.pool(*pool).service).collect();
+        for pool in concerned {
+            self.refit(pool);
+        }
+        // Pools are grouped by service.
+        services.dedup();
+        for service in services {
+            self.settle(service, now, events);
+        }
+    }
+
+    fn probed(&mut self, endpoint: EndpointId, result: &ProbeResult, now: Now, events: &mut Vec<Event>) {
+        // A result may come after its endpoint left.
+        let Some((id, index)) = self.places.get(&endpoint).copied() else { return };
+        let fleet = Arc::clone(&self.view.fleet);
+        let spec = fleet.pool(id);
+        let service = fleet.service(spec.service);
+        if service.health.probe == Probe::None {
+            return;
+        }
+        let pool = &mut self.pools[id.index()];
+        let Some((turn, before)) = pool.observe(index, *result == ProbeResult::Pass, &service.health, now) else {
+            return;
+        };
+        self.snapshot.take();
+        events.push(Event::Endpoint {
+            service: service.name.as_str().into(),
+            region: fleet.region(spec.region).name.as_str().into(),
+            address: pool.endpoints()[index].address,
+            up: turn.verdict() == EndpointState::Up,
+            first: before == EndpointState::Unknown,
+            cause: match result {
+                ProbeResult::Pass => turn.to_string(),
+                ProbeResult::Fail(why) => format!("{turn}: {why}"),
+            },
+        });
+        self.settle(spec.service, now, events);
+    }
+
+    fn tick(&mut self, now: Now, events: &mut Vec<Event>) {
+        let fleet = Arc::clone(&self.view.fleet);
+        for (index, service) in fleet.services.iter().enumerate() {
+            if !service.pools.iter().any(|pool| self.pools[pool.index()].moves()) {
+                continue;
+            }
+            for pool in &service.pools {
+                if self.pools[pool.index()].warm(&service.health, now) {
+                    self.snapshot.take();
+                }
+            }
+            self.settle(ServiceId(index as u16), now, events);
+        }
+    }
+
+    /// Moves the pools of a service, and the service, to where the endpoints and time put them.
+    fn settle(&mut self, id: ServiceId, now: Now, events: &mut Vec<Event>) {
+        let fleet = Arc::clone(&self.view.fleet);
+        let service = fleet.service(id);
+        let back = Return::new(&service.health, service.failback);
+        // Fixed before any pool moves: two regions that wait while the last other one falls both cease to wait.
+        let passing =
+            self.regions(service, |pool, intent| intent == Intent::Ready && pool.serves(&service.health), &fleet);
+        for pool in &service.pools {
+            let region = fleet.pool(*pool).region;
+            let mut others = passing;
+            others.remove(region);
+            let pool = &mut self.pools[pool.index()];
+            let (from, changed) = pool.settle(&service.health, &back, !others.is_empty(), now);
+            if let Some(from) = from {
+                events.push(Event::Region {
+                    service: service.name.as_str().into(),
+                    region: fleet.region(region).name.as_str().into(),
+                    from,
+                    to: pool.view().state,
+                });
+            }
+            if changed {
+                self.snapshot.take();
+            }
+        }
+        let up = self.regions(service, |pool, _| pool.view().state.is_up(), &fleet);
+        let holding = self.regions(service, |pool, _| pool.view().state == PoolState::Holding, &fleet);
+        let unproven = self.regions(
+            service,
+            |pool, intent| intent == Intent::Ready && pool.view().state == PoolState::Unknown,
+            &fleet,
+        );
+        let view = ServiceView::new(&fleet, service, up, holding);
+        let standing = &mut self.services[id.index()];
+        if standing.view != view {
+            self.snapshot.take();
+        }
+        if let Some(on) = standing.stand(view, !unproven.is_empty()) {
+            events.push(Event::Panic { service: service.name.as_str().into(), on });
+        }
+    }
+
+    /// The regions of a service of whose pool and intent `is` holds.
+    fn regions(&self, service: &Service, is: impl Fn(&Pool, Intent) -> bool, fleet: &Fleet) -> RegionSet {
+        let region = |pool: &PoolId| fleet.pool(*pool).region;
+        let chosen = |pool: &&PoolId| is(&self.pools[pool.index()], fleet.region(region(pool)).intent);
+        service.pools.iter().filter(chosen).map(region).collect()
+    }
+
+    /// Gives a pool the endpoints that its lines stand for now.
+    fn refit(&mut self, id: PoolId) {
+        let spec = self.view.fleet.pool(id);
+        let probe = &self.view.fleet.service(spec.service).health.probe;
+        let pool = &mut self.pools[id.index()];
+        for endpoint in pool.ids() {
+            self.places.remove(&endpoint);
+        }
+        pool.refit(&spec.endpoints, &self.names, probe, &mut self.ids);
+        self.place(id);
+    }
+
+    /// Notes where a pool's endpoints are.
+    fn place(&mut self, id: PoolId) {
+        for (index, endpoint) in self.pools[id.index()].ids().enumerate() {
+            self.places.insert(endpoint, (id, index));
+        }
+    }
+}
+
+impl Standing {
+    fn new() -> Standing {
+        let none = RegionSet::EMPTY;
+        let view = ServiceView { drained: none, maint: none, up: none, holding: none, panicking: true };
+        Standing { view, stood: false, panic_told: false }
+    }
+
+    /// Takes its new view; returns whether a panic that is worth telling began or ended. `unproven`: a ready region has no verdict yet.
+    fn stand(&mut self, view: ServiceView, unproven: bool) -> Option<bool> {
+        self.stood |= !view.panicking;
+        let telling = view.panicking && (self.panic_told || self.stood || !unproven);
+        self.view = view;
+        (std::mem::replace(&mut self.panic_told, telling) != telling).then_some(telling)
+    }
+}
+
+/// The host names among a pool's lines.
+fn hosts(specs: &[EndpointSpec]) -> impl Iterator<Item = &str> {
+    specs.iter().filter_map(|spec| match &spec.address {
+        EndpointAddress::Name { host, .. } => Some(host.as_str()),
+        EndpointAddress::Socket(_) => None,
+    })
+}
+
+/// For each service of `after`, the one of the same name in `before`.
+fn same_services(before: &Fleet, after: &Fleet) -> Vec<Option<ServiceId>> {
+    let ids: HashMap<&str, ServiceId> =
+        before.services.iter().enumerate().map(|(index, s)| (s.name.as_str(), ServiceId(index as u16))).collect();
+    after.services.iter().map(|service| ids.get(service.name.as_str()).copied()).collect()
+}
+
+/// For each pool of `after`, the one of the same service and region in `before`.
+fn same_pools(before: &Fleet, after: &Fleet, same_service: &[Option<ServiceId>]) -> Vec<Option<PoolId>> {
+    let same_region: Vec<_> = after.regions.iter().map(|region| before.region_named(&region.name)).collect();
+    let same = |pool: &fleet::Pool| {
+        let service = same_service[pool.service.index()]?;
+        before.service(service).pool_of[same_region[pool.region.index()]?.index()]
+    };
+    after.pools.iter().map(same).collect()
 }

@@ -1,10 +1,45 @@
 //! The line per request: one JSON object, written off the request path through a bounded queue.
+//!
+//! A request must never wait for a disk, a full pipe or a log collector. So it moves its record into a queue and is done; one
+//! thread formats, batches and writes. When the queue is full the record is dropped and counted: a gap in the log is better than a
+//! gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::geo::Place;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use crate::config;
+use crate::geo::{Place, Source};
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::AccessLines;
+
+/// Records that may wait: at 50,000 requests a second the writer may be stuck for 160 ms before one is lost.
+const QUEUE: usize = 8192;
+
+/// Bytes gathered for one write.
+const BATCH: usize = 64 * 1024;
+
+/// How long the writer rests after it has emptied the queue. Under load this turns a wake-up per request, paid by the request,
+/// into a hundred a second; a line is never later than this.
+const REST: Duration = Duration::from_millis(10);
+
+/// Between two complaints about an output that refuses lines.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// How long the end of the process waits for the last lines.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Everything the line, the metrics and nothing else need to know of a finished request.
 #[derive(Debug)]
@@ -59,11 +94,506 @@ pub struct AccessRecord {
 
 /// The request path's end of the access log. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AccessLogger {}
+pub struct AccessLogger {
+    /// `None`: the log is off.
+    queue: Option<Queue>,
+}
+
+#[derive(Clone, Debug)]
+struct Queue {
+    sender: SyncSender<Message>,
+    asked: Arc<Asked>,
+    lines: AccessLines,
+}
+
+/// What was asked of the writer besides lines. Flags, because a question must not be lost when the queue is full.
+#[derive(Debug, Default)]
+struct Asked {
+    reopen: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// `None`: look at the flags.
+type Message = Option<AccessRecord>;
 
 impl AccessLogger {
     /// Queues a record; when the queue is full the record is dropped and counted, never waited for.
-    pub fn log(&self, _record: AccessRecord) {
-        todo!()
+    pub fn log(&self, record: AccessRecord) {
+        let Some(queue) = &self.queue else { return };
+        match queue.sender.try_send(Some(record)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => queue.lines.dropped.inc(),
+        }
+    }
+
+    /// Opens the file anew, after somebody moved it away. Nothing happens on standard output.
+    pub fn reopen(&self) {
+        if let Some(queue) = &self.queue {
+            queue.ask(&queue.asked.reopen);
+        }
+    }
+}
+
+impl Queue {
+    fn ask(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Release);
+        // A full queue needs no wake-up: its writer is awake.
+        let _ = self.sender.try_send(None);
+    }
+}
+
+/// Keeps the writer; when dropped, what is queued is still written, for at most two seconds.
+#[derive(Debug)]
+pub struct AccessLogGuard {
+    queue: Option<Queue>,
+    done: Receiver<()>,
+}
+
+impl Drop for AccessLogGuard {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.take() {
+            queue.ask(&queue.asked.stop);
+            // An error is what is waited for: the writer dropped its end. A pipe that nobody empties must not hold the exit up.
+            let _ = self.done.recv_timeout(LAST_WORDS);
+        }
+    }
+}
+
+impl AccessLogger {
+    /// Starts the writer. An error: the file cannot be opened, or no thread started.
+    pub fn start(to: &config::AccessLog, metrics: &Metrics) -> io::Result<(AccessLogger, AccessLogGuard)> {
+        let output = match to {
+            config::AccessLog::Off => None,
+            config::AccessLog::Stdout => Some(Output::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into())),
+            config::AccessLog::File(path) => Some(Output::File { path: path.as_path().into(), file: open(path)? }),
+        };
+        AccessLogger::start_with(output, QUEUE, metrics)
+    }
+
+    fn start_with(
+        output: Option<Output>,
+        room: usize,
+        metrics: &Metrics,
+    ) -> io::Result<(AccessLogger, AccessLogGuard)> {
+        let (finished, done) = sync_channel(0);
+        let Some(output) = output else {
+            return Ok((AccessLogger { queue: None }, AccessLogGuard { queue: None, done }));
+        };
+        let (sender, receiver) = sync_channel(room);
+        let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines() };
+        let mut writer = Writer {
+            output,
+            asked: queue.asked.clone(),
+            lines: queue.lines.clone(),
+            batch: Vec::with_capacity(BATCH + 4096),
+            batched: 0,
+            torn: false,
+            complained: None,
+        };
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            writer.run(&receiver);
+            drop(finished);
+        })?;
+        Ok((AccessLogger { queue: Some(queue.clone()) }, AccessLogGuard { queue: Some(queue), done }))
+    }
+}
+
+#[derive(Debug)]
+enum Output {
+    /// Not through `io::stdout`, whose lock and line buffer would write each line on its own.
+    Stdout(File),
+    File {
+        path: Box<Path>,
+        file: File,
+    },
+    #[cfg(test)]
+    Test(tests::Gate),
+}
+
+/// Appends, so that several processes (an old and a new meridian during an upgrade) may share a file.
+fn open(path: &Path) -> io::Result<File> {
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    opened.map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Output::Stdout(file) | Output::File { file, .. } => file.write(bytes),
+            #[cfg(test)]
+            Output::Test(gate) => gate.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Writer {
+    output: Output,
+    asked: Arc<Asked>,
+    lines: AccessLines,
+    batch: Vec<u8>,
+    batched: u64,
+    /// The last write ended inside a line.
+    torn: bool,
+    complained: Option<Instant>,
+}
+
+impl Writer {
+    fn run(&mut self, queue: &Receiver<Message>) {
+        loop {
+            match queue.try_recv() {
+                Ok(message) => self.take(message),
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    self.write();
+                    if self.asked.stop.load(Ordering::Acquire) {
+                        break;
+                    }
+                    if self.asked.reopen.swap(false, Ordering::AcqRel) {
+                        self.reopen();
+                    }
+                    thread::sleep(REST);
+                    // The timeout only bounds how long a question asked in the instant before could wait.
+                    match queue.recv_timeout(Duration::from_secs(1)) {
+                        Ok(message) => self.take(message),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    }
+                }
+            }
+        }
+        self.write();
+    }
+
+    fn take(&mut self, message: Message) {
+        let Some(record) = message else { return };
+        let before = self.batch.len();
+        match serde_json::to_writer(&mut self.batch, &Line::of(&record)) {
+            Ok(()) => {
+                self.batch.push(b'\n');
+                self.batched += 1;
+            }
+            Err(_) => {
+                self.batch.truncate(before);
+                self.lines.failed.inc();
+            }
+        }
+        if self.batch.len() >= BATCH {
+            self.write();
+            // A queue that never runs empty must not keep a moved file open for ever.
+            if self.asked.reopen.swap(false, Ordering::AcqRel) {
+                self.reopen();
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        match self.write_batch() {
+            Ok(()) => self.lines.written.inc_by(self.batched),
+            Err(error) => {
+                self.lines.failed.inc_by(self.batched);
+                self.complain(&format!("{} access log lines lost: {error}", self.batched));
+            }
+        }
+        self.batch.clear();
+        self.batched = 0;
+    }
+
+    fn write_batch(&mut self) -> io::Result<()> {
+        if self.torn {
+            // The rest of the torn line is lost; this ends what is there of it.
+            self.output.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let mut rest = self.batch.as_slice();
+        while !rest.is_empty() {
+            match self.output.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.torn = rest[written - 1] != b'\n';
+                    rest = &rest[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) {
+        if let Output::File { path, file } = &mut self.output {
+            match open(path) {
+                Ok(new) => {
+                    *file = new;
+                    self.torn = false;
+                }
+                Err(error) => self.complain(&format!("{error}; the old file stays in use")),
+            }
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a shell: complaints are spaced by the clock")]
+    fn complain(&mut self, what: &str) {
+        let now = Instant::now();
+        if self.complained.is_none_or(|at| now.duration_since(at) >= COMPLAIN) {
+            self.complained = Some(now);
+            tracing::error!("{what}");
+        }
+    }
+}
+
+/// The line. Names are a contract; a field without a value is `null`, so that every line has every field.
+#[derive(Serialize)]
+struct Line<'a> {
+    ts: String,
+    request_id: String,
+    client: Option<IpAddr>,
+    peer: Option<SocketAddr>,
+    place: Option<PlaceFields<'a>>,
+    method: &'a str,
+    host: &'a str,
+    path: &'a str,
+    protocol: &'a str,
+    mover: &'a str,
+    status: u16,
+    outcome: &'a str,
+    service: Option<&'a str>,
+    region: Option<&'a str>,
+    endpoint: Option<SocketAddr>,
+    reason: Option<&'a str>,
+    attempts: u8,
+    bytes_in: u64,
+    bytes_out: u64,
+    duration_ms: f64,
+    first_byte_ms: Option<f64>,
+    connect_ms: f64,
+}
+
+#[derive(Serialize)]
+struct PlaceFields<'a> {
+    country: Option<&'a str>,
+    subdivision: Option<&'a str>,
+    continent: Option<&'a str>,
+    source: &'a str,
+}
+
+impl<'a> Line<'a> {
+    fn of(record: &'a AccessRecord) -> Line<'a> {
+        let fleet = record.snapshot.fleet();
+        Line {
+            ts: rfc3339(record.at_us),
+            request_id: format!("{:032x}", record.request_id),
+            client: record.client,
+            peer: record.peer,
+            place: record.place.as_ref().map(|place| PlaceFields::of(place, &record.snapshot)),
+            method: record.method.as_str(),
+            host: &record.host,
+            path: &record.target,
+            protocol: record.protocol,
+            mover: record.mover,
+            status: record.status,
+            outcome: record.outcome,
+            service: record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str())),
+            region: record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str())),
+            endpoint: record.endpoint,
+            reason: record.reason.map(TakeReason::as_str),
+            attempts: record.attempts,
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            duration_ms: ms(record.total_us),
+            first_byte_ms: record.first_byte_us.map(ms),
+            connect_ms: ms(record.connect_us),
+        }
+    }
+}
+
+impl<'a> PlaceFields<'a> {
+    fn of(place: &'a Place, snapshot: &'a Snapshot) -> PlaceFields<'a> {
+        let atlas = &snapshot.view.atlas;
+        let name = |sources: &'a [Arc<crate::geo::atlas::SourceInfo>], index: u8, default| {
+            sources.get(usize::from(index)).map_or(default, |source| source.name.as_str())
+        };
+        PlaceFields {
+            country: place.country.as_ref().map(|country| country.as_str()),
+            subdivision: place.subdivision.as_ref().map(|subdivision| subdivision.as_str()),
+            continent: place.continent.map(|continent| continent.as_str()),
+            source: match place.source {
+                Source::Unknown => "unknown",
+                Source::Special => "special",
+                Source::Database(index) => name(atlas.databases(), index, "database"),
+                Source::Geofeed(index) => name(atlas.geofeeds(), index, "geofeed"),
+            },
+        }
+    }
+}
+
+fn ms(us: u64) -> f64 {
+    us as f64 / 1000.0
+}
+
+/// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
+fn rfc3339(at_us: u64) -> String {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_us) * 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        at.millisecond()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geo::Atlas;
+    use crate::steering::{Fleet, RegionSet, View};
+    use std::sync::Mutex;
+
+    /// An output whose every write waits to be let through, and can be told how to fail.
+    #[derive(Clone, Debug, Default)]
+    pub(super) struct Gate(Arc<(Mutex<State>, std::sync::Condvar)>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        open: bool,
+        waiting: bool,
+        /// Bytes taken before the next error.
+        fail_after: Option<usize>,
+        bytes: Vec<u8>,
+    }
+
+    impl Gate {
+        pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+            let (state, signal) = &*self.0;
+            let mut state = state.lock().unwrap();
+            state.waiting = true;
+            signal.notify_all();
+            let mut state = signal.wait_while(state, |state| !state.open).unwrap();
+            match state.fail_after.take() {
+                Some(0) => Err(io::Error::other("full")),
+                Some(some) => {
+                    state.bytes.extend_from_slice(&bytes[..some]);
+                    state.fail_after = Some(0);
+                    Ok(some)
+                }
+                None => {
+                    state.bytes.extend_from_slice(bytes);
+                    Ok(bytes.len())
+                }
+            }
+        }
+
+        fn wait_for_writer(&self) {
+            let (state, signal) = &*self.0;
+            drop(signal.wait_while(state.lock().unwrap(), |state| !state.waiting).unwrap());
+        }
+
+        fn open(&self, fail_after: Option<usize>) {
+            let (state, signal) = &*self.0;
+            let mut state = state.lock().unwrap();
+            (state.open, state.fail_after) = (true, fail_after);
+            signal.notify_all();
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.0.lock().unwrap().bytes.clone()).unwrap()
+        }
+    }
+
+    fn record(target: &str) -> AccessRecord {
+        let view = View::compile(Arc::new(Fleet::default()), Arc::new(Atlas::empty()), None);
+        AccessRecord {
+            snapshot: Arc::new(Snapshot::assuming(view, RegionSet::EMPTY)),
+            at_us: 1_769_903_999_999_000,
+            peer: Some("[2001:db8::1]:443".parse().unwrap()),
+            client: None,
+            place: None,
+            request_id: 0xabc,
+            method: http::Method::GET,
+            host: "a\"b\\\u{7}".to_owned(),
+            target: target.to_owned(),
+            protocol: "HTTP/1.1",
+            mover: "pingora",
+            service: None,
+            region: None,
+            endpoint: None,
+            reason: None,
+            attempts: 0,
+            status: 400,
+            outcome: "bad_request",
+            bytes_in: 0,
+            bytes_out: 12,
+            total_us: 1234,
+            first_byte_us: None,
+            connect_us: 0,
+        }
+    }
+
+    fn numbers(text: &str) -> Vec<String> {
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| line["path"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts_and_what_is_queued_is_written_at_the_end() {
+        let (gate, metrics) = (Gate::default(), Metrics::new());
+        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        logger.log(record("first"));
+        gate.wait_for_writer();
+        // The writer is stuck with the first one: four wait, five are lost.
+        for n in 0..9 {
+            logger.log(record(&n.to_string()));
+        }
+        assert_eq!(metrics.access_lines().dropped.get(), 5);
+        gate.open(None);
+        drop(guard);
+        assert_eq!(numbers(&gate.text()), ["first", "0", "1", "2", "3"]);
+        assert_eq!(metrics.access_lines().written.get(), 5);
+        assert_eq!(metrics.access_lines().failed.get(), 0);
+        logger.log(record("late"));
+        assert_eq!(metrics.access_lines().dropped.get(), 6, "after the end, records are dropped like any other");
+    }
+
+    #[test]
+    fn a_line_torn_by_an_error_does_not_spoil_the_next() {
+        let (gate, metrics) = (Gate::default(), Metrics::new());
+        gate.open(Some(10));
+        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        logger.log(record("torn"));
+        while metrics.access_lines().failed.get() == 0 {
+            thread::yield_now();
+        }
+        logger.log(record("whole"));
+        drop(guard);
+        let text = gate.text();
+        let (torn, rest) = text.split_once('\n').unwrap();
+        assert_eq!(torn.len(), 10);
+        assert_eq!(numbers(rest), ["whole"]);
+        assert_eq!(metrics.access_lines().failed.get(), 1);
+    }
+
+    #[test]
+    fn a_line_is_json_whatever_the_client_sent() {
+        let line = serde_json::to_string(&Line::of(&record("/\u{0}\n\u{2028}%22"))).unwrap();
+        assert!(!line.contains('\n'));
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["ts"], "2026-01-31T23:59:59.999Z");
+        assert_eq!(line["request_id"], "00000000000000000000000000000abc");
+        assert_eq!(line["host"], "a\"b\\\u{7}");
+        assert_eq!(line["path"], "/\u{0}\n\u{2028}%22");
+        assert_eq!(line["peer"], "[2001:db8::1]:443");
+        assert_eq!(line["duration_ms"], 1.234);
+        assert_eq!(line["service"], serde_json::Value::Null);
+        assert_eq!(line["place"], serde_json::Value::Null);
     }
 }

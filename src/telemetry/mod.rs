@@ -6,6 +6,8 @@
 pub mod access;
 pub mod log;
 pub mod metrics;
+mod process;
+mod standing;
 
-pub use access::{AccessLogger, AccessRecord};
-pub use metrics::{Handles, Metrics};
+pub use access::{AccessLogGuard, AccessLogger, AccessRecord};
+pub use metrics::{Handles, InFlight, Metrics, Reload};

@@ -1,0 +1,162 @@
+//! The doors: a TCP address and a unix socket, few connections, short patience.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::admin::{Admin, Door};
+
+/// Connections at a time over both doors; further ones are closed at once.
+const CONNECTIONS: usize = 64;
+
+/// A request head must be complete within this; also how long an idle connection is kept.
+const HEAD: Duration = Duration::from_secs(5);
+
+/// How long one connection may live, and then finish its last answer.
+const LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10));
+
+/// Bytes and fields of a request head.
+const HEAD_BYTES: usize = 16 * 1024;
+const HEAD_FIELDS: usize = 64;
+
+/// Who may use the socket: this user and this group.
+const MODE: u32 = 0o660;
+
+/// After accepting failed for want of descriptors.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Listening doors. The socket file goes with them.
+#[derive(Debug)]
+pub struct Doors {
+    tcp: Option<TcpListener>,
+    unix: Option<(UnixListener, SocketFile)>,
+}
+
+/// Removed when dropped.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Opens the doors that are configured. Must be called within a runtime. An error says which door and why.
+pub async fn open(address: Option<SocketAddr>, socket: Option<&Path>) -> io::Result<Doors> {
+    let said = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+    let tcp = match address {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(said(format!("[admin] address {address}")))?),
+        None => None,
+    };
+    let unix = match socket {
+        Some(path) => Some(bind(path).await.map_err(said(format!("[admin] socket {}", path.display())))?),
+        None => None,
+    };
+    Ok(Doors { tcp, unix })
+}
+
+async fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
+        // What a process that was killed left behind has nobody who answers.
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(error) => return Err(error),
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers on it")),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    let file = SocketFile(path.to_owned());
+    fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
+    Ok((listener, file))
+}
+
+impl Doors {
+    /// The TCP address, with the port that was given.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.local_addr().ok()
+    }
+
+    /// Answers until the future is dropped.
+    pub async fn serve(self, admin: Admin) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let tcp = async {
+            let Some(listener) = &self.tcp else { return };
+            loop {
+                let accepted = listener.accept().await;
+                greet(accepted.map(|(stream, _)| nodelay(stream)), &room, Door::Tcp, &admin).await;
+            }
+        };
+        let unix = async {
+            let Some((listener, _)) = &self.unix else { return };
+            loop {
+                let accepted = listener.accept().await;
+                greet(accepted.map(|(stream, _)| stream), &room, Door::Unix, &admin).await;
+            }
+        };
+        tokio::join!(tcp, unix);
+    }
+}
+
+fn nodelay(stream: TcpStream) -> TcpStream {
+    // Only slower without it.
+    let _ = stream.set_nodelay(true);
+    stream
+}
+
+async fn greet<S>(accepted: io::Result<S>, room: &Arc<Semaphore>, door: Door, admin: &Admin)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "admin: no connection accepted");
+            sleep(BREATH).await;
+            return;
+        }
+    };
+    let Ok(permit) = room.clone().try_acquire_owned() else { return };
+    let admin = admin.clone();
+    tokio::spawn(async move {
+        converse(stream, door, admin).await;
+        drop(permit);
+    });
+}
+
+async fn converse<S>(stream: S, door: Door, admin: Admin)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let admin = &admin;
+        async move { Ok::<_, Infallible>(admin.answer(door, request).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_headers(HEAD_FIELDS).max_buf_size(HEAD_BYTES);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    // How a conversation ended interests nobody: who asked knows.
+    if timeout(LIFE.0, &mut connection).await.is_err() {
+        connection.as_mut().graceful_shutdown();
+        let _ = timeout(LIFE.1, connection).await;
+    }
+}

@@ -1,0 +1,164 @@
+//! What an operator and a scraper may ask over HTTP: metrics, liveness, readiness, status.
+//!
+//! On a TCP address of its own and on a unix socket, never on a proxy's port. Reading only: nothing here changes anything, so there is
+//! nothing a forged request could do; what it could read is kept from web pages by refusing any Host that is a name (DNS
+//! rebinding).
+
+mod explain;
+mod listen;
+mod status;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use crate::state::Reader;
+use crate::telemetry::Metrics;
+
+pub use listen::{Doors, open};
+
+/// What answers are made of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// What is published.
+    pub reader: Reader,
+    /// What was counted.
+    pub metrics: Metrics,
+    /// Whether this process is on its way out: not ready any more.
+    pub draining: Arc<AtomicBool>,
+    /// The addresses on which requests to proxy are accepted.
+    pub listen: Arc<[SocketAddr]>,
+}
+
+/// Through which door a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// The network, where a web page in somebody's browser may be the one who asks.
+    Tcp,
+    /// The socket, which file permissions guard.
+    Unix,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Admin {
+    /// The answer to one request.
+    async fn answer(&self, door: Door, request: Request<Incoming>) -> Answer {
+        if door == Door::Tcp && !is_addressed_directly(request.uri(), request.headers()) {
+            return text(StatusCode::MISDIRECTED_REQUEST, "the Host must be an address or localhost\n");
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match request.uri().path() {
+            "/metrics" => self.metrics_page(),
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.not_ready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            "/api/status" => self.status_page(),
+            "/api/explain" => self.explain_page(request.uri().query().unwrap_or("")),
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, /api/status and /api/explain\n"),
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
+    fn metrics_page(&self) -> Answer {
+        let page = self.metrics.render(SystemTime::now());
+        typed(StatusCode::OK, prometheus::TEXT_FORMAT, page.into())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
+    fn status_page(&self) -> Answer {
+        match serde_json::to_vec(&status::of(self, SystemTime::now())) {
+            Ok(page) => json(StatusCode::OK, page),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no status: {error}\n")),
+        }
+    }
+
+    fn explain_page(&self, query: &str) -> Answer {
+        match explain::of(&self.reader.load().snapshot, query) {
+            Ok(explanation) => match serde_json::to_vec(&explanation) {
+                Ok(page) => json(StatusCode::OK, page),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no explanation: {error}\n")),
+            },
+            Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
+        }
+    }
+
+    /// Why new connections should go elsewhere, if they should.
+    fn not_ready(&self) -> Option<&'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            return Some("draining\n");
+        }
+        (!self.reader.is_ready()).then_some("waiting for the first round of probes\n")
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Answer {
+    typed(status, "text/plain; charset=utf-8", body.to_owned().into())
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Answer {
+    typed(status, "application/json", body.into())
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// Whether the request names us by address or as localhost. A browser that a page tricked into asking us sends the page's own name.
+/// HTTP/1.0 without a Host is no browser.
+fn is_addressed_directly(uri: &Uri, headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(HOST).iter().map(|value| value.to_str().unwrap_or("?"));
+    uri.authority().map(|authority| authority.as_str()).into_iter().chain(fields).all(|host| {
+        let name = match host.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or(rest),
+            None => host.split(':').next().unwrap_or(host),
+        };
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_us() {
+        for (host, want) in [
+            ("127.0.0.1", true),
+            ("127.0.0.1:9180", true),
+            ("[::1]:9180", true),
+            ("[::1]", true),
+            ("localhost:9180", true),
+            ("LOCALHOST", true),
+            ("evil.example", false),
+            ("evil.example:9180", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_str(host).unwrap());
+            assert_eq!(is_addressed_directly(&Uri::from_static("/metrics"), &headers), want, "{host}");
+        }
+        let both = HeaderMap::new();
+        assert!(!is_addressed_directly(&Uri::from_static("http://evil.example/metrics"), &both));
+        assert!(is_addressed_directly(&Uri::from_static("/metrics"), &both));
+    }
+}

@@ -1,0 +1,176 @@
+//! `/api/status`: everything published, in one JSON object. Its names are a contract: fields may be added, never renamed.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::admin::Admin;
+use crate::geo::SourceInfo;
+use crate::state::{Clock, Published};
+use crate::steering::ServiceId;
+use crate::steering::fleet::{Intent, PoolId, Steering};
+use crate::steering::snapshot::EndpointView;
+
+#[derive(Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    pop: String,
+    generation: u64,
+    ready: bool,
+    not_ready_because: Option<String>,
+    /// Where requests to proxy are accepted.
+    listen: Vec<String>,
+    services: Vec<Service>,
+    geo: Vec<Source>,
+    /// The last reload; `null` before the first.
+    reload: Option<ReloadResult>,
+}
+
+#[derive(Serialize)]
+struct Service {
+    name: String,
+    steering: &'static str,
+    /// No region is up.
+    panic: bool,
+    regions: Vec<Region>,
+}
+
+#[derive(Serialize)]
+struct Region {
+    name: String,
+    /// `unknown up holding ramping down`, as observed.
+    state: &'static str,
+    /// When `state` changed last, RFC 3339.
+    since: String,
+    /// An operator's word: `ready drain maint`.
+    intent: &'static str,
+    weight: u32,
+    /// Percent.
+    dial: u8,
+    /// 0 … 1.
+    ramp: f64,
+    /// 0 … 1.
+    spill: f64,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    address: String,
+    name: String,
+    /// `unknown up down`.
+    state: &'static str,
+    weight: u32,
+    /// 0 … 1.
+    warmth: f32,
+    in_flight: u32,
+}
+
+#[derive(Serialize)]
+struct Source {
+    name: String,
+    /// When the data was built, RFC 3339; `null` if it does not say.
+    built: Option<String>,
+    age_seconds: Option<u64>,
+    networks: u64,
+    coordinates: bool,
+}
+
+#[derive(Serialize)]
+struct ReloadResult {
+    at: String,
+    success: bool,
+    error: Option<String>,
+}
+
+/// The status as of `now`.
+pub(super) fn of(admin: &Admin, now: SystemTime) -> Status {
+    let published = admin.reader.load();
+    let clock = admin.reader.clock();
+    let snapshot = &published.snapshot;
+    let fleet = snapshot.fleet();
+    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let atlas = &snapshot.view.atlas;
+    let not_ready = admin.not_ready();
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        pop: fleet.pop.name.clone(),
+        generation: snapshot.generation,
+        ready: not_ready.is_none(),
+        not_ready_because: not_ready.map(|why| why.trim_end().to_owned()),
+        listen: admin.listen.iter().map(ToString::to_string).collect(),
+        services: (0..fleet.services.len()).map(|index| service(&published, clock, ServiceId(index as u16))).collect(),
+        geo: atlas.databases().iter().chain(atlas.geofeeds()).map(|info| source(info, since_epoch)).collect(),
+        reload: admin.metrics.last_reload().map(|reload| ReloadResult {
+            at: rfc3339(Duration::from_millis(reload.at_ms)),
+            success: reload.error.is_none(),
+            error: reload.error.clone(),
+        }),
+    }
+}
+
+fn service(published: &Published, clock: Clock, id: ServiceId) -> Service {
+    let snapshot = &published.snapshot;
+    let service = snapshot.fleet().service(id);
+    Service {
+        name: service.name.clone(),
+        steering: match service.steering {
+            Steering::Nearest => "nearest",
+            Steering::Split => "split",
+            Steering::Band(_) => "band",
+        },
+        panic: snapshot.service(id).panicking,
+        regions: service.pools.iter().map(|pool| region(published, clock, *pool)).collect(),
+    }
+}
+
+fn region(published: &Published, clock: Clock, id: PoolId) -> Region {
+    let snapshot = &published.snapshot;
+    let (pool, view) = (snapshot.fleet().pool(id), snapshot.pool(id));
+    let region = snapshot.fleet().region(pool.region);
+    Region {
+        name: region.name.clone(),
+        state: view.state.as_str(),
+        since: rfc3339(Duration::from_millis(clock.unix_ms(view.changed_ms))),
+        intent: match region.intent {
+            Intent::Ready => "ready",
+            Intent::Drain => "drain",
+            Intent::Maint => "maint",
+        },
+        weight: pool.weight,
+        dial: pool.dial,
+        ramp: view.ramp,
+        spill: view.spill,
+        endpoints: view.endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+fn endpoint(view: &EndpointView) -> Endpoint {
+    Endpoint {
+        address: view.address.to_string(),
+        name: view.name.to_string(),
+        state: view.state.as_str(),
+        weight: view.weight,
+        warmth: view.warmth,
+        in_flight: view.meter.in_flight(),
+    }
+}
+
+fn source(info: &SourceInfo, now: Duration) -> Source {
+    let built = (info.built_at > 0).then_some(info.built_at);
+    Source {
+        name: info.name.clone(),
+        built: built.map(|seconds| rfc3339(Duration::from_secs(seconds))),
+        age_seconds: built.map(|seconds| now.as_secs().saturating_sub(seconds)),
+        networks: info.networks,
+        coordinates: info.coordinates,
+    }
+}
+
+/// UTC; the epoch for a moment beyond the calendar.
+fn rfc3339(since_epoch: Duration) -> String {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(since_epoch.as_nanos() as i128);
+    at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
+}

@@ -1,0 +1,172 @@
+//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::compile::Context;
+use crate::config::reader::{Section, Text};
+use crate::config::scribe::Place;
+use crate::config::units::meant;
+use crate::config::{AccessLog, Boot, Listen};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
+    let (listen, mut taken) = listen(root, context);
+    let (admin, admin_socket) = admin(root.table("admin"), &mut taken, context);
+    refuse_collisions(&taken, context);
+    let process = root.table("process");
+    let threads = process.integer("threads", 0u32, 0..=1024) as usize;
+    let drain_delay = process.duration("drain_delay", Duration::ZERO, Duration::ZERO..=HOUR);
+    let drain_timeout = process.duration("drain_timeout", Duration::from_secs(60), Duration::ZERO..=DAY);
+    let state_dir = path(&process, "state_dir", context).or_else(|| context.folder("STATE_DIRECTORY"));
+    process.finish();
+    let log = root.table("log");
+    let log_level = log_level(&log);
+    let access_log = access_log(&log, context);
+    log.finish();
+    Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log }
+}
+
+type Taken = Vec<(SocketAddr, Place)>;
+
+fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
+    let (mut listen, mut taken) = (Vec::new(), Vec::new());
+    let sections = root.tables("listen");
+    if !root.has("listen") || super::is_empty_list(root, "listen") {
+        context
+            .scribe
+            .file_error(0, true, "`[[listen]]` is missing: meridian would not be reachable")
+            .hint("add `[[listen]]` and below it `address = \"0.0.0.0:8080\"`");
+    }
+    for section in sections {
+        match section.text("address") {
+            Some(text) => {
+                if let Some(address) = socket(&section, text) {
+                    listen.push(Listen { address });
+                    // Port 0 means any free port: it never collides.
+                    taken.extend((address.port() != 0).then_some((address, text.place)));
+                }
+            }
+            None if !section.has("address") => {
+                section.missing("`address` of this `[[listen]]`", "write `address = \"0.0.0.0:8080\"`");
+            }
+            None => {}
+        }
+        section.finish();
+    }
+    (listen, taken)
+}
+
+fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> (Option<SocketAddr>, Option<PathBuf>) {
+    let address = match section.text("address") {
+        Some(Text { value: "", .. }) => None,
+        Some(text) => {
+            let address = socket(&section, text);
+            taken.extend(address.filter(|address| address.port() != 0).map(|address| (address, text.place)));
+            address
+        }
+        None => {
+            let address = SocketAddr::from(([127, 0, 0, 1], 9180));
+            if let Some((_, place)) = taken.iter().find(|(other, _)| collide(*other, address)) {
+                context
+                    .scribe
+                    .error(*place, format!("this address is taken by `[admin]`, which listens on {address} by default"))
+                    .hint("choose another one, or set `address` in `[admin]` (`\"\"` turns it off)");
+            }
+            Some(address)
+        }
+    };
+    let default = || context.folder("RUNTIME_DIRECTORY").map(|folder| folder.join("admin.sock"));
+    let socket = path(&section, "socket", context).or_else(default);
+    section.finish();
+    (address, socket)
+}
+
+/// Whether two listeners cannot both have their address.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let either_is_all = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && (a.ip() == b.ip() || a.is_ipv4() == b.is_ipv4() && either_is_all)
+}
+
+fn refuse_collisions(taken: &Taken, context: &Context<'_>) {
+    for (n, (address, place)) in taken.iter().enumerate() {
+        if let Some((_, first)) = taken[..n].iter().find(|(other, _)| collide(*other, *address)) {
+            context.scribe.error(*place, "this address is taken already").also("by the one at", *first);
+        }
+    }
+}
+
+fn socket(section: &Section<'_>, text: Text<'_>) -> Option<SocketAddr> {
+    if let Ok(address) = text.value.parse() {
+        return Some(address);
+    }
+    let (host, port) = text.value.rsplit_once(':').unwrap_or((text.value, ""));
+    let has_port = port.parse::<u16>().is_ok();
+    let hint = match host {
+        "" | "*" if has_port => format!("every address is `\"0.0.0.0:{port}\"`, with IPv6 `\"[::]:{port}\"`"),
+        "localhost" if has_port => format!("names are not looked up here: write `\"127.0.0.1:{port}\"`"),
+        _ if text.value.parse::<std::net::IpAddr>().is_ok() => "the port is missing".to_owned(),
+        _ => "write an IP address and a port, as in `\"0.0.0.0:8080\"` or `\"[::]:8080\"`".to_owned(),
+    };
+    let found = section.scribe.written(text.place);
+    let written =
+        section.scribe.error(text.place, format!("`address` must be an IP address and a port, not `{found}`"));
+    if !text.secret {
+        written.hint(hint);
+    }
+    None
+}
+
+/// A path; "" counts as absent.
+fn path(section: &Section<'_>, key: &'static str, context: &Context<'_>) -> Option<PathBuf> {
+    section.text(key).filter(|text| !text.value.is_empty()).map(|text| context.path(text))
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn log_level(section: &Section<'_>) -> String {
+    let default = || "info".to_owned();
+    let Some(text) = section.text("level") else { return default() };
+    let is_level = |word: &str| LEVELS.contains(&word);
+    let is_target = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
+    };
+    let good = text.value.split(',').all(|part| match part.split_once('=') {
+        Some((target, level)) => is_target(target) && is_level(level),
+        None => is_level(part),
+    });
+    if good {
+        return text.value.to_owned();
+    }
+    let found = section.scribe.written(text.place);
+    section
+        .scribe
+        .error(text.place, format!("`level` must be `off`, `error`, `warn`, `info`, `debug` or `trace`, not `{found}`"))
+        .hint("a part of the program can have its own, as in `\"info,meridian::probe=debug\"`")
+        .meant(meant(text.value, LEVELS).filter(|_| !text.secret));
+    default()
+}
+
+fn access_log(section: &Section<'_>, context: &Context<'_>) -> AccessLog {
+    let Some(text) = section.text("access") else { return AccessLog::Stdout };
+    match text.value {
+        "stdout" => AccessLog::Stdout,
+        "off" => AccessLog::Off,
+        value => {
+            // A mistyped word would otherwise quietly become a file of that name.
+            let word = meant(value, ["stdout", "off", "stderr"]).filter(|_| !value.contains(['/', '.']));
+            if value.is_empty() || word.is_some() {
+                let found = section.scribe.written(text.place);
+                section
+                    .scribe
+                    .error(text.place, format!("`access` must be `\"stdout\"`, `\"off\"` or a file, not `{found}`"))
+                    .hint("write a file of that name as `\"./NAME\"`")
+                    .meant(word.filter(|word| *word != "stderr" && !text.secret));
+            }
+            AccessLog::File(context.path(text))
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! `[services.*]`: what clients ask for, and the policies for them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::config::compile::areas::{self, Own};
+use crate::config::compile::pools::{self, Draft};
+use crate::config::compile::region::Regions;
+use crate::config::compile::{Context, health};
+use crate::config::names;
+use crate::config::reader::{Section, Text};
+use crate::config::scribe::Place;
+use crate::steering::accept::seeds;
+use crate::steering::fleet::{
+    Draw, Failback, Fleet, HostRule, Panic, Pool, PoolId, Probe, RegionSet, RetryPolicy, Service, ServiceId, Steering,
+    Timeouts, Upstream,
+};
+use crate::steering::route::Router;
+
+const MOST_SERVICES: usize = 1000;
+/// Pools are numbered by two bytes.
+const MOST_POOLS: usize = 1 << 16;
+/// Hosts or paths of one service.
+const MOST_ROUTES: usize = 5000;
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A service and what only the compiler needs of it.
+struct Read {
+    service: Service,
+    pools: Vec<Draft>,
+    /// Hosts and paths; `None` when some were refused.
+    routes: Option<Routes>,
+}
+
+struct Routes {
+    hosts: Vec<(String, Place)>,
+    paths: Vec<(String, Place)>,
+}
+
+/// Fills in the fleet's services, pools and router.
+pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+    let section = root.table("services");
+    let entries = section.entries();
+    if entries.is_empty() && (section.is_present() || !root.has("services")) {
+        context
+            .scribe
+            .file_error(0, true, "no service is configured: at least one is needed")
+            .hint("add `[services.NAME.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`");
+    }
+    if let Some(entry) = entries.get(MOST_SERVICES) {
+        context
+            .scribe
+            .error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
+        return;
+    }
+    let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
+    for entry in entries {
+        super::check_name(&entry.key, entry.place, "service", context.scribe);
+        let Some(service) = section.named(&entry.key, entry.place, &entry.node) else { continue };
+        let mut read = service_of(&entry.key, service, regions, context);
+        let id = ServiceId(fleet.services.len() as u16);
+        if fleet.pools.len() + read.pools.len() > MOST_POOLS {
+            context.scribe.error(entry.place, format!("there can be at most {MOST_POOLS} pools in all"));
+            return;
+        }
+        for draft in read.pools {
+            let pool = PoolId(fleet.pools.len() as u16);
+            read.service.pools.push(pool);
+            read.service.pool_of[draft.region.index()] = Some(pool);
+            let Draft { region, weight, dial, endpoints, .. } = draft;
+            fleet.pools.push(Pool { service: id, region, weight, dial, endpoints });
+        }
+        routes.extend(read.routes.map(|routes| (id, entry.key.clone(), routes)));
+        fleet.services.push(read.service);
+    }
+    fleet.router = router(&routes, context);
+}
+
+fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Router {
+    let mut seen: HashMap<(&str, &str), (&str, Place)> = HashMap::new();
+    for (_, name, Routes { hosts, paths }) in routes {
+        for (path, path_place) in paths {
+            let hosts = hosts.iter().map(|(host, place)| (host.as_str(), *place));
+            let every = hosts.len() == 0;
+            for (host, place) in hosts.chain(every.then_some(("", *path_place))) {
+                match seen.get(&(host, path.as_str())) {
+                    // Within one service it was reported as an entry listed twice.
+                    Some((other, _)) if other == name => {}
+                    Some((other, first)) => {
+                        let host = if every { "every host" } else { "this host" };
+                        // As written: it may hold a variable. The default is not written.
+                        let path = if path == "/" { "\"/\"".to_owned() } else { context.scribe.written(*path_place) };
+                        let what = format!("{host} with path {path} belongs to service `{other}` already");
+                        context.scribe.error(place, what).also("there at", *first);
+                    }
+                    None => {
+                        seen.insert((host, path), (name, place));
+                    }
+                }
+            }
+        }
+    }
+    let plain = |list: &[(String, Place)]| list.iter().map(|(text, _)| text.clone()).collect::<Vec<_>>();
+    let owned: Vec<_> =
+        routes.iter().map(|(id, _, routes)| (*id, plain(&routes.hosts), plain(&routes.paths))).collect();
+    Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
+}
+
+fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: &Context<'_>) -> Read {
+    let dial: u8 = section.integer("dial", 100, 0..=100);
+    let pools_section = section.table("pools");
+    let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
+    if pools_section.entries().is_empty() && (pools_section.is_present() || !section.has("pools")) {
+        let hint = format!("add `[{}.pools.REGION]` and below it `endpoints = [\"10.0.1.10:8080\"]`", section.name);
+        context
+            .scribe
+            .absent(section.place, format!("`{}` has no pool: nothing could serve it", section.name))
+            .hint(hint);
+    }
+    let members: RegionSet = pools.iter().map(|pool| pool.region).collect();
+    let own = Own { regions, members, complete, context };
+    let band_km = section.number("band_km", 500.0, 0.0..=20_038.0);
+    let steering = match section.choice("steering", 0, &[("nearest", 0), ("split", 1), ("band", 2)]) {
+        0 => Steering::Nearest,
+        1 => Steering::Split,
+        _ => Steering::Band(band_km),
+    };
+    let routes = hosts(&section).zip(paths(&section)).map(|(hosts, paths)| Routes { hosts, paths });
+    let draw = [("network", Draw::Network), ("address", Draw::Address), ("request", Draw::Request)];
+    let residency = areas::residency(&section, &own);
+    let unknown_allowed = section.choice("unknown", false, &[("deny", false), ("allow", true)]);
+    let draw = section.choice("draw", Draw::Network, &draw);
+    let panic = section.choice("panic", Panic::Serve, &[("serve", Panic::Serve), ("refuse", Panic::Refuse)]);
+    let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
+    let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
+    let host = host(&section);
+    let pins = areas::pins(&section.table("pins"), &own);
+    let health_section = section.table("health");
+    let health_place = health_section.place;
+    let health = health::health(health_section);
+    let service = Service {
+        name: name.to_owned(),
+        steering,
+        draw,
+        residency,
+        unknown_allowed,
+        panic,
+        failback: Failback::Auto,
+        pins,
+        health,
+        timeouts: timeouts(section.table("timeouts")),
+        upstream: upstream(section.table("upstream")),
+        retry: retry(section.table("retry")),
+        drain_timeout,
+        max_body,
+        host,
+        pools: Vec::with_capacity(pools.len()),
+        pool_of: vec![None; regions.list.len()],
+        regions: members,
+        weighted: pools.iter().filter(|pool| pool.weight > 0).map(|pool| pool.region).collect(),
+        seeds: regions.list.iter().map(|region| seeds(name, &region.name)).collect(),
+    };
+    warn(&service, &pools, &own, health_place);
+    section.finish();
+    Read { service, pools, routes }
+}
+
+/// What is probably a mistake in how a service uses its regions.
+fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Place) {
+    let scribe = own.context.scribe;
+    let several = pools.len() > 1;
+    if several && service.health.probe == Probe::None {
+        scribe
+            .warning(
+                health_place,
+                format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
+            )
+            .hint(format!("add `[services.{}.health]`", service.name));
+    }
+    if !pools.is_empty() && service.weighted.is_empty() {
+        scribe.warning(
+            pools[0].weight_place,
+            format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
+        );
+    }
+    if several && !matches!(service.steering, Steering::Split) {
+        for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
+            let name = &own.regions.list[pool.region.index()].name;
+            scribe
+                .warning(
+                    own.regions.place(pool.region),
+                    format!("region `{name}` has no location: for `{}` it comes last", service.name),
+                )
+                .hint("add `location = [latitude, longitude]`");
+        }
+    }
+    let mut positive = pools.iter().filter(|pool| pool.weight > 0);
+    if let (Steering::Nearest, Some(first)) = (service.steering, positive.next())
+        && let Some(other) = positive.find(|pool| pool.weight != first.weight)
+    {
+        scribe
+            .warning(
+                other.weight_place,
+                "weights differ, but `steering = \"nearest\"` only asks whether they are above 0",
+            )
+            .hint("use `steering = \"split\"` or `\"band\"`, or a `dial`");
+    }
+    if let Steering::Split = service.steering {
+        let mut dials: Vec<Place> = pools.iter().filter(|pool| pool.dial < 100).map(|pool| pool.dial_place).collect();
+        dials.dedup();
+        for place in dials {
+            scribe
+                .warning(place, "a dial under `steering = \"split\"` moves clients against their weights")
+                .hint("change the `weight` instead");
+        }
+    }
+}
+
+/// `None` when one was refused: an empty list would stand for every host.
+fn hosts(section: &Section<'_>) -> Option<Vec<(String, Place)>> {
+    let texts = section.texts("hosts", "an entry of `hosts`");
+    all_of(section, "hosts", &texts, names::host_pattern, "this host")
+}
+
+fn paths(section: &Section<'_>) -> Option<Vec<(String, Place)>> {
+    let texts = section.texts("paths", "an entry of `paths`");
+    if !section.has("paths") {
+        return Some(vec![("/".to_owned(), section.place)]);
+    }
+    if super::is_empty_list(section, "paths") {
+        let written =
+            section.scribe.error(section.place_of("paths"), "`paths` is empty: the service could never be reached");
+        written.hint("leave it out for every path");
+        return None;
+    }
+    all_of(section, "paths", &texts, names::path_prefix, "this path")
+}
+
+fn all_of(
+    section: &Section<'_>,
+    key: &'static str,
+    texts: &[Text<'_>],
+    grammar: fn(&str) -> Result<String, names::Refused>,
+    what: &str,
+) -> Option<Vec<(String, Place)>> {
+    if let Some(text) = texts.get(MOST_ROUTES) {
+        section
+            .scribe
+            .error(text.place, format!("`{key}` can have at most {MOST_ROUTES} entries, not {}", texts.len()));
+        return None;
+    }
+    let mut list = Vec::new();
+    for text in texts {
+        match grammar(text.value) {
+            Ok(plain) => list.push((plain, text.place)),
+            Err(why) => section.refused(*text, &format!("an entry of `{key}`"), &why),
+        }
+    }
+    super::refuse_twice(&list, what, section.scribe);
+    (list.len() == section.items(key).len()).then_some(list)
+}
+
+fn host(section: &Section<'_>) -> HostRule {
+    match section.text("host") {
+        None | Some(Text { value: "pass", .. }) => HostRule::Pass,
+        Some(text) => match names::host_field(text.value) {
+            Ok(host) => HostRule::Fixed(host),
+            Err(why) => {
+                section.refused(text, "host", &why);
+                HostRule::Pass
+            }
+        },
+    }
+}
+
+fn timeouts(section: Section<'_>) -> Timeouts {
+    let timeouts = Timeouts {
+        connect: section.duration("connect", 300 * MS, MS..=DAY),
+        first_byte: section.duration("first_byte", 5 * SECOND, MS..=DAY),
+        request: section.duration("request", 30 * SECOND, MS..=DAY),
+        idle: section.duration("idle", 30 * SECOND, MS..=DAY),
+        tunnel_idle: section.duration("tunnel_idle", 3600 * SECOND, MS..=DAY),
+    };
+    section.finish();
+    timeouts
+}
+
+fn upstream(section: Section<'_>) -> Upstream {
+    let upstream = Upstream { idle: section.duration("idle", 60 * SECOND, MS..=DAY) };
+    section.finish();
+    upstream
+}
+
+fn retry(section: Section<'_>) -> RetryPolicy {
+    let mut on = vec![502, 503, 504];
+    if section.node("on").is_some() {
+        let code = |node| Some((section.integer_of(node, "an entry of `on`", 400u16..=599)?, node.place));
+        let codes: Vec<(u16, Place)> = section.items("on").iter().filter_map(code).collect();
+        super::refuse_twice(&codes, "this code", section.scribe);
+        on = codes.into_iter().map(|(code, _)| code).collect();
+    }
+    let retry = RetryPolicy {
+        attempts: section.integer("attempts", 3, 1..=10),
+        budget: section.integer("budget", 20, 0..=100),
+        on,
+        idempotency_key: section.boolean("idempotency_key", false),
+    };
+    section.finish();
+    retry
+}

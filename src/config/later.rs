@@ -1,0 +1,113 @@
+//! What belongs to later versions: known, refused, never ignored.
+//!
+//! One line a key. A version that makes a key work deletes its line here and asks for the key where its table is read.
+
+use crate::config::file::{Node, Value};
+
+/// A key that does not work yet.
+pub(crate) struct Key {
+    /// Where, with `*` for names.
+    pub(crate) path: &'static str,
+    /// Values that ask for what this version does anyway; they are accepted.
+    same: &'static [Same],
+    /// What it is about.
+    pub(crate) area: &'static str,
+}
+
+enum Same {
+    Text(&'static str),
+    Integer(i128),
+    Boolean(bool),
+}
+
+/// A value that does not work yet, of a key that does.
+pub(crate) struct Choice {
+    /// The key, with `*` for names.
+    pub(crate) path: &'static str,
+    /// The value.
+    pub(crate) value: &'static str,
+    /// What it is about.
+    pub(crate) area: &'static str,
+}
+
+const fn key(path: &'static str, same: &'static [Same], area: &'static str) -> Key {
+    Key { path, same, area }
+}
+
+const fn choice(path: &'static str, value: &'static str, area: &'static str) -> Choice {
+    Choice { path, value, area }
+}
+
+#[rustfmt::skip]
+pub(crate) const KEYS: &[Key] = &[
+    key("listen.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
+    key("listen.engine", &[Same::Text("pingora")], "the native engine"),
+    key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
+    key("listen.tls", &[], "TLS"),
+    key("admin.token", &[Same::Text("")], "operator actions over the network"),
+    key("regions.*.capacity", &[], "capacity and spillover"),
+    key("services.*.failback", &[Same::Text("auto")], "failback by hand"),
+    key("services.*.affinity", &[], "affinity"),
+    key("services.*.headers", &[], "header rules"),
+    key("services.*.max_lag", &[], "data freshness"),
+    key("services.*.on_exceed", &[], "data freshness"),
+    key("services.*.health.passive", &[], "passive health"),
+    key("services.*.health.stall", &[Same::Text("off")], "stall detection"),
+    key("services.*.upstream.protocol", &[Same::Text("http1")], "HTTP/2 to upstreams"),
+    key("services.*.upstream.tls", &[], "TLS to upstreams"),
+    key("services.*.upstream.max_age", &[], "ageing of pooled connections"),
+    key("services.*.upstream.max_connections", &[Same::Integer(0)], "bounds on upstream connections"),
+    key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
+    key("services.*.retry.race", &[Same::Boolean(false)], "racing connects"),
+    key("services.*.retry.hedge", &[Same::Boolean(false)], "hedged requests"),
+    key("services.*.retry.replay", &[Same::Text("64KiB")], "another replay size"),
+    key("limits.handshake_timeout", &[], "TLS and the PROXY protocol"),
+    key("limits.header_timeout", &[], "a deadline for request heads"),
+    key("limits.min_rate", &[Same::Text("0B")], "minimum rates"),
+    key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
+];
+
+#[rustfmt::skip]
+pub(crate) const CHOICES: &[Choice] = &[
+    choice("services.*.health.kind", "tls", "TLS probes"),
+    choice("services.*.health.kind", "grpc", "gRPC probes"),
+];
+
+impl Key {
+    /// Whether `node` asks for what this version does anyway.
+    pub(crate) fn is_same(&self, node: &Node) -> bool {
+        self.same.iter().any(|same| match (same, &node.value) {
+            (Same::Text(same), Value::Text { value, .. }) => value == same,
+            (Same::Integer(same), Value::Integer(value)) => value == same,
+            (Same::Boolean(same), Value::Boolean(value)) => value == same,
+            _ => false,
+        })
+    }
+
+    /// The accepted values, as they are written.
+    pub(crate) fn accepted(&self) -> Option<String> {
+        let written = |same: &Same| match same {
+            Same::Text(text) => format!("\"{text}\""),
+            Same::Integer(integer) => integer.to_string(),
+            Same::Boolean(boolean) => boolean.to_string(),
+        };
+        self.same.first().map(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_names_every_key_of_later_versions() {
+        let reference = include_str!("../../conf/meridian.toml");
+        for path in KEYS.iter().map(|key| key.path) {
+            let key = path.rsplit('.').next().unwrap();
+            assert!(reference.contains(key), "{path}");
+        }
+        for choice in CHOICES {
+            assert!(reference.contains(&format!("\"{}\"", choice.value)), "{} = {}", choice.path, choice.value);
+        }
+    }
+}

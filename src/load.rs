@@ -1,0 +1,274 @@
+//! From files to something to publish: configuration text, geo data, and the tables compiled of both.
+//!
+//! One loader serves the start, every reload and the command line, so that `check` finds what `run` would find. It remembers what
+//! it made last: geo data is read again only when its files changed, and tables whose inputs did not change are taken over.
+//! It also remembers what it looked at ([`Inputs`]), so that whoever watches files needs no idea of includes or databases.
+//!
+//! Everything here blocks, up to seconds for the largest databases: never call it on the request path or from a task.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::{self, Config, DatabaseSource, Files, GeoFiles, Report};
+use crate::disk::DiskFiles;
+use crate::geo::{Atlas, AtlasBuilder, builtin};
+use crate::steering::View;
+
+/// Days after which data is worth a warning: an operator's file should be replaced monthly, the builtin one comes with releases.
+const OLD_FILE_DAYS: u64 = 35;
+const OLD_BUILTIN_DAYS: u64 = 180;
+
+/// Reads configurations and their data. See the module.
+#[derive(Debug, Default)]
+pub struct Loader {
+    inputs: Inputs,
+    last: Option<Last>,
+}
+
+/// What the last successful load made.
+#[derive(Debug)]
+struct Last {
+    /// The configuration's own files as they were.
+    config: Inputs,
+    geoip: GeoFiles,
+    /// The data files as they were when `view`'s atlas was built of them.
+    data: Inputs,
+    view: View,
+}
+
+/// A configuration that can be published.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Its fleet and geo data, compiled.
+    pub view: View,
+    /// Why new geo data was refused, if it was; `view` then holds the old data.
+    pub stale_data: Option<String>,
+    /// Whether anything differs from the last load but files whose data was refused.
+    pub changed: bool,
+}
+
+/// Why nothing can be published.
+#[derive(Debug)]
+pub enum LoadError {
+    /// The configuration is wrong; every mistake is in the report.
+    Config(Report),
+    /// A file of geo data cannot be used.
+    Data {
+        /// As configured.
+        name: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadError::Config(report) => report.fmt(f),
+            LoadError::Data { name, cause } => write!(f, "geo data {name}: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+impl Loader {
+    /// Reads and compiles the configuration without its data.
+    pub fn config(&mut self, path: &Path) -> Result<Config, LoadError> {
+        let files = Recorder::default();
+        let result = config::load(path, &files, &|name| std::env::var(name).ok(), &host_name());
+        self.inputs = files.seen.into_inner();
+        result.map_err(LoadError::Config)
+    }
+
+    /// Reads and compiles everything. Geo data that was readable before and is not now is no error: the old data is kept and
+    /// [`Loaded::stale_data`] says why.
+    pub fn load(&mut self, path: &Path) -> Result<Loaded, LoadError> {
+        let config = self.config(path)?;
+        let config_inputs = self.inputs.clone();
+        let data = Inputs::of(data_files(&config.geoip));
+        self.inputs.files.extend(data.files.clone());
+
+        let last = self.last.as_ref().filter(|last| last.geoip == config.geoip);
+        let mut stale_data = None;
+        let atlas = match last.filter(|last| last.data == data) {
+            Some(last) => last.view.atlas.clone(),
+            None => match (atlas(&config.geoip), last) {
+                (Ok(atlas), _) => {
+                    warn_of_age(&atlas);
+                    Arc::new(atlas)
+                }
+                (Err(error), Some(last)) => {
+                    stale_data = Some(error.to_string());
+                    last.view.atlas.clone()
+                }
+                (Err(error), None) => return Err(error),
+            },
+        };
+        let changed = stale_data.is_none() || self.last.as_ref().is_none_or(|last| last.config != config_inputs);
+        let view = View::compile(config.fleet.clone(), atlas, self.last.as_ref().map(|last| &last.view));
+        let data = match (&stale_data, last) {
+            // The atlas is still the one made of the files as they were.
+            (Some(_), Some(last)) => last.data.clone(),
+            _ => data,
+        };
+        self.last = Some(Last { config: config_inputs, geoip: config.geoip.clone(), data, view: view.clone() });
+        Ok(Loaded { config, view, stale_data, changed })
+    }
+
+    /// A loader that made nothing yet and is said to have looked at `inputs`.
+    pub fn watching(inputs: Inputs) -> Loader {
+        Loader { inputs, last: None }
+    }
+
+    /// What the last call looked at, whether it succeeded or not.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+}
+
+/// The default of `[pop] name`.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn data_files(geoip: &GeoFiles) -> impl Iterator<Item = &Path> {
+    let databases = geoip.databases.iter().filter_map(|source| match source {
+        DatabaseSource::Builtin => None,
+        DatabaseSource::File(path) => Some(path.as_path()),
+    });
+    databases.chain(geoip.geofeeds.iter().map(PathBuf::as_path))
+}
+
+fn atlas(geoip: &GeoFiles) -> Result<Atlas, LoadError> {
+    let mut builder = AtlasBuilder::new();
+    let refused = |name: &str, cause: String| LoadError::Data { name: name.to_owned(), cause };
+    for source in &geoip.databases {
+        builder = match source {
+            DatabaseSource::Builtin => {
+                let bytes = builtin::bytes().map_err(|error| refused(builtin::NAME, error.to_string()))?;
+                builder.database(builtin::NAME, &bytes).map_err(|error| refused(builtin::NAME, error.to_string()))?
+            }
+            DatabaseSource::File(path) => {
+                let name = path.display().to_string();
+                let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;
+                builder.database(&name, &bytes).map_err(|error| refused(&name, error.to_string()))?
+            }
+        };
+    }
+    for path in &geoip.geofeeds {
+        let name = path.display().to_string();
+        let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;
+        builder = builder.geofeed(&name, &bytes).map_err(|error| refused(&name, error.to_string()))?;
+    }
+    Ok(builder.build())
+}
+
+/// The bytes of a regular file: a device or pipe named by mistake would be read for ever.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut bytes = Vec::with_capacity(meta.len() as usize);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
+fn warn_of_age(atlas: &Atlas) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for source in atlas.databases() {
+        let days = now.saturating_sub(source.built_at) / 86_400;
+        let most = if source.name == builtin::NAME { OLD_BUILTIN_DAYS } else { OLD_FILE_DAYS };
+        if source.built_at > 0 && days > most {
+            tracing::warn!(source = source.name, days, "geo data is old; places may have moved");
+        }
+    }
+}
+
+/// Files and patterns, with what was seen of them at one moment. Two looks are equal when nothing changed in between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inputs {
+    /// `None`: it was not there or not readable.
+    files: BTreeMap<PathBuf, Option<Print>>,
+    patterns: BTreeMap<PathBuf, Vec<PathBuf>>,
+}
+
+/// What tells one state of a file from another without reading it: device, inode, size, and the nanoseconds of the last write and of
+/// the last change of anything about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Print {
+    file: (u64, u64),
+    size: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Print {
+    fn of(path: &Path) -> Option<Print> {
+        let meta = fs::metadata(path).ok()?;
+        Some(Print {
+            file: (meta.dev(), meta.ino()),
+            size: meta.size(),
+            written: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+impl Inputs {
+    fn of<'a>(files: impl Iterator<Item = &'a Path>) -> Inputs {
+        let files = files.map(|path| (path.to_owned(), Print::of(path))).collect();
+        Inputs { files, patterns: BTreeMap::new() }
+    }
+
+    /// The same files and patterns, as they are now.
+    pub fn look(&self) -> Inputs {
+        let files = self.files.keys().map(|path| (path.clone(), Print::of(path))).collect();
+        let patterns =
+            self.patterns.keys().map(|pattern| (pattern.clone(), DiskFiles.glob(pattern).unwrap_or_default()));
+        Inputs { files, patterns: patterns.collect() }
+    }
+
+    /// The files, whether they are there or not.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// The patterns by which further files may come.
+    pub fn patterns(&self) -> impl Iterator<Item = &Path> {
+        self.patterns.keys().map(PathBuf::as_path)
+    }
+}
+
+/// Files on disk; notes each look before the reading, so that a change during it is seen as one afterwards.
+#[derive(Default)]
+struct Recorder {
+    seen: RefCell<Inputs>,
+}
+
+impl Files for Recorder {
+    fn read(&self, path: &Path) -> io::Result<String> {
+        self.seen.borrow_mut().files.insert(path.to_owned(), Print::of(path));
+        DiskFiles.read(path)
+    }
+
+    fn glob(&self, pattern: &Path) -> io::Result<Vec<PathBuf>> {
+        let found = DiskFiles.glob(pattern);
+        self.seen.borrow_mut().patterns.insert(pattern.to_owned(), found.as_deref().unwrap_or_default().to_vec());
+        found
+    }
+}

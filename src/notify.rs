@@ -1,0 +1,34 @@
+//! What the service manager is told: `sd_notify(3)`.
+//!
+//! Outside systemd (no `NOTIFY_SOCKET`) everything here does nothing. A manager that does not listen is logged and never
+//! stops us.
+
+use sd_notify::NotifyState;
+
+/// What to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage<'a> {
+    /// Up and ready, or ready again after a reload; with a line for `systemctl status`.
+    Ready(&'a str),
+    /// Reading the configuration anew. Followed by [`Stage::Ready`] however that ends.
+    Reloading,
+    /// On the way out; with a line for `systemctl status`.
+    Stopping(&'a str),
+    /// A line for `systemctl status`.
+    Status(&'a str),
+}
+
+/// Tells the service manager.
+pub fn tell(stage: Stage<'_>) {
+    let told = match stage {
+        Stage::Ready(status) => sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]),
+        // `Type=notify-reload` wants the time beside the word, or it takes the message for an older one.
+        Stage::Reloading => NotifyState::monotonic_usec_now()
+            .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now, NotifyState::Status("reloading")])),
+        Stage::Stopping(status) => sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(status)]),
+        Stage::Status(status) => sd_notify::notify(&[NotifyState::Status(status)]),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager cannot be told how we are");
+    }
+}

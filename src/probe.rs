@@ -1,0 +1,409 @@
+//! Active checks: one task for each endpoint, each with its own clock; results go to the writer as observations.
+//!
+//! Refused: a probe round shared by all endpoints, which waits for its slowest member and makes every PoP knock at every origin at the
+//! same instant. What a result means is decided by the `World`; here it is only found out.
+//!
+//! An interval is an upper bound: the jitter shortens it by up to a tenth and never lengthens it, so that detection stays within
+//! interval + (fall − 1) × fast + timeout. For the same reason a probe that is still unanswered after `fast_interval` does
+//! not hold up the next: a hanging origin is found out by probes that overlap.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::state::{Reader, Sender};
+use crate::steering::Snapshot;
+use crate::steering::fleet::{HealthPolicy, Probe};
+use crate::steering::snapshot::EndpointId;
+use crate::steering::world::ProbeResult;
+use crate::telemetry::Metrics;
+
+/// First probes of new endpoints are spread over this, or the interval if that is shorter.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// Bytes of a body that are searched.
+const BODY: usize = 64 * 1024;
+
+/// A failure that came this much after its deadline says more about this process than about the endpoint: it was stopped, or its machine was
+/// paused. Such a failure is thrown away and the probe runs anew.
+const LATE: Duration = Duration::from_millis(500);
+
+/// So many late failures in a row are believed all the same: a process that is always late must not be blind.
+const LATE_AT_MOST: u32 = 3;
+
+/// Unanswered probes of one endpoint at a time.
+const OVERLAP: usize = 10;
+
+/// Whom to probe and how. A change of it is picked up by the next probe.
+#[derive(Clone, Debug, PartialEq)]
+struct Target {
+    service: String,
+    region: String,
+    address: SocketAddr,
+    /// The endpoint as configured, for the Host field.
+    name: Arc<str>,
+    policy: HealthPolicy,
+}
+
+/// Probes the endpoints of every published snapshot until the future is dropped.
+pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
+    let mut tasks = JoinSet::new();
+    let mut running: HashMap<EndpointId, (watch::Sender<Target>, AbortHandle)> = HashMap::new();
+    loop {
+        let mut wanted = targets(&reader.load().snapshot);
+        running.retain(|id, (target, task)| {
+            // A task that ended (its endpoint was gone for a moment) is started again below.
+            if task.is_finished() {
+                return false;
+            }
+            let Some(new) = wanted.remove(id) else {
+                task.abort();
+                return false;
+            };
+            target.send_if_modified(|old| {
+                let differs = *old != new;
+                *old = new;
+                differs
+            });
+            true
+        });
+        for (id, target) in wanted {
+            let (target, watched) = watch::channel(target);
+            let task = tasks.spawn(keep_probing(id, watched, sender.clone(), metrics.clone()));
+            running.insert(id, (target, task));
+        }
+        while tasks.try_join_next().is_some() {}
+        reader.changed().await;
+    }
+}
+
+/// Every endpoint whose service has probes.
+fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
+    let fleet = snapshot.fleet();
+    let mut targets = HashMap::new();
+    for (pool, view) in fleet.pools.iter().zip(&snapshot.pools) {
+        let service = fleet.service(pool.service);
+        if service.health.probe == Probe::None {
+            continue;
+        }
+        for endpoint in view.endpoints.iter() {
+            let mut address = endpoint.address;
+            address.set_port(service.health.port.unwrap_or(address.port()));
+            let target = Target {
+                service: service.name.clone(),
+                region: fleet.region(pool.region).name.clone(),
+                address,
+                name: endpoint.name.clone(),
+                policy: service.health.clone(),
+            };
+            targets.insert(endpoint.id, target);
+        }
+    }
+    targets
+}
+
+/// What a probe brought home.
+struct Done {
+    began: Instant,
+    took: Duration,
+    deadline: Duration,
+    result: Result<(), String>,
+}
+
+/// The life of one endpoint's probes.
+async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sender: Sender, metrics: Metrics) {
+    let mut under_way = JoinSet::new();
+    let first = target.borrow().policy.interval.min(FIRST);
+    let mut next = Instant::now() + first.mul_f64(fastrand::f64());
+    let mut began = next;
+    let mut late = 0;
+    loop {
+        tokio::select! {
+            () = sleep_until(next), if under_way.len() < OVERLAP => {
+                began = Instant::now();
+                let now = target.borrow_and_update().clone();
+                next = began + shortened(now.policy.fast_interval);
+                under_way.spawn(async move {
+                    let deadline = now.policy.timeout;
+                    let result = probe(&now).await;
+                    Done { began, took: began.elapsed(), deadline, result }
+                });
+            }
+            Some(Ok(done)) = under_way.join_next() => {
+                let (service, region, address) = {
+                    let target = target.borrow();
+                    (target.service.clone(), target.region.clone(), target.address.to_string())
+                };
+                let count = |result| metrics.probed(&service, &region, &address, result, done.took);
+                if done.result.is_err() && done.took > done.deadline + LATE && late < LATE_AT_MOST {
+                    late += 1;
+                    count("late");
+                    next = Instant::now();
+                    continue;
+                }
+                late = 0;
+                count(if done.result.is_ok() { "pass" } else { "fail" });
+                let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass);
+                let Some(delay) = sender.probed(id, result).await else { return };
+                // From the start of the last probe: an answer that took its time does not stretch the interval.
+                next = began.max(done.began) + shortened(delay);
+            }
+            changed = target.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                // An hour's sleep under the old policy must not outlive it.
+                let interval = target.borrow_and_update().policy.interval;
+                next = next.min(Instant::now() + interval.mul_f64(fastrand::f64()));
+            }
+        }
+    }
+}
+
+fn shortened(delay: Duration) -> Duration {
+    delay.mul_f64(0.9 + 0.1 * fastrand::f64())
+}
+
+/// One probe within its deadline; the error says in a few words what was wrong.
+async fn probe(target: &Target) -> Result<(), String> {
+    let deadline = target.policy.timeout;
+    match timeout(deadline, attempt(target)).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("timeout after {} ms", deadline.as_millis())),
+    }
+}
+
+async fn attempt(target: &Target) -> Result<(), String> {
+    let stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
+    match &target.policy.probe {
+        Probe::None | Probe::Tcp => Ok(()),
+        Probe::Http { path, method, host, headers, status, body } => {
+            // A small request must not wait for anything; without the option it is only slower.
+            let _ = stream.set_nodelay(true);
+            let request = request(target, path, method, host, headers)?;
+            let (mut sender, connection) =
+                http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+            let exchange = async {
+                let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+                let code = answer.status().as_u16();
+                if !status.iter().any(|(from, to)| (*from..=*to).contains(&code)) {
+                    return Err(format!("status {code}"));
+                }
+                if body.is_empty() { Ok(()) } else { contains(answer.into_body(), body.as_bytes()).await }
+            };
+            let mut exchange = pin!(exchange);
+            let mut connection = pin!(connection);
+            let mut open = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut exchange => return result,
+                    // When the connection ended, what it brought still waits in the exchange.
+                    _ = &mut connection, if open => open = false,
+                }
+            }
+        }
+    }
+}
+
+fn request(
+    target: &Target,
+    path: &str,
+    method: &str,
+    host: &str,
+    headers: &[(String, String)],
+) -> Result<http::Request<Empty<Bytes>>, String> {
+    let host = if host.is_empty() { authority(target) } else { host.to_owned() };
+    let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
+    let mut request = http::Request::builder().method(method).uri(path).header("connection", "close");
+    if !given("host") {
+        request = request.header("host", host);
+    }
+    if !given("user-agent") {
+        request = request.header("user-agent", concat!("meridian/", env!("CARGO_PKG_VERSION"), " probe"));
+    }
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    request.body(Empty::new()).map_err(|error| format!("no such request: {error}"))
+}
+
+/// The Host of an endpoint: its name as configured, with the port that is probed.
+fn authority(target: &Target) -> String {
+    let name: &str = &target.name;
+    // An endpoint configured by address carries that as its name, with or without the port.
+    match name.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| name.parse()) {
+        Ok(ip) => SocketAddr::new(ip, target.address.port()).to_string(),
+        Err(_) => format!("{}:{}", name.split(':').next().unwrap_or(name), target.address.port()),
+    }
+}
+
+async fn contains(mut body: hyper::body::Incoming, wanted: &[u8]) -> Result<(), String> {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&error))?;
+        if let Some(data) = frame.data_ref() {
+            read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
+            if read.windows(wanted.len()).any(|window| window == wanted) {
+                return Ok(());
+            }
+            if read.len() == BODY {
+                return Err("the wanted text is not in the first 64 KiB of the body".to_owned());
+            }
+        }
+    }
+    Err("the wanted text is not in the body".to_owned())
+}
+
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "reset".to_owned(),
+        io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn broken(error: &hyper::Error) -> String {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    match cause {
+        Some(cause) => format!("connection {}", words(cause)),
+        None if error.is_incomplete_message() || error.is_closed() => "connection closed before the answer".to_owned(),
+        None if error.is_parse() => "an answer that is not HTTP/1.1".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// Answers each connection's head with `answer` and closes it; `None`: says nothing and keeps it open. Returns what it was sent.
+    async fn server(answer: Option<&'static str>) -> (SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heads, received) = tokio::sync::mpsc::channel(8);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => break,
+                    }
+                }
+                let _ = heads.send(String::from_utf8(head).unwrap()).await;
+                match answer {
+                    Some(answer) => drop(stream.write_all(answer.as_bytes()).await),
+                    None => kept.push(stream),
+                }
+            }
+        });
+        (address, received)
+    }
+
+    fn target(address: SocketAddr, body: &str) -> Target {
+        let probe = Probe::Http {
+            path: "/healthz?deep=1".to_owned(),
+            method: "GET".to_owned(),
+            host: String::new(),
+            headers: vec![("x-probe".to_owned(), "yes".to_owned())],
+            status: vec![(200, 299), (401, 401)],
+            body: body.to_owned(),
+        };
+        let policy = HealthPolicy {
+            probe,
+            port: None,
+            interval: Duration::from_secs(1),
+            fast_interval: Duration::from_millis(200),
+            timeout: Duration::from_millis(300),
+            rise: 2,
+            fall: 3,
+            min_healthy: 50,
+            overprovision: 1.4,
+            hold: Duration::ZERO,
+            ramp: Duration::ZERO,
+        };
+        Target { service: "web".into(), region: "r".into(), address, name: "origin.example:80".into(), policy }
+    }
+
+    #[tokio::test]
+    async fn answers_and_what_is_said_of_them() {
+        for (answer, body, want) in [
+            (Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), "", Ok(())),
+            (Some("HTTP/1.1 204 No Content\r\n\r\n"), "", Ok(())),
+            (Some("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"), "", Ok(())),
+            (Some("HTTP/1.1 200 OK\r\n\r\nall is well"), "is well", Ok(())),
+            (
+                Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbusy"),
+                "well",
+                Err("the wanted text is not in the body"),
+            ),
+            (Some("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"), "", Err("status 500")),
+            (Some("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n"), "", Err("status 302")),
+            (Some("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "", Err("an answer that is not HTTP/1.1")),
+            (Some(""), "", Err("connection closed before the answer")),
+            (None, "", Err("timeout after 300 ms")),
+        ] {
+            let (address, _heads) = server(answer).await;
+            assert_eq!(probe(&target(address, body)).await, want.map_err(str::to_owned), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_refused() {
+        // Bound and not listening: nobody else gets the port meanwhile.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        assert_eq!(probe(&target(address, "")).await, Err("connect refused".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn the_request_is_the_configured_one() {
+        let (address, mut heads) = server(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+        probe(&target(address, "")).await.unwrap();
+        let head = heads.recv().await.unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("get /healthz?deep=1 http/1.1\r\n"), "{head}");
+        for line in [
+            format!("host: origin.example:{}", address.port()),
+            "connection: close".to_owned(),
+            format!("user-agent: meridian/{} probe", env!("CARGO_PKG_VERSION")),
+            "x-probe: yes".to_owned(),
+        ] {
+            assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_endpoints() {
+        let mut target = target("127.0.0.1:8080".parse().unwrap(), "");
+        for (name, want) in [
+            ("origin.example", "origin.example:8080"),
+            ("origin.example:80", "origin.example:8080"),
+            ("10.0.0.1", "10.0.0.1:8080"),
+            ("10.0.0.1:80", "10.0.0.1:8080"),
+            ("2001:db8::1", "[2001:db8::1]:8080"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:8080"),
+        ] {
+            target.name = name.into();
+            assert_eq!(authority(&target), want);
+        }
+    }
+}

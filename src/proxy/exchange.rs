@@ -1,0 +1,449 @@
+//! The state of one request, from its head to its line in the log, whoever moves its bytes.
+//!
+//! A mover calls, in this order: [`Exchange::begin`]; if nothing is refused, [`Exchange::next_attempt`]; then for each attempt
+//! [`Exchange::connected`] and either [`Exchange::attempt_failed`] or [`Exchange::response_head`], which say whether another attempt is
+//! ready; [`Exchange::passed_on`] when the first byte of the answer leaves; [`Exchange::finish`]. A retry is decided and its endpoint
+//! chosen in one go, so that an answer is thrown away only when there is somewhere else to ask.
+//!
+//! The snapshot is loaded once and held to the end. Time and chance come from the mover. The endpoint's in-flight count is a
+//! guard: however a request ends, also by being dropped, it is given back.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+
+use crate::config::Edge;
+use crate::proxy::client::{self, Client};
+use crate::proxy::headers::{self, Forward};
+use crate::proxy::retry::{self, Budgets, Failure, Permit, Replay, Verdict};
+use crate::proxy::{Fields, Outcome};
+use crate::state::{Published, Reader};
+use crate::steering::fleet::Service;
+use crate::steering::meter::Meter;
+use crate::steering::{Query, ServiceId, Take, Walk};
+use crate::telemetry::{AccessLogger, AccessRecord};
+
+/// The most bytes of a host that the log keeps; of a target [`TARGET_BYTES`].
+const HOST_BYTES: usize = 255;
+const TARGET_BYTES: usize = 2_048;
+
+/// What all requests of a process share.
+#[derive(Debug)]
+pub struct Shared {
+    /// What is published.
+    pub reader: Reader,
+    /// Where finished requests are told.
+    pub access: AccessLogger,
+    /// Retry budgets.
+    pub budgets: Budgets,
+    /// Our name in `Via`: fixed at start, as the PoP's name is.
+    pub via: String,
+}
+
+impl Shared {
+    /// For a process whose clock stands at `now`.
+    pub fn new(reader: Reader, access: AccessLogger, now: Instant) -> Shared {
+        let via = headers::pseudonym(&reader.load().edge.pop);
+        Shared { reader, access, budgets: Budgets::new(now), via }
+    }
+}
+
+/// A request head and how it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a, F> {
+    /// Method.
+    pub method: &'a Method,
+    /// Request target, as sent.
+    pub target: &'a [u8],
+    /// Version.
+    pub version: http::Version,
+    /// Fields.
+    pub fields: &'a F,
+    /// The connecting peer.
+    pub peer: Option<SocketAddr>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// Who moves the bytes.
+    pub mover: &'static str,
+    /// When the head was complete.
+    pub now: Instant,
+    /// The same moment in Unix microseconds.
+    pub at_us: u64,
+    /// A random number for choices.
+    pub chance: u64,
+    /// A random number for the request id, should none come with the request.
+    pub id: u128,
+}
+
+/// Where to send a request, and how long to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The endpoint.
+    pub address: SocketAddr,
+    /// Epoch of its pool: connections of another epoch must not be used.
+    pub epoch: u32,
+    /// A connection from the pool must not be used.
+    pub fresh: bool,
+    /// For connecting.
+    pub connect: Duration,
+    /// For the first byte of the answer.
+    pub first_byte: Duration,
+    /// For a pooled connection that nobody uses.
+    pub pool_idle: Duration,
+    /// For silence once an answer has begun.
+    pub idle: Duration,
+    take: Take,
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Exchange {
+    shared: Arc<Shared>,
+    published: Arc<Published>,
+    record: AccessRecord,
+    client: Option<Client>,
+    request_id_kept: bool,
+    scheme: &'static str,
+    version: &'static str,
+    websocket: bool,
+    idempotent: bool,
+    walk: Option<Walk>,
+    started: Instant,
+    deadline: Instant,
+    /// The attempt being made, and the moment it began.
+    current: Option<(Attempt, Instant)>,
+    planned: Option<Attempt>,
+    in_flight: Option<InFlight>,
+    permits: Vec<Permit>,
+    passed_on: bool,
+    outcome: Outcome,
+}
+
+/// A request counted in at an endpoint.
+#[derive(Debug)]
+struct InFlight(Arc<Meter>);
+
+impl InFlight {
+    fn enter(meter: &Arc<Meter>) -> InFlight {
+        meter.enter();
+        InFlight(Arc::clone(meter))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+impl Exchange {
+    /// Checks a head, finds its client and service, and plans the first attempt. What stands against it is in
+    /// [`Exchange::refusal`].
+    pub fn begin<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>) -> Exchange {
+        let published = shared.reader.load();
+        let client = head.peer.map(|peer| client::client(peer.ip(), &published.edge, head.fields));
+        let kept = headers::request_id(client.as_ref(), head.fields);
+        let is_http_11 = head.version == http::Version::HTTP_11;
+        let mut exchange = Exchange {
+            record: record(&published, head, client.as_ref(), kept.unwrap_or(head.id)),
+            client,
+            request_id_kept: kept.is_some(),
+            scheme: head.scheme,
+            version: if is_http_11 { "1.1" } else { "1.0" },
+            websocket: headers::is_websocket(head.method, head.fields, is_http_11),
+            idempotent: retry::is_idempotent(head.method),
+            walk: None,
+            started: head.now,
+            deadline: head.now,
+            current: None,
+            planned: None,
+            in_flight: None,
+            permits: Vec::new(),
+            passed_on: false,
+            outcome: Outcome::Answered,
+            published,
+            shared: Arc::clone(shared),
+        };
+        if let Err(outcome) = exchange.route(head) {
+            exchange.outcome = outcome;
+        }
+        exchange
+    }
+
+    /// From a head to a service, and to the first attempt.
+    fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
+        headers::check(head.method, head.target, head.fields, &self.published.edge.limits, &self.shared.via)?;
+        let host = headers::host(head.target, head.fields, head.version < http::Version::HTTP_11)?;
+        let path = headers::path(head.method, head.target)?;
+        self.record.host.push_str(cut(host, HOST_BYTES));
+        let id = self.published.snapshot.fleet().router.route(host, path)?;
+        self.record.service = Some(id);
+
+        let published = Arc::clone(&self.published);
+        let service = published.snapshot.fleet().service(id);
+        if content_length(head.fields).is_some_and(|length| length > service.max_body) {
+            return Err(Outcome::BodyTooLarge);
+        }
+        self.idempotent |= service.retry.idempotency_key && head.fields.has("idempotency-key");
+        self.deadline = head.now + service.timeouts.request;
+        self.shared.budgets.of(&published.snapshot, id).request(head.now);
+
+        // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
+        let address = self.client.map(|client| client.address);
+        let client = address.unwrap_or(crate::geo::Canonical::new(std::net::Ipv4Addr::UNSPECIFIED.into()));
+        let mut walk = published.snapshot.walk(&Query { client, service: id, chance: head.chance });
+        self.record.place = Some(published.snapshot.view.atlas.place(walk.place()));
+        let take = walk.take(&published.snapshot)?;
+        self.walk = Some(walk);
+        self.planned = Some(self.plan(service, take, false, head.now));
+        Ok(())
+    }
+
+    /// What stands against the request, if anything.
+    pub fn refusal(&self) -> Option<Outcome> {
+        (self.outcome != Outcome::Answered).then_some(self.outcome)
+    }
+
+    /// Why the request ends as it does, as far as known.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// The edge rules that this request began under.
+    pub fn edge(&self) -> &Edge {
+        &self.published.edge
+    }
+
+    /// Its service, once one was found.
+    pub fn service(&self) -> Option<&Service> {
+        self.record.service.map(|id| self.published.snapshot.fleet().service(id))
+    }
+
+    /// Whether it asks for a WebSocket.
+    pub fn websocket(&self) -> bool {
+        self.websocket
+    }
+
+    /// How long the attempt being made may wait for its answer; nothing when none is.
+    pub fn first_byte(&self) -> Duration {
+        self.current.map_or(Duration::ZERO, |(attempt, _)| attempt.first_byte)
+    }
+
+    /// Begins the next attempt. The endpoint counts it as in flight until the next one or the end.
+    pub fn next_attempt(&mut self, now: Instant) -> Result<Attempt, Outcome> {
+        let Some(attempt) = self.planned.take() else {
+            if self.outcome == Outcome::Answered {
+                self.outcome = Outcome::Internal;
+            }
+            return Err(self.outcome);
+        };
+        let take = attempt.take;
+        let endpoint = &self.published.snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)];
+        self.in_flight = Some(InFlight::enter(&endpoint.meter));
+        self.record.attempts = self.record.attempts.saturating_add(1);
+        self.record.region = Some(take.region);
+        self.record.endpoint = Some(attempt.address);
+        self.record.reason = Some(take.reason);
+        if let Some(service) = self.record.service {
+            self.published.handles.attempt(service, take.region);
+        }
+        self.outcome = Outcome::Answered;
+        self.current = Some((attempt, now));
+        Ok(attempt)
+    }
+
+    /// The attempt being made has its connection.
+    pub fn connected(&mut self, now: Instant) {
+        if let Some((_, began)) = self.current {
+            self.record.connect_us += micros(now - began);
+        }
+    }
+
+    /// The attempt being made failed. Returns whether another one is planned; if not, the failure is the request's outcome.
+    /// `replayable` says that all of the body read so far can be sent again.
+    pub fn attempt_failed(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
+        if !failure.sent() {
+            self.connected(now);
+        }
+        self.in_flight = None;
+        self.outcome = match self.passed_on {
+            true => Outcome::AnswerBroken,
+            false if now >= self.deadline => Outcome::Deadline,
+            false => failure.outcome(),
+        };
+        self.retry(failure, replayable, now)
+    }
+
+    /// A response head came. Returns whether it is to be thrown away because another attempt is planned. Informational heads
+    /// (1xx but 101) are no answer and go by.
+    pub fn response_head(&mut self, status: u16, replayable: bool, now: Instant) -> bool {
+        if (100..200).contains(&status) && status != 101 {
+            return false;
+        }
+        let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
+        if takes_elsewhere && self.retry(Failure::Status(status), replayable, now) {
+            self.in_flight = None;
+            return true;
+        }
+        self.record.first_byte_us = Some(micros(now - self.started));
+        self.outcome = Outcome::Answered;
+        false
+    }
+
+    /// The first byte of the answer goes to the client: from here on nothing is tried again.
+    pub fn passed_on(&mut self) {
+        self.passed_on = true;
+    }
+
+    /// The request ends for a reason that is not an attempt's failure.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+
+    /// What the forwarded head says of the client.
+    pub fn forward(&self, trailers: bool) -> Forward<'_> {
+        static PASS: crate::steering::fleet::HostRule = crate::steering::fleet::HostRule::Pass;
+        Forward {
+            client: self.client.as_ref(),
+            host: &self.record.host,
+            scheme: self.scheme,
+            via: &self.shared.via,
+            version: self.version,
+            request_id: self.record.request_id,
+            request_id_kept: self.request_id_kept,
+            host_rule: self.service().map_or(&PASS, |service| &service.host),
+            websocket: self.websocket,
+            trailers,
+        }
+    }
+
+    /// Our name in `Via`.
+    pub fn via(&self) -> &str {
+        &self.shared.via
+    }
+
+    /// Ends the request: counts it and hands its line to the log. `status` is what was sent to the client, 0 for nothing.
+    pub fn finish(mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
+        self.in_flight = None;
+        self.record.status = status;
+        self.record.outcome = self.outcome.label();
+        self.record.bytes_in = bytes_in;
+        self.record.bytes_out = bytes_out;
+        self.record.total_us = micros(now - self.started);
+        self.published.handles.request(&self.record);
+        self.shared.access.log(self.record);
+    }
+
+    /// Plans another attempt if what happened allows it.
+    fn retry(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
+        let Some((last, _)) = self.current else { return false };
+        let Some(id) = self.record.service else { return false };
+        let published = Arc::clone(&self.published);
+        let service = published.snapshot.fleet().service(id);
+        if self.passed_on || self.record.attempts >= service.retry.attempts || now >= self.deadline {
+            return false;
+        }
+        let replay = Replay { idempotent: self.idempotent, replayable };
+        let (take, fresh) = match retry::judge(failure, replay, last.fresh) {
+            Verdict::GiveUp => return false,
+            Verdict::Fresh => (last.take, true),
+            Verdict::Elsewhere(avoid) => {
+                let Some(walk) = &mut self.walk else { return false };
+                walk.failed(&published.snapshot, avoid);
+                match walk.take(&published.snapshot) {
+                    Ok(take) => (take, false),
+                    Err(_) => return false,
+                }
+            }
+        };
+        if failure.sent() && !self.found_down(id, last.take) {
+            match self.shared.budgets.of(&published.snapshot, id).take(service.retry.budget, now) {
+                Some(permit) => self.permits.push(permit),
+                None => return false,
+            }
+        }
+        self.planned = Some(self.plan(service, take, fresh, now));
+        true
+    }
+
+    /// Whether the region that failed has been found down since this request began: moving away from it costs no budget.
+    /// Ids of another configuration are not comparable; then it costs.
+    fn found_down(&self, service: ServiceId, take: Take) -> bool {
+        let now = self.shared.reader.load();
+        now.snapshot.generation == self.published.snapshot.generation
+            && !now.snapshot.service(service).up.contains(take.region)
+            && self.published.snapshot.service(service).up.contains(take.region)
+    }
+
+    fn plan(&self, service: &Service, take: Take, fresh: bool, now: Instant) -> Attempt {
+        let pool = self.published.snapshot.pool(take.pool);
+        let timeouts = &service.timeouts;
+        let remaining = self.deadline.saturating_duration_since(now);
+        let share = retry::share(
+            timeouts.first_byte,
+            remaining,
+            self.record.attempts.saturating_add(1),
+            service.retry.attempts,
+        );
+        Attempt {
+            address: pool.endpoints[usize::from(take.endpoint)].address,
+            epoch: pool.epoch,
+            fresh,
+            connect: timeouts.connect.min(remaining),
+            first_byte: share,
+            pool_idle: service.upstream.idle,
+            idle: if self.websocket { timeouts.tunnel_idle } else { timeouts.idle },
+            take,
+        }
+    }
+}
+
+fn record<F>(published: &Published, head: &Head<'_, F>, client: Option<&Client>, request_id: u128) -> AccessRecord {
+    let target = &head.target[..head.target.len().min(TARGET_BYTES)];
+    AccessRecord {
+        snapshot: Arc::clone(&published.snapshot),
+        at_us: head.at_us,
+        peer: head.peer,
+        client: client.map(|client| client.address.ip()),
+        place: None,
+        request_id,
+        method: head.method.clone(),
+        host: String::new(),
+        target: String::from_utf8_lossy(target).into_owned(),
+        protocol: match head.version {
+            http::Version::HTTP_10 => "HTTP/1.0",
+            http::Version::HTTP_11 => "HTTP/1.1",
+            http::Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP",
+        },
+        mover: head.mover,
+        service: None,
+        region: None,
+        endpoint: None,
+        reason: None,
+        attempts: 0,
+        status: 0,
+        outcome: Outcome::Answered.label(),
+        bytes_in: 0,
+        bytes_out: 0,
+        total_us: 0,
+        first_byte_us: None,
+        connect_us: 0,
+    }
+}
+
+/// Content-Length, if there is one and it is a number; framing is the mover's to check.
+fn content_length(fields: &impl Fields) -> Option<u64> {
+    let value = fields.values("content-length").next()?;
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+fn cut(text: &str, len: usize) -> &str {
+    &text[..text.floor_char_boundary(len)]
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}

@@ -1,0 +1,59 @@
+//! Header fields as the phases see them.
+//!
+//! Movers keep heads in their own shape (a map, a parsed byte slice). The phases need little of it: look, remove, set, add. Names given by
+//! the phases are lower case; comparing ignores case.
+
+/// A list of header fields. Values keep their order within a name.
+pub trait Fields {
+    /// The values of a field, one for each line.
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]>;
+
+    /// Every line: name and value.
+    fn lines(&self) -> impl Iterator<Item = (&str, &[u8])>;
+
+    /// Removes every line of that name.
+    fn remove(&mut self, name: &str);
+
+    /// Puts one line in place of every line of that name.
+    fn set(&mut self, name: &'static str, value: &[u8]);
+
+    /// Adds a line.
+    fn append(&mut self, name: &'static str, value: &[u8]);
+
+    /// Whether the field is there.
+    fn has(&self, name: &str) -> bool {
+        self.values(name).next().is_some()
+    }
+
+    /// The members of a comma-separated field over all its lines, trimmed, empty ones left out (RFC 9110, 5.6.1).
+    fn members(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let lines = self.values(name).flat_map(|line| line.split(|byte| *byte == b','));
+        lines.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+    }
+}
+
+impl Fields for http::HeaderMap {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get_all(name).iter().map(http::HeaderValue::as_bytes)
+    }
+
+    fn lines(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+    }
+
+    fn remove(&mut self, name: &str) {
+        http::HeaderMap::remove(self, name);
+    }
+
+    fn set(&mut self, name: &'static str, value: &[u8]) {
+        if let Ok(value) = http::HeaderValue::from_bytes(value) {
+            self.insert(http::HeaderName::from_static(name), value);
+        }
+    }
+
+    fn append(&mut self, name: &'static str, value: &[u8]) {
+        if let Ok(value) = http::HeaderValue::from_bytes(value) {
+            http::HeaderMap::append(self, http::HeaderName::from_static(name), value);
+        }
+    }
+}

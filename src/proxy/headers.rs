@@ -1,0 +1,580 @@
+//! What is forwarded: the rules for header fields, in both directions.
+//!
+//! Fields that concern one connection never pass (RFC 9110, 7.6.1), nor does what `Connection` nominates; a request that
+//! nominates a field which later hops rely on is refused, since honouring it would let a client strip what we say about it. What
+//! describes the client is written by us: an untrusted peer's version is replaced, a trusted one's continued. Upgrades pass for
+//! WebSocket only. `Transfer-Encoding` and `Content-Length` belong to the mover, which frames the body.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use http::Method;
+
+use crate::config::{Edge, Forwarding, Limits, Underscores};
+use crate::proxy::client::Client;
+use crate::proxy::{Fields, Outcome};
+use crate::steering::fleet::HostRule;
+
+/// The most fields that `Connection` may nominate.
+const MAX_NOMINATIONS: usize = 16;
+
+/// Fields that concern one connection, in a request or an answer. `Proxy-Authenticate` and `-Authorization` are an agreement
+/// with a forward proxy, which we are not, and `Proxy` becomes `HTTP_PROXY` in CGI programs.
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "http2-settings",
+    "proxy",
+];
+
+/// Fields that no nomination removes.
+const PROTECTED: [&str; 11] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+    "authorization",
+];
+
+/// What an untrusted peer says of the client, besides what we write ourselves.
+const CLAIMS: [&str; 5] = ["forwarded", "x-real-ip", "x-forwarded-port", "x-forwarded-server", "x-forwarded-prefix"];
+
+/// Checks the form of a head against RFC 9110/9112 and the limits, as far as every mover leaves it to the phases.
+pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limits, via: &str) -> Result<(), Outcome> {
+    if *method == Method::CONNECT {
+        return Err(Outcome::Connect);
+    }
+    if target.len() > limits.uri {
+        return Err(Outcome::TargetTooLong);
+    }
+    let (mut count, mut bytes) = (0, target.len() as u64);
+    for (name, value) in fields.lines() {
+        count += 1;
+        // As on the wire: `name: value CRLF`.
+        bytes += name.len() as u64 + value.len() as u64 + 4;
+        if limits.underscores == Underscores::Reject && name.contains('_') {
+            return Err(Outcome::BadRequest);
+        }
+    }
+    if count > limits.headers || bytes > limits.header_bytes {
+        return Err(Outcome::HeadTooLarge);
+    }
+    if !framing_is_plain(fields) {
+        return Err(Outcome::BadRequest);
+    }
+    let mut nominations = 0;
+    for name in fields.members("connection") {
+        nominations += 1;
+        if nominations > MAX_NOMINATIONS || !is_token(name) || is_protected(name) {
+            return Err(Outcome::BadRequest);
+        }
+    }
+    let ours = |member: &&[u8]| member.rsplit(|b| *b == b' ').next().is_some_and(|by| by == via.as_bytes());
+    if fields.members("via").filter(ours).count() >= 2 {
+        return Err(Outcome::Loop);
+    }
+    Ok(())
+}
+
+/// Whether a body is framed in a way that nobody can read differently: one length that is a number, or `chunked` and nothing else
+/// (RFC 9112, 6.3, allows to refuse the rest).
+fn framing_is_plain(fields: &impl Fields) -> bool {
+    let mut lengths = fields.values("content-length");
+    let mut codings = fields.values("transfer-encoding");
+    let is_number = |value: &[u8]| !value.is_empty() && value.len() < 20 && value.iter().all(u8::is_ascii_digit);
+    let length_is_plain = lengths.next().is_none_or(is_number) && lengths.next().is_none();
+    let coding_is_plain = codings.next().is_none_or(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    length_is_plain && coding_is_plain && codings.next().is_none()
+}
+
+/// The host that a request names: the target's authority if it has one, else Host. Exactly one Host is demanded of HTTP/1.1,
+/// none is allowed of HTTP/1.0 (then the host is empty); form as in RFC 9110, 4.2.
+pub fn host<'a>(target: &'a [u8], fields: &'a impl Fields, is_http_10: bool) -> Result<&'a str, Outcome> {
+    let mut lines = fields.values("host");
+    let host = match (lines.next(), lines.next()) {
+        (Some(host), None) => Some(host.trim_ascii()),
+        (None, _) if is_http_10 => None,
+        _ => return Err(Outcome::BadHost),
+    };
+    let named = match (split_absolute(target), host) {
+        (Some((authority, _)), Some(host)) if !authority.eq_ignore_ascii_case(host) => return Err(Outcome::BadHost),
+        (Some((authority, _)), _) => authority,
+        (None, Some(host)) => host,
+        (None, None) => return Ok(""),
+    };
+    if !is_host(named) {
+        return Err(Outcome::BadHost);
+    }
+    std::str::from_utf8(named).map_err(|_| Outcome::BadHost)
+}
+
+/// The path of a request target, without its query. Origin form, absolute form, and `*` for OPTIONS (which stands for the root);
+/// anything else is refused.
+pub fn path<'a>(method: &Method, target: &'a [u8]) -> Result<&'a str, Outcome> {
+    let rest = match split_absolute(target) {
+        Some((_, rest)) if !rest.starts_with(b"/") => return Ok("/"),
+        Some((_, rest)) => rest,
+        None if target == b"*" && *method == Method::OPTIONS => return Ok("/"),
+        None => target,
+    };
+    let end = rest.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(rest.len());
+    match std::str::from_utf8(&rest[..end]) {
+        Ok(path) if path.starts_with('/') => Ok(path),
+        _ => Err(Outcome::BadRequest),
+    }
+}
+
+/// Authority and the rest of an absolute-form target.
+fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    let after = |scheme: &[u8]| {
+        let head = target.get(..scheme.len())?;
+        head.eq_ignore_ascii_case(scheme).then(|| &target[scheme.len()..])
+    };
+    let rest = after(b"http://").or_else(|| after(b"https://"))?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    Some(rest.split_at(end))
+}
+
+/// A non-empty host with an optional port.
+fn is_host(text: &[u8]) -> bool {
+    let (name, port) = match text {
+        [b'[', ..] => match text.iter().position(|byte| *byte == b']') {
+            Some(end) => text.split_at(end + 1),
+            None => return false,
+        },
+        _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
+    };
+    let name_is_good = match name {
+        [b'[', inner @ .., b']'] => {
+            std::str::from_utf8(inner).is_ok_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
+        }
+        _ => !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(b)),
+    };
+    let port_is_good = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    name_is_good && port_is_good
+}
+
+/// Whether a request asks for a WebSocket (RFC 6455, 4.1).
+pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> bool {
+    let mut upgrades = fields.members("upgrade");
+    let only_websocket =
+        upgrades.next().is_some_and(|u| u.eq_ignore_ascii_case(b"websocket")) && upgrades.next().is_none();
+    is_http_11
+        && *method == Method::GET
+        && only_websocket
+        && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
+/// A request id from a trusted peer, if it is sane: 128 bits as 32 hexadecimal digits, or as a UUID.
+pub fn request_id(client: Option<&Client>, fields: &impl Fields) -> Option<u128> {
+    client.filter(|client| client.peer_trusted)?;
+    let mut lines = fields.values("x-request-id");
+    let (Some(value), None) = (lines.next(), lines.next()) else { return None };
+    let mut id: u128 = 0;
+    let mut digits = 0;
+    for (index, byte) in value.iter().enumerate() {
+        if *byte == b'-' && value.len() == 36 && matches!(index, 8 | 13 | 18 | 23) {
+            continue;
+        }
+        id = id.checked_mul(16)? | u128::from((*byte as char).to_digit(16)?);
+        digits += 1;
+    }
+    (digits == 32).then_some(id)
+}
+
+/// The name that `Via` carries for this PoP: `meridian-` and the PoP's name, with what a token may not hold replaced.
+pub fn pseudonym(pop: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    let mut name = String::from("meridian-");
+    name.extend(pop.chars().map(safe));
+    name
+}
+
+/// What the fields that we write say.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// Who connects.
+    pub client: Option<&'a Client>,
+    /// The host as the client named it.
+    pub host: &'a str,
+    /// `http` or `https`: how the client came.
+    pub scheme: &'static str,
+    /// Our name in `Via`.
+    pub via: &'a str,
+    /// The received protocol version as `Via` writes it.
+    pub version: &'static str,
+    /// The request's id.
+    pub request_id: u128,
+    /// Whether that id came with the request and stays as it was written.
+    pub request_id_kept: bool,
+    /// The Host rule of the service.
+    pub host_rule: &'a HostRule,
+    /// The request becomes a WebSocket.
+    pub websocket: bool,
+    /// The mover can carry trailers back.
+    pub trailers: bool,
+}
+
+/// Makes the fields of a request as the upstream gets them.
+pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
+    let trailers = forward.trailers && fields.members("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    strip(fields);
+    fields.remove("te");
+    fields.remove("upgrade");
+    let mut connection = String::new();
+    if forward.websocket {
+        connection.push_str("Upgrade");
+        fields.set("upgrade", b"websocket");
+    }
+    if trailers {
+        connection.push_str(if connection.is_empty() { "TE" } else { ", TE" });
+        fields.set("te", b"trailers");
+    }
+    if !connection.is_empty() {
+        fields.set("connection", connection.as_bytes());
+    }
+    if edge.limits.underscores == Underscores::Drop {
+        drop_underscores(fields);
+    }
+    describe(fields, edge, forward);
+    if let HostRule::Fixed(host) = forward.host_rule {
+        fields.set("host", host.as_bytes());
+    }
+}
+
+/// Makes the fields of an answer as the client gets them. `upgraded` says that the answer is the 101 that was asked for.
+pub fn response(fields: &mut impl Fields, via: &str, version: &str, upgraded: bool) {
+    strip(fields);
+    if upgraded {
+        fields.set("connection", b"Upgrade");
+    } else {
+        fields.remove("upgrade");
+    }
+    fields.remove("te");
+    append_via(fields, version, via);
+}
+
+/// Removes what concerns one connection, nominated or by name.
+fn strip(fields: &mut impl Fields) {
+    if fields.has("connection") {
+        let nominated: Vec<String> = fields
+            .members("connection")
+            .filter(|name| is_token(name) && !is_protected(name))
+            .filter(|name| !name.eq_ignore_ascii_case(b"upgrade") && !name.eq_ignore_ascii_case(b"close"))
+            .take(MAX_NOMINATIONS)
+            .map(|name| String::from_utf8_lossy(name).to_ascii_lowercase())
+            .collect();
+        nominated.iter().for_each(|name| fields.remove(name));
+    }
+    HOP_BY_HOP.iter().for_each(|name| fields.remove(name));
+}
+
+fn drop_underscores(fields: &mut impl Fields) {
+    let names: Vec<String> =
+        fields.lines().map(|(name, _)| name).filter(|name| name.contains('_')).map(str::to_owned).collect();
+    names.iter().for_each(|name| fields.remove(name));
+}
+
+/// Writes who the client is and which way the request went.
+fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
+    let trusted = forward.client.is_some_and(|client| client.peer_trusted);
+    if !trusted {
+        CLAIMS.iter().for_each(|name| fields.remove(name));
+    }
+    if let Some(client) = forward.client {
+        let peer = client.peer.to_string();
+        continue_list(fields, "x-forwarded-for", &peer, trusted);
+        if edge.forwarding == Forwarding::Forwarded {
+            continue_list(fields, "forwarded", &element(client.peer, forward), trusted);
+        }
+    } else {
+        fields.remove("x-forwarded-for");
+    }
+    let known_scheme = |value: &[u8]| matches!(value, b"http" | b"https");
+    if !trusted || !fields.values("x-forwarded-proto").next().is_some_and(known_scheme) {
+        fields.set("x-forwarded-proto", forward.scheme.as_bytes());
+    }
+    if !trusted || !fields.has("x-forwarded-host") {
+        match forward.host {
+            "" => fields.remove("x-forwarded-host"),
+            host => fields.set("x-forwarded-host", host.as_bytes()),
+        }
+    }
+    if !forward.request_id_kept {
+        let mut hex = arrayvec::ArrayString::<32>::new();
+        // 32 digits fit.
+        let _ = write!(hex, "{:032x}", forward.request_id);
+        fields.set("x-request-id", hex.as_bytes());
+    }
+    append_via(fields, forward.version, forward.via);
+}
+
+/// Continues a comma-separated list, over all its lines, or begins it anew.
+fn continue_list(fields: &mut impl Fields, name: &'static str, member: &str, keep: bool) {
+    let mut list = Vec::new();
+    if keep {
+        for line in fields.values(name).filter(|line| !line.is_empty()) {
+            list.extend_from_slice(line);
+            list.extend_from_slice(b", ");
+        }
+    }
+    list.extend_from_slice(member.as_bytes());
+    fields.set(name, &list);
+}
+
+/// Our element of `Forwarded` (RFC 7239, 4).
+fn element(peer: IpAddr, forward: &Forward<'_>) -> String {
+    let mut text = match peer {
+        IpAddr::V4(v4) => format!("for={v4}"),
+        IpAddr::V6(v6) => format!("for=\"[{v6}]\""),
+    };
+    // A checked host holds neither a quote nor a backslash.
+    if !forward.host.is_empty() {
+        let _ = write!(text, ";host=\"{}\"", forward.host);
+    }
+    let _ = write!(text, ";proto={}", forward.scheme);
+    text
+}
+
+fn append_via(fields: &mut impl Fields, version: &str, via: &str) {
+    let mut line = String::with_capacity(version.len() + 1 + via.len());
+    line.push_str(version);
+    line.push(' ');
+    line.push_str(via);
+    fields.append("via", line.as_bytes());
+}
+
+fn is_protected(name: &[u8]) -> bool {
+    PROTECTED.iter().any(|protected| name.eq_ignore_ascii_case(protected.as_bytes()))
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::client;
+    use crate::proxy::tests::edge;
+    use http::{HeaderMap, HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    fn text(map: &HeaderMap) -> String {
+        let mut lines: Vec<_> = map.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        lines.sort();
+        lines.join("\n")
+    }
+
+    fn forwarded(edge: &Edge, lines: &[(&str, &str)], websocket: bool, trailers: bool) -> String {
+        let mut fields = map(lines);
+        let client = client::client("10.0.0.1".parse().unwrap(), edge, &fields);
+        let kept = request_id(Some(&client), &fields);
+        let forward = Forward {
+            client: Some(&client),
+            host: "example.com",
+            scheme: "http",
+            via: "meridian-fra1",
+            version: "1.1",
+            request_id: kept.unwrap_or(0xabc),
+            request_id_kept: kept.is_some(),
+            host_rule: &HostRule::Pass,
+            websocket,
+            trailers,
+        };
+        request(&mut fields, edge, &forward);
+        text(&fields)
+    }
+
+    const FROM_A_STRANGER: &str = "host: example.com\nvia: 1.1 meridian-fra1\nx-forwarded-for: 10.0.0.1\n\
+        x-forwarded-host: example.com\nx-forwarded-proto: http\nx-request-id: 00000000000000000000000000000abc";
+
+    #[test]
+    fn a_strangers_claims_are_replaced() {
+        let lines = [
+            ("host", "example.com"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-for", "5.6.7.8"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-real-ip", "1.2.3.4"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "evil"),
+            ("x-forwarded-port", "1"),
+            ("x-request-id", "0123456789abcdef0123456789abcdef"),
+        ];
+        assert_eq!(forwarded(&edge(), &lines, false, false), FROM_A_STRANGER);
+    }
+
+    #[test]
+    fn a_trusted_peers_lists_are_continued() {
+        let mut edge = edge();
+        edge.trusted = vec!["10.0.0.0/8".parse().unwrap()];
+        edge.forwarding = Forwarding::Forwarded;
+        let lines = [
+            ("host", "example.com"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-for", "5.6.7.8"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "www"),
+            ("via", "1.0 other"),
+            ("x-request-id", "01234567-89ab-cdef-0123-456789ABCDEF"),
+        ];
+        assert_eq!(
+            forwarded(&edge, &lines, false, false),
+            "forwarded: for=1.2.3.4, for=10.0.0.1;host=\"example.com\";proto=http\nhost: example.com\nvia: 1.0 other\n\
+             via: 1.1 meridian-fra1\nx-forwarded-for: 1.2.3.4, 5.6.7.8, 10.0.0.1\nx-forwarded-host: www\n\
+             x-forwarded-proto: https\nx-request-id: 01234567-89ab-cdef-0123-456789ABCDEF"
+        );
+    }
+
+    #[test]
+    fn what_concerns_one_connection_never_passes() {
+        let lines = [
+            ("host", "example.com"),
+            ("connection", "close, X-Secret"),
+            ("connection", "upgrade"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic x"),
+            ("proxy", "http://evil"),
+            ("te", "gzip"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("x_forwarded_for", "1.2.3.4"),
+        ];
+        assert_eq!(forwarded(&edge(), &lines, false, true), FROM_A_STRANGER);
+    }
+
+    #[test]
+    fn a_websocket_and_trailers_are_asked_for_anew() {
+        let lines =
+            [("host", "example.com"), ("connection", "Upgrade, TE"), ("upgrade", "WebSocket"), ("te", "trailers")];
+        assert!(is_websocket(&Method::GET, &map(&lines), true));
+        assert!(!is_websocket(&Method::POST, &map(&lines), true));
+        assert!(!is_websocket(&Method::GET, &map(&lines), false));
+        assert!(!is_websocket(&Method::GET, &map(&[("upgrade", "websocket")]), true));
+        assert!(!is_websocket(&Method::GET, &map(&[("upgrade", "websocket, h2c"), ("connection", "upgrade")]), true));
+        let expected = format!("connection: Upgrade, TE\n{FROM_A_STRANGER}");
+        let expected = expected.replace("via:", "te: trailers\nupgrade: websocket\nvia:");
+        assert_eq!(forwarded(&edge(), &lines, true, true), expected);
+    }
+
+    #[test]
+    fn answers_lose_what_concerned_the_upstream_connection() {
+        let mut fields = map(&[
+            ("connection", "close, X-Hop, Content-Length"),
+            ("x-hop", "1"),
+            ("content-length", "3"),
+            ("keep-alive", "5"),
+            ("upgrade", "h2c"),
+            ("server", "origin"),
+        ]);
+        response(&mut fields, "meridian-x", "1.1", false);
+        assert_eq!(text(&fields), "content-length: 3\nserver: origin\nvia: 1.1 meridian-x");
+        let mut fields = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        response(&mut fields, "meridian-x", "1.1", true);
+        assert_eq!(text(&fields), "connection: Upgrade\nupgrade: websocket\nvia: 1.1 meridian-x");
+    }
+
+    #[test]
+    fn heads_are_checked() {
+        let check = |method: Method, target: &str, lines: &[(&str, &str)]| {
+            let mut limits = edge().limits;
+            (limits.headers, limits.header_bytes, limits.uri) = (5, 200, 50);
+            check(&method, target.as_bytes(), &map(lines), &limits, "meridian-a").err()
+        };
+        let get = Method::GET;
+        assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-a, 1.1 x")]), None);
+        assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-a, 1.1 meridian-a")]), Some(Outcome::Loop));
+        assert_eq!(
+            check(get.clone(), "/", &[("via", "1.1 meridian-a"), ("via", "1.0 meridian-a")]),
+            Some(Outcome::Loop)
+        );
+        assert_eq!(check(get.clone(), "/", &[("via", "1.1 meridian-ab"), ("via", "1.1 meridian-ab")]), None);
+        assert_eq!(check(Method::CONNECT, "a:1", &[]), Some(Outcome::Connect));
+        assert_eq!(check(get.clone(), &"/".repeat(51), &[]), Some(Outcome::TargetTooLong));
+        assert_eq!(check(get.clone(), "/", &[("a", "1"); 6]), Some(Outcome::HeadTooLarge));
+        assert_eq!(check(get.clone(), "/", &[("a", &"1".repeat(200))]), Some(Outcome::HeadTooLarge));
+        for bad in ["Host", "x-forwarded-for", "close, Content-Length", "\"x\"", ":authority"] {
+            assert_eq!(check(get.clone(), "/", &[("connection", bad)]), Some(Outcome::BadRequest), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_paths_are_read_from_any_form_of_target() {
+        let ask = |target: &str, hosts: &[&str]| {
+            let lines: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let fields = map(&lines);
+            let host = host(target.as_bytes(), &fields, false).map(str::to_owned);
+            (host, path(&Method::GET, target.as_bytes()).map(str::to_owned))
+        };
+        let good = |host: &str, path: &str| (Ok(host.to_owned()), Ok(path.to_owned()));
+        assert_eq!(ask("/a?b", &["Example.com:80"]), good("Example.com:80", "/a"));
+        assert_eq!(ask("/", &["[2001:db8::1]:80"]), good("[2001:db8::1]:80", "/"));
+        assert_eq!(ask("http://a/b?c", &["a"]), good("a", "/b"));
+        assert_eq!(ask("HTTP://a?c", &["A"]), good("a", "/"));
+        for hosts in
+            [&[][..], &["a", "a"], &[""], &["a b"], &["a,b"], &["u@a"], &["a:x"], &["a:123456"], &["[::1"], &["a/b"]]
+        {
+            assert_eq!(ask("/", hosts).0, Err(Outcome::BadHost), "{hosts:?}");
+        }
+        assert_eq!(ask("http://a/", &["b"]).0, Err(Outcome::BadHost));
+        for target in ["*", "a", "a:80", "?x", ""] {
+            assert_eq!(path(&Method::GET, target.as_bytes()), Err(Outcome::BadRequest), "{target}");
+        }
+        assert_eq!(path(&Method::OPTIONS, b"*"), Ok("/"));
+        assert_eq!(host(b"/", &HeaderMap::new(), true), Ok(""));
+    }
+
+    #[test]
+    fn names_in_via_are_tokens() {
+        assert_eq!(pseudonym("fra1"), "meridian-fra1");
+        assert_eq!(pseudonym("a b,c\"ü"), "meridian-a-b-c--");
+    }
+
+    proptest! {
+        #[test]
+        fn any_head_is_forwarded_without_panic(lines in prop::collection::vec(
+            (prop::sample::select(vec!["connection", "via", "x-forwarded-for", "forwarded", "te", "upgrade", "host", "a_b"]),
+             prop::collection::vec(32u8..=255, 0..40)), 0..12)) {
+            let mut fields = HeaderMap::new();
+            for (name, value) in &lines {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    fields.append(*name, value);
+                }
+            }
+            let client = client::client("10.0.0.1".parse().unwrap(), &edge(), &fields);
+            let _ = check(&Method::GET, b"/", &fields, &edge().limits, "meridian-a");
+            let _ = host(b"/", &fields, false);
+            let forward = Forward { client: Some(&client), host: "h", scheme: "http", via: "meridian-a", version: "1.1",
+                request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false };
+            request(&mut fields, &edge(), &forward);
+            prop_assert!(!fields.contains_key("connection") && !fields.contains_key("upgrade") && !fields.contains_key("te"));
+            prop_assert_eq!(fields.get("x-forwarded-for").unwrap(), "10.0.0.1");
+        }
+    }
+}

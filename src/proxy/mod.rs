@@ -1,0 +1,44 @@
+//! What happens to a request, apart from moving its bytes.
+//!
+//! The phases are plain functions over plain values: whom to believe ([`client`]), what to forward ([`headers`]), what may go
+//! again ([`retry`]), what a failure means to the client ([`outcome`]), and the state of one request that ties them together
+//! ([`exchange`]). A mover of bytes ([`pingora`]) owns the sockets, the clock and the dice, and calls the phases; a second
+//! mover calls the very same ones. Nothing outside [`pingora`] may name a type of pingora or touch a socket.
+
+pub mod client;
+pub mod exchange;
+pub mod fields;
+pub mod headers;
+pub mod outcome;
+pub mod pingora;
+pub mod retry;
+
+pub use exchange::{Attempt, Exchange, Head, Shared};
+pub use fields::Fields;
+pub use outcome::Outcome;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::config::{Edge, Forwarding, Limits, Underscores};
+
+    /// The defaults of the configuration.
+    pub(super) fn edge() -> Edge {
+        Edge {
+            pop: "fra1".into(),
+            trusted: Vec::new(),
+            forwarding: Forwarding::XForwardedFor,
+            limits: Limits {
+                header_bytes: 32 << 10,
+                headers: 100,
+                uri: 8 << 10,
+                body_timeout: Duration::from_secs(30),
+                idle_timeout: Duration::from_secs(60),
+                requests: 0,
+                connections: 20_000,
+                underscores: Underscores::Drop,
+            },
+        }
+    }
+}

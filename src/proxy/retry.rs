@@ -1,0 +1,293 @@
+//! What may go again, and where: a pure judgement of what happened, and the budget that bounds it.
+//!
+//! Whether a request may be sent twice depends on how far the first sending came and on what the client asked, never on which
+//! mover sent it. The budget keeps a failing fleet from being hit harder than a healthy one: retries are bounded to a
+//! share of the requests of the last ten seconds (as Envoy's retry budgets are), apart from a few at once, so that a service with
+//! little traffic can fail over at all.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::Method;
+
+use crate::proxy::Outcome;
+use crate::steering::{Avoid, ServiceId, Snapshot};
+
+/// How an attempt failed before a byte of its answer was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection: refused, unreachable, reset while connecting. Nothing was sent.
+    NotConnected,
+    /// Connecting took too long. Nothing was sent.
+    ConnectTimeout,
+    /// The connection closed or broke after the request (or some of it) was sent.
+    Lost {
+        /// Whether the connection came from the pool, so that it may have been closing already.
+        reused: bool,
+    },
+    /// No answer began in time.
+    Silent,
+    /// What came is no valid answer.
+    BadAnswer,
+    /// An answer with a status that the service takes elsewhere.
+    Status(u16),
+}
+
+impl Failure {
+    /// Whether the upstream can have seen anything of the request.
+    pub fn sent(self) -> bool {
+        !matches!(self, Failure::NotConnected | Failure::ConnectTimeout)
+    }
+
+    /// What it means to the client when nothing is tried after it.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Failure::NotConnected => Outcome::ConnectFailed,
+            Failure::ConnectTimeout => Outcome::ConnectTimeout,
+            Failure::Lost { .. } => Outcome::Reset,
+            Failure::Silent => Outcome::FirstByteTimeout,
+            Failure::BadAnswer => Outcome::BadAnswer,
+            Failure::Status(_) => Outcome::Answered,
+        }
+    }
+}
+
+/// What may be done with a request again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Sending it twice does what sending it once does: by its method, or by an idempotency key where the service allows that.
+    pub idempotent: bool,
+    /// All of its body that was read is still at hand.
+    pub replayable: bool,
+}
+
+/// What to do after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Take the next step of the walk.
+    Elsewhere(Avoid),
+    /// The same endpoint over a fresh connection.
+    Fresh,
+    /// Nothing: what happened is the client's answer.
+    GiveUp,
+}
+
+/// What to do after `failure`. `fresh` says that this attempt was itself made over a fresh connection for that reason.
+pub fn judge(failure: Failure, replay: Replay, fresh: bool) -> Verdict {
+    if !replay.replayable || failure.sent() && !replay.idempotent {
+        return Verdict::GiveUp;
+    }
+    match failure {
+        Failure::Lost { reused: true } if !fresh => Verdict::Fresh,
+        Failure::NotConnected | Failure::ConnectTimeout | Failure::Silent => Verdict::Elsewhere(Avoid::Region),
+        Failure::Lost { .. } | Failure::BadAnswer | Failure::Status(_) => Verdict::Elsewhere(Avoid::Endpoint),
+    }
+}
+
+/// Whether a method is idempotent (RFC 9110, 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+/// How long attempt `k` of `n` (from 1) may wait for an answer: its share of what remains, at most `first_byte`.
+pub fn share(first_byte: Duration, remaining: Duration, k: u8, n: u8) -> Duration {
+    let left = u32::from(n.saturating_sub(k)) + 1;
+    first_byte.min(remaining / left)
+}
+
+/// Seconds over which the budget looks.
+const WINDOW_S: u32 = 10;
+/// Retries that may always be under way at once.
+const FLOOR: u32 = 3;
+
+/// The retry budget of one service.
+#[derive(Debug)]
+pub struct Budget {
+    origin: Instant,
+    /// One bucket a second, and one more so that the oldest full second is still whole.
+    seconds: [Second; WINDOW_S as usize + 1],
+    under_way: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Second {
+    /// The second this bucket counts, +1; 0: none yet.
+    stamp: AtomicU32,
+    requests: AtomicU32,
+    retries: AtomicU32,
+}
+
+/// A retry under way; dropped when its request ends.
+#[derive(Debug)]
+pub struct Permit(Arc<Budget>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Budget {
+    /// A budget that saw nothing; `origin` is any moment not after the first one it is asked about.
+    pub fn new(origin: Instant) -> Budget {
+        Budget { origin, seconds: Default::default(), under_way: AtomicU32::new(0) }
+    }
+
+    /// Counts a request.
+    pub fn request(&self, now: Instant) {
+        self.second(now).requests.fetch_add(1, Relaxed);
+    }
+
+    /// Leave for one retry, if `percent` of the requests of the last ten seconds leaves one, or few are under way. With
+    /// `percent` = 0 there is none. Counters are read without a lock: under a race a few too many or too few may pass.
+    pub fn take(self: &Arc<Self>, percent: u8, now: Instant) -> Option<Permit> {
+        let (requests, retries) = self.sums(now);
+        let within = (retries + 1) * 100 <= u64::from(percent) * requests;
+        let few = percent > 0 && self.under_way.load(Relaxed) < FLOOR;
+        (within || few).then(|| {
+            self.second(now).retries.fetch_add(1, Relaxed);
+            self.under_way.fetch_add(1, Relaxed);
+            Permit(Arc::clone(self))
+        })
+    }
+
+    fn stamp(&self, now: Instant) -> u32 {
+        now.saturating_duration_since(self.origin).as_secs() as u32 + 1
+    }
+
+    /// The bucket of `now`, emptied if it still counts an older second.
+    fn second(&self, now: Instant) -> &Second {
+        let stamp = self.stamp(now);
+        let second = &self.seconds[stamp as usize % self.seconds.len()];
+        let old = second.stamp.load(Relaxed);
+        if old != stamp && second.stamp.compare_exchange(old, stamp, Relaxed, Relaxed).is_ok() {
+            second.requests.store(0, Relaxed);
+            second.retries.store(0, Relaxed);
+        }
+        second
+    }
+
+    /// Requests and retries of the window.
+    fn sums(&self, now: Instant) -> (u64, u64) {
+        let stamp = self.stamp(now);
+        let recent = self.seconds.iter().filter(|s| {
+            let of = s.stamp.load(Relaxed);
+            of != 0 && of <= stamp && stamp - of <= WINDOW_S
+        });
+        recent.fold((0, 0), |(requests, retries), s| {
+            (requests + u64::from(s.requests.load(Relaxed)), retries + u64::from(s.retries.load(Relaxed)))
+        })
+    }
+}
+
+/// The budgets of all services, kept by name over reloads.
+#[derive(Debug)]
+pub struct Budgets {
+    origin: Instant,
+    by_name: Mutex<HashMap<String, Arc<Budget>>>,
+    /// Those of the newest generation seen, by `ServiceId`: what a request reads without a lock.
+    current: ArcSwap<(u64, Vec<Arc<Budget>>)>,
+}
+
+impl Budgets {
+    /// No budgets yet.
+    pub fn new(origin: Instant) -> Budgets {
+        Budgets { origin, by_name: Mutex::default(), current: ArcSwap::from_pointee((0, Vec::new())) }
+    }
+
+    /// The budget of a service of `snapshot`.
+    pub fn of(&self, snapshot: &Snapshot, service: ServiceId) -> Arc<Budget> {
+        let current = self.current.load();
+        if current.0 == snapshot.generation
+            && let Some(budget) = current.1.get(service.index())
+        {
+            return Arc::clone(budget);
+        }
+        self.resolve(snapshot, service)
+    }
+
+    /// Once for each generation, and for the few requests that still hold an older one.
+    fn resolve(&self, snapshot: &Snapshot, service: ServiceId) -> Arc<Budget> {
+        let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut budget = |name: &str| match by_name.get(name) {
+            Some(budget) => Arc::clone(budget),
+            None => {
+                let budget = Arc::new(Budget::new(self.origin));
+                by_name.insert(name.to_owned(), Arc::clone(&budget));
+                budget
+            }
+        };
+        let services = &snapshot.fleet().services;
+        if snapshot.generation > self.current.load().0 {
+            let all: Vec<_> = services.iter().map(|s| budget(&s.name)).collect();
+            let budget = Arc::clone(&all[service.index()]);
+            // Services that left the configuration leave the memory too; requests that still hold them keep their own.
+            by_name.retain(|name, _| services.iter().any(|s| s.name == *name));
+            self.current.store(Arc::new((snapshot.generation, all)));
+            return budget;
+        }
+        budget(&services[service.index()].name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_meets_its_verdict() {
+        use Verdict::{Elsewhere, Fresh, GiveUp};
+        let (region, endpoint) = (Elsewhere(Avoid::Region), Elsewhere(Avoid::Endpoint));
+        let rows = [
+            // failure, idempotent: verdict; not idempotent: verdict
+            (Failure::NotConnected, region, region),
+            (Failure::ConnectTimeout, region, region),
+            (Failure::Lost { reused: false }, endpoint, GiveUp),
+            (Failure::Lost { reused: true }, Fresh, GiveUp),
+            (Failure::Silent, region, GiveUp),
+            (Failure::BadAnswer, endpoint, GiveUp),
+            (Failure::Status(503), endpoint, GiveUp),
+        ];
+        for (failure, idempotent, other) in rows {
+            let replay = |idempotent, replayable| Replay { idempotent, replayable };
+            assert_eq!(judge(failure, replay(true, true), false), idempotent, "{failure:?}");
+            assert_eq!(judge(failure, replay(false, true), false), other, "{failure:?}");
+            assert_eq!(judge(failure, replay(true, false), false), GiveUp, "{failure:?}");
+        }
+        let replay = Replay { idempotent: true, replayable: true };
+        assert_eq!(judge(Failure::Lost { reused: true }, replay, true), endpoint);
+    }
+
+    #[test]
+    fn shares_never_exceed_what_remains() {
+        let s = Duration::from_secs;
+        assert_eq!(share(s(5), s(30), 1, 3), s(5));
+        assert_eq!(share(s(5), s(9), 1, 3), s(3));
+        assert_eq!(share(s(5), s(9), 3, 3), s(5));
+        assert_eq!(share(s(5), s(4), 3, 3), s(4));
+        assert_eq!(share(s(5), s(0), 4, 3), s(0));
+    }
+
+    #[test]
+    fn the_budget_is_a_share_of_the_last_ten_seconds() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let budget = Arc::new(Budget::new(start));
+        (0..1000).for_each(|_| budget.request(at(1)));
+        let granted: Vec<_> = (0..1000).filter_map(|_| budget.take(20, at(2))).collect();
+        assert_eq!(granted.len(), 200);
+        drop(granted);
+        // Nothing is under way: a few at once are always possible.
+        let few: Vec<_> = (0..10).filter_map(|_| budget.take(20, at(2))).collect();
+        assert_eq!(few.len(), 3);
+        assert!(budget.take(0, at(2)).is_none());
+        drop(few);
+        // A while later the old requests count no more, nor do the old retries.
+        (0..100).for_each(|_| budget.request(at(60)));
+        let granted: Vec<_> = (0..100).filter_map(|_| budget.take(20, at(60))).collect();
+        assert_eq!(granted.len(), 20);
+    }
+}

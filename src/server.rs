@@ -1,0 +1,297 @@
+//! Composition: builds every part, hands it what it needs, starts it, and ends it in order.
+//!
+//! Pingora's `Server` gives runtimes and their end; what runs on them is ours: the listening service with the mover of bytes behind
+//! it, and one service for everything that keeps the world known. A stop is ours, too: first not ready, then no new connections, then
+//! the connections that are left, then the rest. Pingora is only told when nothing is left to save.
+
+#![expect(clippy::disallowed_methods, reason = "a shell: it starts the clocks")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use pingora::protocols::Stream;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::Service;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::admin::{self, Admin};
+use crate::config::Boot;
+use crate::listen::{ConnectionHandler, Drain, HttpService};
+use crate::load::Loader;
+use crate::notify::{Stage, tell};
+use crate::probe;
+use crate::proxy::Shared;
+use crate::proxy::pingora::Mover;
+use crate::resolve;
+use crate::state::{self, Reader, Sender};
+use crate::telemetry::{AccessLogger, Metrics, log};
+use crate::watch::Watch;
+
+/// How long the control service may take to put its things away.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Runs the proxy with that configuration until it is told to end. Exit codes: 0 after an orderly end, 1 when it could not start.
+pub fn run(config: &Path) -> ExitCode {
+    match start(config) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}", error.trim_end());
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn start(path: &Path) -> Result<ExitCode, String> {
+    let mut loader = Loader::default();
+    // The log's level is in the configuration, so what loading has to say waits for it.
+    let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
+    log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
+    let loaded = loader.load(path).map_err(|error| error.to_string())?;
+    if !loaded.config.warnings.is_empty() {
+        tracing::warn!("warnings of the configuration\n{}", loaded.config.warnings.to_string().trim_end());
+    }
+    let boot = loaded.config.boot;
+
+    let metrics = Metrics::new();
+    metrics.loaded(SystemTime::now());
+    let (access, access_guard) =
+        AccessLogger::start(&boot.access_log, &metrics).map_err(|error| format!("error: access log: {error}"))?;
+    let (sender, reader, writer) = state::start(loaded.view, loaded.config.edge, metrics.clone());
+
+    let threads = match boot.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let shared = Arc::new(Shared::new(reader.clone(), access.clone(), Instant::now()));
+    let handler = Arc::new(Handler(Mover::new(shared, threads)));
+    let addresses: Vec<SocketAddr> = boot.listen.iter().map(|listen| listen.address).collect();
+    let http = HttpService::bind(&addresses, handler, reader.clone(), threads, boot.drain_timeout)
+        .map_err(|error| format!("error: {error}"))?;
+
+    let draining = Arc::new(AtomicBool::new(false));
+    let (failed, failure) = mpsc::channel(1);
+    let (stop, stopped) = watch::channel(false);
+    let (put_away, all_put_away) = mpsc::channel::<()>(1);
+    let ending = Ending {
+        draining: Arc::clone(&draining),
+        drain: http.drain(),
+        boot: boot.clone(),
+        failure: tokio::sync::Mutex::new(failure),
+        stop,
+        put_away: tokio::sync::Mutex::new(all_put_away),
+    };
+    let exit = Arc::new(AtomicBool::new(false));
+    let control = Control {
+        parts: Mutex::new(Some(Parts {
+            admin: Admin {
+                reader: reader.clone(),
+                metrics: metrics.clone(),
+                draining,
+                listen: http.local_addresses().into(),
+            },
+            watch: Watch {
+                path: path.to_owned(),
+                loader,
+                boot,
+                sender: sender.clone(),
+                reader: reader.clone(),
+                metrics: metrics.clone(),
+            },
+            writer: Box::pin(writer),
+            sender,
+            reader,
+            metrics,
+            access,
+            failed,
+            exit: Arc::clone(&exit),
+            stopped,
+            put_away,
+        })),
+    };
+
+    for address in http.local_addresses() {
+        tracing::info!(%address, "listening");
+    }
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads, ..ServerConf::default() });
+    server.bootstrap();
+    server.add_service(http);
+    server.add_service(control);
+    server.run(RunArgs { shutdown_signal: Box::new(ending) });
+    // What is queued of the access log is written now.
+    drop(access_guard);
+    Ok(ExitCode::from(u8::from(exit.load(Ordering::Acquire))))
+}
+
+/// Joins the listening service to the mover of bytes.
+struct Handler(Mover);
+
+#[async_trait]
+impl ConnectionHandler for Handler {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        self.0.serve(stream, shutdown).await;
+    }
+
+    async fn close_idle(&self) {
+        self.0.close_idle().await;
+    }
+}
+
+/// The service of everything but requests, on a thread of its own.
+struct Control {
+    /// Taken when it starts. Never contended: a service that can be started must be `Sync`, which a future is not.
+    parts: Mutex<Option<Parts>>,
+}
+
+struct Parts {
+    admin: Admin,
+    watch: Watch,
+    writer: Pin<Box<dyn Future<Output = ()> + Send>>,
+    sender: Sender,
+    reader: Reader,
+    metrics: Metrics,
+    access: AccessLogger,
+    /// Said when something without which we cannot be cannot start.
+    failed: mpsc::Sender<()>,
+    exit: Arc<AtomicBool>,
+    stopped: watch::Receiver<bool>,
+    /// Dropped when everything is put away.
+    put_away: mpsc::Sender<()>,
+}
+
+#[async_trait]
+impl Service for Control {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let parts = self.parts.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let Some(parts) = parts else { return };
+        let (failed, exit) = (parts.failed.clone(), Arc::clone(&parts.exit));
+        if let Err(error) = parts.run().await {
+            tracing::error!("{error}");
+            exit.store(true, Ordering::Release);
+            let _ = failed.send(()).await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        "control"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+impl Parts {
+    /// Runs until stopped.
+    async fn run(self) -> Result<(), String> {
+        let Parts { admin, watch, writer, sender, reader, metrics, access, mut stopped, put_away, .. } = self;
+        let doors = admin::open(watch.boot.admin, watch.boot.admin_socket.as_deref()).await;
+        let doors = doors.map_err(|error| format!("admin: {error}"))?;
+        if let Some(address) = doors.address() {
+            tracing::info!(%address, "admin pages");
+        }
+        let (ask, asked) = mpsc::channel(1);
+        let signals = signals(ask, access).map_err(|error| format!("signals: {error}"))?;
+        tokio::spawn(writer);
+        tokio::select! {
+            () = doors.serve(admin) => {}
+            () = watch.run(asked) => {}
+            () = probe::run(reader.clone(), sender.clone(), metrics) => {}
+            () = resolve::run(reader.clone(), sender) => {}
+            () = signals => {}
+            () = ready(reader) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+        drop(put_away);
+        Ok(())
+    }
+}
+
+/// Says once that we are ready, and then waits for ever.
+async fn ready(mut reader: Reader) {
+    reader.ready().await;
+    let generation = reader.load().snapshot.generation;
+    tracing::info!(generation, "ready");
+    tell(Stage::Ready(&format!("generation {generation}")));
+    std::future::pending::<()>().await;
+}
+
+/// SIGHUP asks for a reload, SIGUSR1 opens the access log anew (for log rotation).
+fn signals(ask: mpsc::Sender<()>, access: AccessLogger) -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut user = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                // Full: a reload is due already.
+                _ = hangup.recv() => drop(ask.try_send(())),
+                _ = user.recv() => access.reopen(),
+            }
+        }
+    })
+}
+
+/// The way out.
+struct Ending {
+    draining: Arc<AtomicBool>,
+    drain: Drain,
+    boot: Boot,
+    failure: tokio::sync::Mutex<mpsc::Receiver<()>>,
+    stop: watch::Sender<bool>,
+    put_away: tokio::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Ending {
+    /// Returns when nothing is left to save, or at once on a second signal.
+    async fn recv(&self) -> ShutdownSignal {
+        let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+        match signals {
+            Ok((mut term, mut interrupt)) => {
+                let mut failure = self.failure.lock().await;
+                tokio::select! {
+                    () = either(&mut term, &mut interrupt) => tokio::select! {
+                        () = self.drain() => {}
+                        () = either(&mut term, &mut interrupt) => tracing::warn!("told twice to end: connections are cut"),
+                    },
+                    Some(()) = failure.recv() => {}
+                }
+            }
+            Err(error) => tracing::error!(%error, "signals cannot be heard, so nobody could end this process"),
+        }
+        let _ = self.stop.send(true);
+        // Closed, not received: the control service dropped its end.
+        let _ = timeout(LAST_WORDS, self.put_away.lock().await.recv()).await;
+        tracing::info!("ended");
+        ShutdownSignal::FastShutdown
+    }
+}
+
+impl Ending {
+    async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        tell(Stage::Stopping("draining"));
+        tracing::info!(connections = self.drain.open(), "draining");
+        sleep(self.boot.drain_delay).await;
+        self.drain.begin();
+        let left = self.drain.wait(self.boot.drain_timeout).await;
+        if left > 0 {
+            tracing::warn!(connections = left, "drain_timeout is over: connections are cut");
+        }
+    }
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}

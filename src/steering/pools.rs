@@ -1,0 +1,134 @@
+//! One pool as the writer holds it: its endpoints, its health, and the view of both that readers get.
+//!
+//! The view is rebuilt piece by piece, so that publishing a probe's verdict costs one slice of endpoints, not the fleet's.
+
+use std::sync::Arc;
+
+use crate::steering::endpoints::{Endpoint, Ids, Names, stand_for};
+use crate::steering::fleet::{EndpointSpec, HealthPolicy, Probe};
+use crate::steering::health::Turn;
+use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally};
+use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
+use crate::steering::world::Now;
+
+/// A pool, its endpoints and their health.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    endpoints: Vec<Endpoint>,
+    tally: Tally,
+    health: PoolHealth,
+    view: PoolView,
+    moves: bool,
+}
+
+impl Pool {
+    /// A pool of which nothing was observed, without endpoints yet.
+    pub(crate) fn new(now: Now) -> Pool {
+        let health = PoolHealth::new(now);
+        let view = PoolView {
+            endpoints: Arc::from([]),
+            state: health.state(),
+            ramp: health.ramp(),
+            spill: 0.0,
+            epoch: health.epoch(),
+            changed_ms: now.0,
+        };
+        Pool { endpoints: Vec::new(), tally: Tally::default(), health, view, moves: false }
+    }
+
+    /// Gives it the endpoints that `specs` stand for.
+    pub(crate) fn refit(&mut self, specs: &[EndpointSpec], names: &Names, probe: &Probe, ids: &mut Ids) {
+        self.endpoints = stand_for(specs, names, probe, std::mem::take(&mut self.endpoints), ids);
+        self.recount();
+        self.show_endpoints();
+    }
+
+    /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict and the verdict before, if it turned.
+    pub(crate) fn observe(
+        &mut self,
+        index: usize,
+        passed: bool,
+        policy: &HealthPolicy,
+        now: Now,
+    ) -> Option<(Turn, EndpointState)> {
+        let turned = self.endpoints[index].observe(passed, policy, now)?;
+        self.recount();
+        self.show_endpoints();
+        Some(turned)
+    }
+
+    /// Lets time pass for slow starts; returns whether the view changed.
+    pub(crate) fn warm(&mut self, policy: &HealthPolicy, now: Now) -> bool {
+        let mut changed = false;
+        for endpoint in &mut self.endpoints {
+            changed |= endpoint.warm(policy, now);
+        }
+        if changed {
+            self.show_endpoints();
+        }
+        changed
+    }
+
+    /// What its endpoints say together.
+    pub(crate) fn finding(&self, policy: &HealthPolicy) -> Finding {
+        self.tally.finding(policy.min_healthy)
+    }
+
+    /// Whether other regions may count on it, as things are now.
+    pub(crate) fn serves(&self, policy: &HealthPolicy) -> bool {
+        self.health.serves(self.finding(policy))
+    }
+
+    /// Moves its state to where its endpoints and time put it; `others` says whether another region passes the sets. Returns the state
+    /// before if it changed, and whether the view did.
+    pub(crate) fn settle(
+        &mut self,
+        policy: &HealthPolicy,
+        back: &Return,
+        others: bool,
+        now: Now,
+    ) -> (Option<PoolState>, bool) {
+        let from = self.health.settle(self.finding(policy), back, others, now);
+        self.moves = self.health.moves(back) || self.endpoints.iter().any(Endpoint::warms);
+        let view = PoolView {
+            endpoints: Arc::clone(&self.view.endpoints),
+            state: self.health.state(),
+            ramp: self.health.ramp(),
+            spill: self.tally.spill(policy.overprovision),
+            epoch: self.health.epoch(),
+            changed_ms: self.health.changed().0,
+        };
+        let numbers = |view: &PoolView| (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
+        let changed = numbers(&view) != numbers(&self.view);
+        self.view = view;
+        (from, changed)
+    }
+
+    /// Whether time alone moves it.
+    pub(crate) fn moves(&self) -> bool {
+        self.moves
+    }
+
+    /// Its endpoints, in the order of the view.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Their ids.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = EndpointId> + '_ {
+        self.endpoints.iter().map(|endpoint| endpoint.id)
+    }
+
+    /// As readers see it.
+    pub(crate) fn view(&self) -> &PoolView {
+        &self.view
+    }
+
+    fn recount(&mut self) {
+        self.tally = Tally::of(self.endpoints.iter().map(|e| (e.health.verdict(), e.weight)));
+    }
+
+    fn show_endpoints(&mut self) {
+        self.view.endpoints = self.endpoints.iter().map(Endpoint::view).collect();
+    }
+}

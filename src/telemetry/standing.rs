@@ -1,0 +1,152 @@
+//! What *is*, read from the published snapshot at the scrape: nothing to keep up to date, nothing that can go stale.
+//!
+//! Each scrape makes its gauges anew and throws them away, so a region that left the configuration leaves no series behind.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
+use prometheus::{GaugeVec, Opts};
+
+use crate::steering::snapshot::{EndpointState, PoolState};
+use crate::telemetry::metrics::Standing;
+
+const STATES: [PoolState; 5] =
+    [PoolState::Unknown, PoolState::Up, PoolState::Holding, PoolState::Ramping, PoolState::Down];
+
+/// The gauges of one scrape.
+#[derive(Default)]
+struct Gauges {
+    families: Vec<MetricFamily>,
+}
+
+impl Gauges {
+    /// One family from its series. Of two series with equal labels the later one counts.
+    fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        series: impl IntoIterator<Item = (Vec<String>, f64)>,
+    ) {
+        let family = GaugeVec::new(Opts::new(name, help), labels).expect("names and labels are constants, and valid");
+        for (values, value) in series {
+            family.with_label_values(&values).set(value);
+        }
+        self.families.extend(family.collect());
+    }
+}
+
+/// The families of what is now. `now`: since the Unix epoch.
+pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFamily> {
+    let Some(Standing { snapshot, origin_ms }) = standing else { return Vec::new() };
+    let fleet = snapshot.fleet();
+    let mut gauges = Gauges::default();
+    let pools: Vec<_> = fleet
+        .pools
+        .iter()
+        .zip(&snapshot.pools)
+        .map(|(pool, view)| {
+            let names = vec![fleet.service(pool.service).name.clone(), fleet.region(pool.region).name.clone()];
+            (names, pool, view)
+        })
+        .collect();
+
+    let generation = snapshot.generation as f64;
+    gauges.family(
+        "meridian_config_generation",
+        "The configuration in force: 1 at start, one more for each that replaced it.",
+        &[],
+        [(Vec::new(), generation)],
+    );
+    let pool = &["service", "region"];
+    gauges.family(
+        "meridian_region_up",
+        "Whether the region is up for the service.",
+        pool,
+        pools.iter().map(|(names, _, view)| (names.clone(), f64::from(u8::from(view.state.is_up())))),
+    );
+    gauges.family(
+        "meridian_region_state",
+        "1 for the state in which the region is for the service, 0 for the others.",
+        &["service", "region", "state"],
+        pools.iter().flat_map(|(names, _, view)| {
+            STATES.map(|state| {
+                let mut labels = names.clone();
+                labels.push(state.as_str().to_owned());
+                (labels, f64::from(u8::from(view.state == state)))
+            })
+        }),
+    );
+    gauges.family(
+        "meridian_region_last_change_timestamp_seconds",
+        "When the region's state changed last for the service.",
+        pool,
+        pools.iter().map(|(names, _, view)| (names.clone(), ((origin_ms + view.changed_ms) / 1000) as f64)),
+    );
+    gauges.family(
+        "meridian_region_ramp_ratio",
+        "How much of its clients a region takes back after an outage: 0 while it holds, 1 when all is as before.",
+        pool,
+        pools.iter().map(|(names, _, view)| (names.clone(), view.ramp)),
+    );
+    gauges.family(
+        "meridian_region_spill_ratio",
+        "How much of its clients a region's healthy endpoints can take.",
+        pool,
+        pools.iter().map(|(names, _, view)| (names.clone(), view.spill)),
+    );
+    gauges.family(
+        "meridian_region_weight",
+        "The configured weight of the region for the service.",
+        pool,
+        pools.iter().map(|(names, pool, _)| (names.clone(), f64::from(pool.weight))),
+    );
+    let endpoints = || {
+        pools.iter().flat_map(|(names, _, view)| {
+            view.endpoints.iter().map(move |endpoint| {
+                let mut labels = names.clone();
+                labels.push(endpoint.address.to_string());
+                (labels, endpoint)
+            })
+        })
+    };
+    let endpoint = &["service", "region", "endpoint"];
+    gauges.family(
+        "meridian_endpoint_up",
+        "Whether the endpoint is up.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, f64::from(u8::from(view.state == EndpointState::Up)))),
+    );
+    gauges.family(
+        "meridian_endpoint_requests_in_flight",
+        "Requests that are at the endpoint now.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, f64::from(view.meter.in_flight()))),
+    );
+    gauges.family(
+        "meridian_panic",
+        "Whether the service is without any region that is up.",
+        &["service"],
+        fleet
+            .services
+            .iter()
+            .zip(&snapshot.services)
+            .map(|(service, view)| (vec![service.name.clone()], f64::from(u8::from(view.panicking)))),
+    );
+    let atlas = &snapshot.view.atlas;
+    let sources: Vec<_> = atlas.databases().iter().chain(atlas.geofeeds()).filter(|s| s.built_at > 0).collect();
+    gauges.family(
+        "meridian_geo_data_build_timestamp_seconds",
+        "When the geo data was built.",
+        &["source"],
+        sources.iter().map(|source| (vec![source.name.clone()], source.built_at as f64)),
+    );
+    gauges.family(
+        "meridian_geo_data_age_seconds",
+        "How old the geo data is.",
+        &["source"],
+        sources.iter().map(|source| (vec![source.name.clone()], now.as_secs().saturating_sub(source.built_at) as f64)),
+    );
+    gauges.families
+}
