@@ -129,12 +129,17 @@ impl Entry {
     fn unpack(entry: u32) -> Entry {
         let low = |bits: u32| entry as usize & ((1 << bits) - 1);
         let leaf = || Leaf { offset: low(24), lines: (low(28) >> 24) + 1 };
-        match entry.leading_ones() {
-            0 => Entry::Slot(Slot::from_bits(entry)),
-            1 => Entry::Narrow(Leaf { offset: low(25), lines: (low(30) >> 25) + 1 }),
-            2 => Entry::Branch { bits: (low(29) >> 25) as u32 + 1, offset: low(25) },
-            3 => Entry::Middle(leaf()),
-            _ => Entry::Wide(leaf()),
+        // Compared in the order of how often they come, not by a jump table: the processor foresees the first two.
+        if entry < 0b1 << 31 {
+            Entry::Slot(Slot::from_bits(entry))
+        } else if entry < 0b11 << 30 {
+            Entry::Narrow(Leaf { offset: low(25), lines: (low(30) >> 25) + 1 })
+        } else if entry < 0b111 << 29 {
+            Entry::Branch { bits: (low(29) >> 25) as u32 + 1, offset: low(25) }
+        } else if entry < 0b1111 << 28 {
+            Entry::Middle(leaf())
+        } else {
+            Entry::Wide(leaf())
         }
     }
 }
