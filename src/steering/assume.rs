@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::steering::fleet::{EndpointAddress, Fleet, Intent, Pool, RegionSet, Service};
+use crate::steering::fleet::{EndpointAddress, Pool, RegionSet, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
     EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
@@ -16,19 +16,12 @@ impl Snapshot {
     /// nobody resolved, have the unspecified address; their `name` tells them apart.
     pub fn assuming(view: View, down: RegionSet) -> Snapshot {
         let fleet = Arc::clone(&view.fleet);
-        let services = fleet.services.iter().map(|service| service_view(&fleet, service, down)).collect();
+        let up = |service: &Service| service.regions.without(down);
+        let services = fleet.services.iter().map(|s| ServiceView::new(&fleet, s, up(s), RegionSet::EMPTY)).collect();
         let mut next_id = 0;
         let pools = fleet.pools.iter().map(|pool| pool_view(pool, down.contains(pool.region), &mut next_id)).collect();
         Snapshot { generation: 1, view, services, pools }
     }
-}
-
-fn service_view(fleet: &Fleet, service: &Service, down: RegionSet) -> ServiceView {
-    let with = |intent: Intent| service.regions.iter().filter(|r| fleet.region(*r).intent == intent).collect();
-    let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
-    let up = service.regions.without(down);
-    let panicking = up.without(drained.or(maint)).is_empty();
-    ServiceView { drained, maint, up, holding: RegionSet::EMPTY, panicking }
 }
 
 fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {

@@ -1,0 +1,711 @@
+//! Long random changes through the world on a made-up clock: probes, resolutions, reloads, operators' words, time. After
+//! each change the whole snapshot is held against a simple model and the laws of health and reload.
+//!
+//! A failure prints its seed; `TIMELINE_SEED=n` runs that schedule alone, `TIMELINE_SCHEDULES=n` more of them.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::dice::Dice;
+use common::fleet::{default_health, fleet, pool, service, view, view_over};
+use meridian::geo::Atlas;
+use meridian::steering::fleet::{HealthPolicy, Intent, Probe, RegionSet};
+use meridian::steering::meter::Meter;
+use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView, Snapshot, View};
+use meridian::steering::world::ProbeResult;
+use meridian::steering::{Change, Event, Now, World};
+
+const STEPS: u64 = 120;
+
+#[test]
+fn laws_hold_through_random_schedules() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    if let Some(seed) = number("TIMELINE_SEED") {
+        return drop(run(seed));
+    }
+    let mut seen = BTreeMap::new();
+    for seed in 0..number("TIMELINE_SCHEDULES").unwrap_or(2500) {
+        for moved in run(seed) {
+            *seen.entry(moved).or_insert(0) += 1;
+        }
+    }
+    // The schedules are worth nothing if they do not get everywhere.
+    let words = ["unknown", "up", "holding", "ramping", "down"];
+    for [from, to] in words.iter().flat_map(|from| words.map(|to| [*from, to])) {
+        let count = seen.get(&(from, to)).copied().unwrap_or(0);
+        assert_eq!(count > 20, may_follow(from, to), "{from} → {to} was seen {count} times");
+    }
+}
+
+fn may_follow(from: &str, to: &str) -> bool {
+    match from {
+        "unknown" => ["up", "down"].contains(&to),
+        "up" => ["unknown", "down"].contains(&to),
+        "holding" => ["ramping", "up", "down"].contains(&to),
+        "ramping" => ["up", "down"].contains(&to),
+        _ => ["holding", "ramping", "up"].contains(&to),
+    }
+}
+
+/// Runs one schedule; returns every change of a region's state.
+fn run(seed: u64) -> Vec<(&'static str, &'static str)> {
+    let mut run = Run::new(seed);
+    for step in 0..STEPS {
+        run.trace.1 = step;
+        run.step();
+    }
+    std::mem::take(&mut run.moved)
+}
+
+/// Says which schedule failed.
+struct Trace(u64, u64);
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("TIMELINE_SEED={} fails at step {}", self.0, self.1);
+        }
+    }
+}
+
+/// What the configuration says, in a form that is easy to change at random.
+#[derive(Clone)]
+struct Plan {
+    regions: Vec<(String, Intent)>,
+    services: Vec<ServicePlan>,
+}
+
+#[derive(Clone)]
+struct ServicePlan {
+    name: String,
+    health: HealthPolicy,
+    pools: BTreeMap<String, PoolPlan>,
+}
+
+#[derive(Clone)]
+struct PoolPlan {
+    weight: u32,
+    /// `address:port` or `name:port`, and a weight.
+    endpoints: Vec<(String, u32)>,
+}
+
+impl Plan {
+    fn view(&self, atlas: &Arc<Atlas>, previous: Option<&View>) -> View {
+        let mut made = fleet();
+        for (name, intent) in &self.regions {
+            made = made.region_with(name, |region| region.intent = *intent);
+        }
+        for plan in &self.services {
+            let mut of = service(&plan.name).set(|service| service.health = plan.health.clone());
+            for (region, planned) in &plan.pools {
+                let empty = pool(&[]).weight(planned.weight);
+                of = of.pool(region, planned.endpoints.iter().fold(empty, |pool, (to, w)| pool.endpoint(to, *w)));
+            }
+            made = made.service(of);
+        }
+        view_over(made.build(), atlas, previous)
+    }
+
+    fn policy(&self, service: &str) -> &HealthPolicy {
+        &self.services.iter().find(|s| s.name == service).unwrap().health
+    }
+
+    fn names(&self, host: &str) -> bool {
+        let mut all = self.services.iter().flat_map(|s| s.pools.values()).flat_map(|p| &p.endpoints);
+        all.any(|(address, _)| address.split(':').next() == Some(host))
+    }
+}
+
+const HOSTS: [&str; 3] = ["a.example", "b.example", "c.example"];
+const REGIONS: [&str; 5] = ["us-east", "us-west", "eu-west", "ap-south", "sa-east"];
+
+fn random_policy(dice: &mut Dice) -> HealthPolicy {
+    let probes = [Probe::Tcp, Probe::Tcp, Probe::Tcp, default_health().probe, Probe::None];
+    HealthPolicy {
+        probe: dice.pick(&probes).clone(),
+        rise: dice.roll(1..4) as u32,
+        fall: dice.roll(1..5) as u32,
+        min_healthy: *dice.pick(&[1, 34, 50, 100]),
+        hold: Duration::from_secs(*dice.pick(&[0, 2, 8, 30])),
+        ramp: Duration::from_secs(*dice.pick(&[0, 3, 10, 60])),
+        ..default_health()
+    }
+}
+
+fn random_pool(dice: &mut Dice) -> PoolPlan {
+    let mut endpoints = Vec::new();
+    for _ in 0..dice.roll(1..4) {
+        // A name's line has weight: a resolution always changes something then.
+        endpoints.push(if dice.percent(25) {
+            (format!("{}:80", dice.pick(&HOSTS)), dice.roll(1..4) as u32)
+        } else {
+            (format!("192.0.2.{}:80", dice.roll(1..7)), dice.roll(0..4) as u32)
+        });
+    }
+    PoolPlan { weight: dice.roll(0..3) as u32, endpoints }
+}
+
+fn random_service(dice: &mut Dice, name: &str, regions: &[(String, Intent)]) -> ServicePlan {
+    let mut pools = BTreeMap::new();
+    for (region, _) in regions {
+        if pools.is_empty() || dice.percent(80) {
+            pools.insert(region.clone(), random_pool(dice));
+        }
+    }
+    ServicePlan { name: name.to_owned(), health: random_policy(dice), pools }
+}
+
+/// Which endpoint: service, region, address, kind of probe.
+type Key = (String, String, SocketAddr, &'static str);
+
+fn kind(probe: &Probe) -> &'static str {
+    match probe {
+        Probe::None => "none",
+        Probe::Tcp => "tcp",
+        Probe::Http { .. } => "http",
+    }
+}
+
+/// What the model knows of an endpoint.
+struct Known {
+    id: EndpointId,
+    meter: Arc<Meter>,
+    given: EndpointState,
+    /// Passed or not, and `fall` and `rise` at that time.
+    results: Vec<(bool, u32, u32)>,
+}
+
+impl Known {
+    /// SEMANTICS "Health", read literally over everything that happened.
+    fn verdict(&self) -> EndpointState {
+        let mut verdict = self.given;
+        let mut flapped = false;
+        // Where the failures are that happened while not down.
+        let mut failures: Vec<usize> = Vec::new();
+        for (at, (passed, fall, rise)) in self.results.iter().enumerate() {
+            let run = self.run_until(at);
+            if *passed {
+                let enough = match verdict {
+                    EndpointState::Unknown => true,
+                    EndpointState::Up => false,
+                    EndpointState::Down => run >= if flapped { 10.max(*rise) } else { *rise },
+                };
+                if enough {
+                    verdict = EndpointState::Up;
+                }
+            } else if verdict != EndpointState::Down {
+                failures.push(at);
+                let calm = (0..at).rev().find(|end| self.results[*end].0 && self.run_until(*end) >= 10);
+                let recent = failures.iter().filter(|failure| calm.is_none_or(|calm| **failure > calm)).count() as u32;
+                flapped = recent >= 10 && recent > run;
+                if flapped || run >= *fall {
+                    verdict = EndpointState::Down;
+                }
+            }
+        }
+        verdict
+    }
+
+    /// How many results up to this one are like it, without a break.
+    fn run_until(&self, at: usize) -> u32 {
+        let passed = self.results[at].0;
+        self.results[..=at].iter().rev().take_while(|result| result.0 == passed).count() as u32
+    }
+
+    fn in_doubt(&self, policy: &HealthPolicy) -> bool {
+        let last = self.results.len().checked_sub(1);
+        let run = |of: bool| last.filter(|at| self.results[*at].0 == of).map_or(0, |at| self.run_until(at));
+        match self.verdict() {
+            EndpointState::Unknown => true,
+            EndpointState::Up => (1..policy.fall).contains(&run(false)),
+            EndpointState::Down => (1..policy.rise).contains(&run(true)),
+        }
+    }
+}
+
+struct Run {
+    trace: Trace,
+    dice: Dice,
+    now: Now,
+    atlas: Arc<Atlas>,
+    plan: Plan,
+    world: World,
+    last: Arc<Snapshot>,
+    known: BTreeMap<Key, Known>,
+    ids: HashSet<EndpointId>,
+    resolved: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Percent of probes that pass, by region.
+    moods: BTreeMap<&'static str, u64>,
+    moved: Vec<(&'static str, &'static str)>,
+}
+
+impl Run {
+    fn new(seed: u64) -> Run {
+        let mut dice = Dice::new(seed);
+        let count = dice.roll(1..5) as usize;
+        let regions: Vec<_> = REGIONS[..count].iter().map(|name| ((*name).to_owned(), Intent::Ready)).collect();
+        let services = ["web", "api"].map(|name| random_service(&mut dice, name, &regions)).into();
+        let plan = Plan { regions, services };
+        let atlas = Arc::new(Atlas::empty());
+        let now = Now(dice.roll(0..1 << 40));
+        let world = World::new(plan.view(&atlas, None), now);
+        let last = world.snapshot();
+        let moods = REGIONS.iter().map(|region| (*region, 97)).collect();
+        let mut run = Run {
+            trace: Trace(seed, 0),
+            dice,
+            now,
+            atlas,
+            plan,
+            world,
+            last,
+            known: BTreeMap::new(),
+            ids: HashSet::new(),
+            resolved: BTreeMap::new(),
+            moods,
+            moved: Vec::new(),
+        };
+        run.follow_endpoints();
+        run.check_endpoints();
+        run
+    }
+
+    fn step(&mut self) {
+        let wait = *self.dice.pick(&[0, 0, 50, 200, 250, 1000, 1000, 3000, 12_000]);
+        self.now.0 += wait;
+        let change = match self.dice.roll(0..100) {
+            0..65 => self.random_probe(),
+            65..80 => Change::Tick,
+            80..87 => {
+                let addresses: Vec<IpAddr> =
+                    (0..self.dice.roll(1..4)).map(|_| [192, 0, 2, self.dice.roll(1..10) as u8].into()).collect();
+                Change::Resolved { host: (*self.dice.pick(&HOSTS)).to_owned(), addresses }
+            }
+            87..96 => self.random_reload(),
+            _ => {
+                let region = *self.dice.pick(&REGIONS);
+                let mood = *self.dice.pick(&[100, 97, 50, 3, 0]);
+                self.moods.insert(region, mood);
+                Change::Tick
+            }
+        };
+        let before = Arc::clone(&self.last);
+        let still = !self.world.wants_tick() && matches!(change, Change::Tick);
+        let turns = self.follow(&change);
+        let events = self.world.apply(change, self.now);
+        self.last = self.world.snapshot();
+        assert!(Arc::ptr_eq(&self.last, &self.world.snapshot()));
+        assert_eq!(Arc::ptr_eq(&before, &self.last), print(&before) == print(&self.last), "published iff it differs");
+        assert!(!still || (Arc::ptr_eq(&before, &self.last) && events.is_empty()), "time moves what wants ticks only");
+
+        self.follow_endpoints();
+        self.check_endpoints();
+        self.check_operators();
+        let moved = self.check_pools(&before);
+        let told: BTreeSet<_> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Region { service, region, from, to } => {
+                    Some((service.to_string(), region.to_string(), from.as_str(), to.as_str()))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told, moved, "events tell what moved");
+        self.moved.extend(moved.into_iter().map(|(_, _, from, to)| (from, to)));
+        let told = events.iter().filter(|event| matches!(event, Event::Endpoint { .. })).count();
+        assert_eq!(told, turns, "events tell which verdicts turned");
+    }
+
+    fn random_probe(&mut self) -> Change {
+        let keys: Vec<&Key> = self.known.keys().collect();
+        if keys.is_empty() {
+            return Change::Tick;
+        }
+        let key = (*self.dice.pick(&keys)).clone();
+        // An endpoint that left long ago may still have a result on the way.
+        let endpoint = if self.dice.percent(98) { self.known[&key].id } else { EndpointId(self.dice.roll(0..50)) };
+        let region = self.known.iter().find(|(_, known)| known.id == endpoint).map(|(key, _)| key.1.as_str());
+        let passed = self.dice.percent(region.map_or(50, |region| self.moods[region]));
+        Change::Probed { endpoint, result: if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) } }
+    }
+
+    fn random_reload(&mut self) -> Change {
+        let dice = &mut self.dice;
+        let plan = &mut self.plan;
+        for _ in 0..dice.roll(1..3) {
+            let which = dice.roll(0..plan.services.len() as u64) as usize;
+            match dice.roll(0..9) {
+                0 => plan.services[which].health = random_policy(dice),
+                1 => {
+                    let at = dice.roll(0..plan.regions.len() as u64) as usize;
+                    plan.regions.rotate_left(at);
+                }
+                2 => plan.services.reverse(),
+                3 => {
+                    let name = *dice.pick(&REGIONS);
+                    if plan.regions.iter().any(|(region, _)| region == name) {
+                        if plan.regions.len() > 1 {
+                            plan.regions.retain(|(region, _)| region != name);
+                            plan.services.iter_mut().for_each(|s| drop(s.pools.remove(name)));
+                        }
+                    } else {
+                        plan.regions.push((name.to_owned(), Intent::Ready));
+                        plan.services[which].pools.insert(name.to_owned(), random_pool(dice));
+                    }
+                }
+                4 => {
+                    let region = plan.regions[dice.roll(0..plan.regions.len() as u64) as usize].0.clone();
+                    plan.services[which].pools.insert(region, random_pool(dice));
+                }
+                5 => {
+                    for endpoint in plan.services[which].pools.values_mut().flat_map(|pool| &mut pool.endpoints) {
+                        endpoint.1 = dice.roll(1..4) as u32;
+                    }
+                }
+                6 => plan.services[which].pools.values_mut().for_each(|pool| pool.weight = dice.roll(0..5) as u32),
+                // An operator's word: as likely as two others.
+                _ => {
+                    let at = dice.roll(0..plan.regions.len() as u64) as usize;
+                    plan.regions[at].1 = *dice.pick(&[Intent::Ready, Intent::Ready, Intent::Drain, Intent::Maint]);
+                }
+            }
+        }
+        Change::View(plan.view(&self.atlas, Some(&self.last.view)))
+    }
+
+    /// Tells the model what comes; returns how many verdicts turn.
+    fn follow(&mut self, change: &Change) -> usize {
+        match change {
+            Change::Probed { endpoint, result } => {
+                let Some((key, known)) = self.known.iter_mut().find(|(_, known)| known.id == *endpoint) else {
+                    return 0;
+                };
+                let policy = self.plan.policy(&key.0);
+                if policy.probe == Probe::None {
+                    return 0;
+                }
+                let before = known.verdict();
+                known.results.push((*result == ProbeResult::Pass, policy.fall, policy.rise));
+                usize::from(known.verdict() != before)
+            }
+            Change::Resolved { host, addresses } if self.plan.names(host) => {
+                self.resolved.insert(host.clone(), addresses.iter().copied().collect());
+                0
+            }
+            Change::View(_) => {
+                let plan = &self.plan;
+                self.resolved.retain(|host, _| plan.names(host));
+                0
+            }
+            _ => 0,
+        }
+    }
+
+    /// Which endpoints there should be, with their weights.
+    fn expected(&self) -> BTreeMap<Key, u32> {
+        let mut expected = BTreeMap::new();
+        for service in &self.plan.services {
+            let kind = kind(&service.health.probe);
+            for (region, pool) in &service.pools {
+                for (address, weight) in &pool.endpoints {
+                    let addresses: Vec<SocketAddr> = match address.parse() {
+                        Ok(address) => vec![address],
+                        Err(_) => {
+                            let resolved = self.resolved.get(address.split(':').next().unwrap());
+                            resolved.into_iter().flatten().map(|ip| SocketAddr::new(*ip, 80)).collect()
+                        }
+                    };
+                    for address in addresses {
+                        let key = (service.name.clone(), region.clone(), address, kind);
+                        *expected.entry(key).or_insert(0) += weight;
+                    }
+                }
+            }
+        }
+        expected
+    }
+
+    /// Lets endpoints leave and come in the model as the plan says.
+    fn follow_endpoints(&mut self) {
+        let expected = self.expected();
+        let gone: Vec<Key> = self.known.keys().filter(|key| !expected.contains_key(*key)).cloned().collect();
+        let gone: Vec<(Key, Known)> = gone.into_iter().filter_map(|key| self.known.remove_entry(&key)).collect();
+        for (service, region, address, kind) in expected.into_keys() {
+            let key = (service.clone(), region.clone(), address, kind);
+            if self.known.contains_key(&key) {
+                continue;
+            }
+            let pool = pool_view(&self.last, &service, &region).unwrap();
+            let endpoint = pool.endpoints.iter().find(|e| e.address == address).unwrap();
+            assert!(self.ids.insert(endpoint.id), "an id is never given again");
+            // Only the kind of probe may differ: what was known stands.
+            let same =
+                gone.iter().find(|(k, _)| (&k.0, &k.1, k.2) == (&service, &region, address)).map(|(_, known)| known);
+            assert!(same.is_none_or(|known| Arc::ptr_eq(&known.meter, &endpoint.meter)));
+            let given = if self.plan.policy(&service).probe == Probe::None {
+                EndpointState::Up
+            } else {
+                same.map_or(EndpointState::Unknown, Known::verdict)
+            };
+            let meter = Arc::clone(&endpoint.meter);
+            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new() });
+        }
+    }
+
+    fn check_endpoints(&self) {
+        let expected = self.expected();
+        let snapshot = &self.last;
+        let mut waiting = 0;
+        let mut count = 0;
+        for (pool, view) in snapshot.fleet().pools.iter().zip(&snapshot.pools) {
+            let service = snapshot.fleet().service(pool.service);
+            let region = snapshot.fleet().region(pool.region);
+            let kind = kind(&service.health.probe);
+            for endpoint in view.endpoints.iter() {
+                count += 1;
+                let key = (service.name.clone(), region.name.clone(), endpoint.address, kind);
+                assert_eq!(Some(&endpoint.weight), expected.get(&key), "{key:?}");
+                let known = &self.known[&key];
+                assert_eq!(endpoint.id, known.id, "an endpoint keeps its id: {key:?}");
+                assert!(Arc::ptr_eq(&endpoint.meter, &known.meter), "an endpoint keeps its counters: {key:?}");
+                assert_eq!(endpoint.state, known.verdict(), "{key:?} after {:?}", known.results);
+                assert!((0.1..=1.0).contains(&endpoint.warmth));
+                let probed = service.health.probe != Probe::None;
+                waiting += usize::from(probed && known.results.is_empty());
+                let delay = if known.in_doubt(&service.health) {
+                    service.health.fast_interval
+                } else {
+                    service.health.interval
+                };
+                assert_eq!(self.world.next_probe(endpoint.id), probed.then_some(delay), "{key:?}");
+            }
+        }
+        assert_eq!(count, expected.len(), "every endpoint is there once");
+        assert_eq!(self.world.first_round_done(), waiting == 0);
+    }
+
+    /// Operators' words are as configured, whatever was observed; and what was observed is beside them, not under them.
+    fn check_operators(&self) {
+        let snapshot = &self.last;
+        let fleet = snapshot.fleet();
+        for (service, view) in fleet.services.iter().zip(&snapshot.services) {
+            let with = |is: &dyn Fn(Intent, &PoolView) -> bool| -> RegionSet {
+                let pools = service.pools.iter().map(|id| (fleet.pool(*id).region, snapshot.pool(*id)));
+                pools
+                    .filter(|(region, pool)| is(fleet.region(*region).intent, pool))
+                    .map(|(region, _)| region)
+                    .collect()
+            };
+            assert_eq!(view.drained, with(&|intent, _| intent == Intent::Drain));
+            assert_eq!(view.maint, with(&|intent, _| intent == Intent::Maint));
+            assert_eq!(view.up, with(&|_, pool| pool.state.is_up()));
+            assert_eq!(view.holding, with(&|_, pool| pool.state == PoolState::Holding));
+            assert_eq!(view.panicking, with(&|i, pool| i == Intent::Ready && pool.state.is_up()).is_empty());
+        }
+    }
+
+    /// The laws of a region's state; returns what changed.
+    fn check_pools(&self, before: &Snapshot) -> BTreeSet<(String, String, &'static str, &'static str)> {
+        let snapshot = &self.last;
+        let fleet = snapshot.fleet();
+        let mut moved = BTreeSet::new();
+        for (pool, view) in fleet.pools.iter().zip(&snapshot.pools) {
+            let service = fleet.service(pool.service);
+            let region = &fleet.region(pool.region).name;
+            let here = format!("{} in {region}", service.name);
+            check_numbers(view, &service.health, &here);
+            // Who else could serve: up and not waiting, before and after, and no operator against it.
+            let serves = |of: &Snapshot, name: &str| {
+                pool_view(of, &service.name, name)
+                    .is_some_and(|p| matches!(p.state, PoolState::Up | PoolState::Ramping))
+            };
+            let others = |also_before: bool| {
+                fleet.regions.iter().any(|other| {
+                    let ready = other.intent == Intent::Ready && other.name != *region;
+                    ready && serves(snapshot, &other.name) && (!also_before || serves(before, &other.name))
+                })
+            };
+            if matches!(view.state, PoolState::Holding | PoolState::Ramping) {
+                assert!(others(false), "{here} is {:?} with nobody to serve instead", view.state);
+            }
+            let Some(old) = pool_view(before, &service.name, region) else {
+                let expected = if view.endpoints.iter().any(|e| e.state == EndpointState::Up) {
+                    PoolState::Up
+                } else {
+                    PoolState::Unknown
+                };
+                assert_eq!((view.state, view.epoch), (expected, 0), "{here} is new");
+                if expected == PoolState::Up {
+                    moved.insert((service.name.clone(), region.clone(), "unknown", "up"));
+                }
+                continue;
+            };
+            let fell = u32::from(view.state == PoolState::Down && old.state != PoolState::Down);
+            assert_eq!(view.epoch, old.epoch + fell, "{here}: the epoch rises exactly at falls");
+            if view.state == old.state {
+                assert_eq!(view.changed_ms, old.changed_ms, "{here}");
+                assert!(view.ramp >= old.ramp, "{here}: a ramp never falls");
+                continue;
+            }
+            assert_eq!(view.changed_ms, self.now.0, "{here}");
+            assert!(may_follow(old.state.as_str(), view.state.as_str()), "{here}: {:?} → {:?}", old.state, view.state);
+            moved.insert((service.name.clone(), region.clone(), old.state.as_str(), view.state.as_str()));
+            // A return never skips hold and ramp unless no other region passes.
+            let (hold, ramp) = (service.health.hold, service.health.ramp);
+            let elapsed = Duration::from_millis(self.now.0 - old.changed_ms);
+            let due = match (old.state, view.state) {
+                (PoolState::Down, PoolState::Ramping) => hold.is_zero(),
+                (PoolState::Down, PoolState::Up) => !others(true) || (hold.is_zero() && ramp.is_zero()),
+                (PoolState::Holding, PoolState::Ramping) => elapsed >= hold,
+                (PoolState::Holding, PoolState::Up) => !others(true) || (elapsed >= hold && ramp.is_zero()),
+                (PoolState::Ramping, PoolState::Up) => !others(true) || elapsed >= ramp,
+                (_, PoolState::Unknown) => view.endpoints.iter().all(|e| e.state != EndpointState::Up),
+                _ => true,
+            };
+            assert!(due, "{here}: {:?} → {:?} after {elapsed:?} of {hold:?} and {ramp:?}", old.state, view.state);
+        }
+        moved
+    }
+}
+
+/// What a pool's state, ramp and spill may be with its endpoints.
+fn check_numbers(view: &PoolView, policy: &HealthPolicy, here: &str) {
+    let heavy = view.endpoints.iter().any(|e| e.weight > 0);
+    let weigh = |states: &[EndpointState], heads: bool| -> f64 {
+        let counted = view.endpoints.iter().filter(|e| states.contains(&e.state));
+        counted.map(|e| if heads { 1.0 } else { f64::from(e.weight) }).sum()
+    };
+    let (up, down, unknown) = (EndpointState::Up, EndpointState::Down, EndpointState::Unknown);
+    let needed = weigh(&[up, down, unknown], !heavy) * f64::from(policy.min_healthy) / 100.0 - 1e-9;
+    let heads = weigh(&[up], true);
+    if heads > 0.0 && weigh(&[up], !heavy) >= needed {
+        assert!(view.state.is_up(), "{here}: enough is up");
+    }
+    if view.endpoints.is_empty() || heads == 0.0 || weigh(&[up, unknown], !heavy) < needed {
+        assert!(!view.state.is_up(), "{here}: not enough is up");
+    }
+    let proven_heads = weigh(&[up, down], false) == 0.0;
+    let (good, all) = (weigh(&[up], proven_heads), weigh(&[up, down], proven_heads));
+    let spill = if all == 0.0 { 0.0 } else { (policy.overprovision * good / all).min(1.0) };
+    assert!((view.spill - spill).abs() < 1e-9, "{here}: spill {} is not {spill}", view.spill);
+    match view.state {
+        PoolState::Holding => assert_eq!(view.ramp, 0.0, "{here}"),
+        PoolState::Ramping => assert!((0.0..1.0).contains(&view.ramp), "{here}: {}", view.ramp),
+        _ => assert_eq!(view.ramp, 1.0, "{here}"),
+    }
+}
+
+fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<&'a PoolView> {
+    let service = snapshot.fleet().service_named(service)?;
+    let region = snapshot.fleet().region_named(region)?;
+    Some(snapshot.pool(snapshot.fleet().service(service).pool_of[region.index()]?))
+}
+
+/// Everything a reader can see, but the view.
+fn print(snapshot: &Snapshot) -> (u64, String) {
+    (snapshot.generation, format!("{:?}{:?}", snapshot.services, snapshot.pools))
+}
+
+/// Probes one endpoint as often as the world asks, with results from `result`, for `minutes`; returns the times at which
+/// its verdict turned.
+fn probe_for(minutes: u64, policy: HealthPolicy, mut result: impl FnMut(EndpointState) -> bool) -> Vec<u64> {
+    let of = service("web").set(|s| s.health = policy).pool("us-east", pool(&["192.0.2.1:80"]));
+    let mut world = World::new(view(fleet().region("us-east", 38.95, -77.45).service(of).build()), Now(0));
+    let endpoint = world.snapshot().pools[0].endpoints[0].id;
+    let mut now = Now(0);
+    let mut turns = Vec::new();
+    while now.0 < minutes * 60_000 {
+        let passed = result(world.snapshot().pools[0].endpoints[0].state);
+        let result = if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) };
+        let events = world.apply(Change::Probed { endpoint, result }, now);
+        turns.extend(events.iter().filter(|event| matches!(event, Event::Endpoint { .. })).map(|_| now.0));
+        now.0 += world.next_probe(endpoint).unwrap().as_millis() as u64;
+    }
+    turns
+}
+
+fn busiest_minute(turns: &[u64]) -> usize {
+    turns.iter().map(|from| turns.iter().filter(|at| (*from..from + 60_000).contains(at)).count()).max().unwrap_or(0)
+}
+
+/// With the defaults the worst an endpoint can do is three outages of 3 failures and 2 passes, one failure more and ten passes: eight turns
+/// in about 17 s.
+#[test]
+fn turns_per_minute_are_bounded() {
+    let worst = probe_for(20, default_health(), |state| state != EndpointState::Up);
+    let busiest = busiest_minute(&worst);
+    assert!((20..=32).contains(&busiest), "{busiest}");
+    for seed in 0..200 {
+        let mut dice = Dice::new(seed);
+        let likely = dice.roll(5..96);
+        let turns = probe_for(10, default_health(), |_| dice.percent(likely));
+        assert!(busiest_minute(&turns) <= busiest, "seed {seed}: {turns:?}");
+    }
+}
+
+#[test]
+fn a_dead_endpoint_is_down_soon_and_a_live_one_is_up_soon() {
+    let turns = probe_for(1, default_health(), {
+        let mut probes = 0;
+        move |_| {
+            probes += 1;
+            !(11..=20).contains(&probes)
+        }
+    });
+    // Passes at 0 … 9 s; failures at 10, 10.2 and 10.4 s; then each second until passes at 18.4 and 18.6 s.
+    assert_eq!(turns, [0, 10_400, 18_600]);
+}
+
+/// The whole of it once, in order, as a reader would tell it.
+#[test]
+fn an_outage_and_the_return_from_it() {
+    let web = service("web").pool("us-east", pool(&["192.0.2.1:80"])).pool("us-west", pool(&["192.0.2.2:80"]));
+    let both = fleet().region("us-east", 38.95, -77.45).region("us-west", 45.84, -119.7).service(web);
+    let mut world = World::new(view(both.build()), Now(0));
+    let ids: Vec<EndpointId> = world.snapshot().pools.iter().map(|pool| pool.endpoints[0].id).collect();
+    let mut lines = Vec::new();
+    let mut tell = |world: &mut World, second: u64, change: Change| {
+        let events = world.apply(change, Now(second * 1000));
+        lines.extend(events.iter().map(|event| format!("{second:3} {event}")));
+    };
+    let pass = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Pass };
+    let fail = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Fail("refused".into()) };
+    assert!(world.snapshot().services[0].panicking && !world.first_round_done());
+    tell(&mut world, 1, pass(0));
+    tell(&mut world, 1, pass(1));
+    assert!(world.first_round_done() && !world.wants_tick());
+    (2..5).for_each(|second| tell(&mut world, second, fail(0)));
+    (6..8).for_each(|second| tell(&mut world, second, pass(0)));
+    assert!(world.wants_tick());
+    (8..=40).for_each(|second| tell(&mut world, second, Change::Tick));
+    assert_eq!(world.snapshot().pools[0].ramp, 0.05);
+    (41..44).for_each(|second| tell(&mut world, second, fail(1)));
+    assert!(!world.wants_tick());
+    (44..47).for_each(|second| tell(&mut world, second, fail(0)));
+    (47..49).for_each(|second| tell(&mut world, second, pass(1)));
+    let expected = "
+  1 service web: endpoint 192.0.2.1:80 in us-east is up, its first verdict: first pass
+  1 service web: region us-east is up, was unknown
+  1 service web: endpoint 192.0.2.2:80 in us-west is up, its first verdict: first pass
+  1 service web: region us-west is up, was unknown
+  4 service web: endpoint 192.0.2.1:80 in us-east is down: 3 failures in a row: refused
+  4 service web: region us-east is down, was up
+  7 service web: endpoint 192.0.2.1:80 in us-east is up: 2 passes in a row
+  7 service web: region us-east is holding, was down
+ 37 service web: region us-east is ramping, was holding
+ 43 service web: endpoint 192.0.2.2:80 in us-west is down: 3 failures in a row: refused
+ 43 service web: region us-east is up, was ramping
+ 43 service web: region us-west is down, was up
+ 46 service web: endpoint 192.0.2.1:80 in us-east is down: 3 failures in a row: refused
+ 46 service web: region us-east is down, was up
+ 46 service web: no ready region is up
+ 48 service web: endpoint 192.0.2.2:80 in us-west is up: 2 passes in a row
+ 48 service web: region us-west is up, was down
+ 48 service web: a ready region is up again";
+    assert_eq!(lines.join("\n"), expected.trim_start_matches('\n'));
+}
