@@ -101,11 +101,13 @@ struct Leaf {
 
 /// An entry of the root or of a branch, in 32 bits, the highest first:
 ///
-///     0    slot:31                       the answer
-///     10   lines-1:5  offset:25          a leaf of 16-bit keys
-///     110  bits-1:4   offset:25          a branch over that many bits
-///     1110 lines-1:4  offset:24          a leaf of 32-bit keys
-///     1111 lines-1:4  offset:24          a leaf of 64-bit keys
+/// ```text
+/// 0    slot:31                       the answer
+/// 10   lines-1:5  offset:25          a leaf of 16-bit keys
+/// 110  bits-1:4   offset:25          a branch over that many bits
+/// 1110 lines-1:4  offset:24          a leaf of 32-bit keys
+/// 1111 lines-1:4  offset:24          a leaf of 64-bit keys
+/// ```
 #[derive(Clone, Copy)]
 enum Entry {
     Slot(Slot),
