@@ -1,5 +1,7 @@
 //! A decision does not allocate: a counting allocator watches every kind of walk, retries included.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::net::IpAddr;

@@ -3,6 +3,8 @@
 //!
 //! `UPDATE=1` writes the reports anew; read the difference before committing it.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! A table: a world, then a client a row, with the region and reason that it gets.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use common::world::{query, snapshot};

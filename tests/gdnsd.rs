@@ -1,6 +1,8 @@
 //! gdnsd's answers are ours: every row of the recorded sample gives gdnsd's order, through `meridian explain --ip -`, and the same
 //! addresses sent through the running proxy reach the region that `explain` names.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -34,7 +36,8 @@ fn sample() -> Vec<Row> {
 /// The regions of a topology: name and coordinates.
 fn topology(name: &str) -> Vec<(String, Option<(f64, f64)>)> {
     let text = std::fs::read_to_string("tests/data/geo/topologies.json").expect("the topologies");
-    let all: BTreeMap<String, Vec<(String, Option<f64>, Option<f64>)>> = serde_json::from_str(&text).expect("JSON");
+    type Region = (String, Option<f64>, Option<f64>);
+    let all: BTreeMap<String, Vec<Region>> = serde_json::from_str(&text).expect("JSON");
     all[name].iter().map(|(region, lat, lon)| (region.clone(), lat.zip(*lon))).collect()
 }
 

@@ -1,5 +1,7 @@
 //! What must hold for every configuration, outage and client: the laws of the decision, over random worlds.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::net::IpAddr;

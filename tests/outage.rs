@@ -1,6 +1,9 @@
 //! Real processes under load: weights, outages, bad health, broken configurations, new geo data, a hundred reloads. No GET fails in
 //! any of them.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
+
 mod common;
 
 use std::net::IpAddr;

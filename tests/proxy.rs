@@ -1,5 +1,8 @@
 //! Requests through real sockets: what is forwarded, what is tried again, what failures look like, and that nothing leaks.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -3,6 +3,8 @@
 //!
 //! A failure prints its seed; `TIMELINE_SEED=n` runs that schedule alone, `TIMELINE_SCHEDULES=n` more of them.
 
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -234,6 +234,7 @@ impl Budgets {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an instant can only be had from the clock")]
 mod tests {
     use super::*;
 
