@@ -177,11 +177,13 @@ struct Known {
     given: EndpointState,
     /// Passed or not, and `fall` and `rise` at that time.
     results: Vec<(bool, u32, u32)>,
+    /// What [`Known::judge`] says of them.
+    verdict: EndpointState,
 }
 
 impl Known {
     /// SEMANTICS "Health", read literally over everything that happened.
-    fn verdict(&self) -> EndpointState {
+    fn judge(&self) -> EndpointState {
         let mut verdict = self.given;
         let mut flapped = false;
         // Where the failures are that happened while not down.
@@ -219,7 +221,7 @@ impl Known {
     fn in_doubt(&self, policy: &HealthPolicy) -> bool {
         let last = self.results.len().checked_sub(1);
         let run = |of: bool| last.filter(|at| self.results[*at].0 == of).map_or(0, |at| self.run_until(at));
-        match self.verdict() {
+        match self.verdict {
             EndpointState::Unknown => true,
             EndpointState::Up => (1..policy.fall).contains(&run(false)),
             EndpointState::Down => (1..policy.rise).contains(&run(true)),
@@ -299,7 +301,7 @@ impl Run {
         let events = self.world.apply(change, self.now);
         self.last = self.world.snapshot();
         assert!(Arc::ptr_eq(&self.last, &self.world.snapshot()));
-        assert_eq!(Arc::ptr_eq(&before, &self.last), print(&before) == print(&self.last), "published iff it differs");
+        assert_eq!(Arc::ptr_eq(&before, &self.last), !differs(&before, &self.last), "published iff it differs");
         assert!(!still || (Arc::ptr_eq(&before, &self.last) && events.is_empty()), "time moves what wants ticks only");
 
         self.follow_endpoints();
@@ -389,9 +391,10 @@ impl Run {
                 if policy.probe == Probe::None {
                     return 0;
                 }
-                let before = known.verdict();
                 known.results.push((*result == ProbeResult::Pass, policy.fall, policy.rise));
-                usize::from(known.verdict() != before)
+                let verdict = known.judge();
+                let before = std::mem::replace(&mut known.verdict, verdict);
+                usize::from(known.verdict != before)
             }
             Change::Resolved { host, addresses } if self.plan.names(host) => {
                 self.resolved.insert(host.clone(), addresses.iter().copied().collect());
@@ -450,10 +453,10 @@ impl Run {
             let given = if self.plan.policy(&service).probe == Probe::None {
                 EndpointState::Up
             } else {
-                same.map_or(EndpointState::Unknown, Known::verdict)
+                same.map_or(EndpointState::Unknown, |known| known.verdict)
             };
             let meter = Arc::clone(&endpoint.meter);
-            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new() });
+            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new(), verdict: given });
         }
     }
 
@@ -473,7 +476,7 @@ impl Run {
                 let known = &self.known[&key];
                 assert_eq!(endpoint.id, known.id, "an endpoint keeps its id: {key:?}");
                 assert!(Arc::ptr_eq(&endpoint.meter, &known.meter), "an endpoint keeps its counters: {key:?}");
-                assert_eq!(endpoint.state, known.verdict(), "{key:?} after {:?}", known.results);
+                assert_eq!(endpoint.state, known.verdict, "{key:?} after {:?}", known.results);
                 assert!((0.1..=1.0).contains(&endpoint.warmth));
                 let probed = service.health.probe != Probe::None;
                 waiting += usize::from(probed && known.results.is_empty());
@@ -606,9 +609,15 @@ fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<
     Some(snapshot.pool(snapshot.fleet().service(service).pool_of[region.index()]?))
 }
 
-/// Everything a reader can see, but the view.
-fn print(snapshot: &Snapshot) -> (u64, String) {
-    (snapshot.generation, format!("{:?}{:?}", snapshot.services, snapshot.pools))
+/// Whether readers can tell two snapshots apart, but by the view.
+fn differs(one: &Snapshot, other: &Snapshot) -> bool {
+    let pool = |view: &PoolView| {
+        let endpoints = view.endpoints.iter().map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.warmth));
+        let numbers = (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
+        (numbers, endpoints.collect::<Vec<_>>())
+    };
+    let pools = |snapshot: &Snapshot| snapshot.pools.iter().map(pool).collect::<Vec<_>>();
+    one.generation != other.generation || one.services != other.services || pools(one) != pools(other)
 }
 
 /// Probes one endpoint as often as the world asks, with results from `result`, for `minutes`; returns the times at which

@@ -1,6 +1,6 @@
 //! What several tests share. Each test binary uses its part of it.
 
-#![allow(dead_code, reason = "every test binary uses another part")]
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
 
 pub mod dice;
 pub mod fleet;
