@@ -84,7 +84,7 @@ fn locate(c: &mut Criterion, name: &str, databases: &[Vec<u8>]) {
 }
 
 fn all(c: &mut Criterion) {
-    locate(c, "builtin", &[builtin::database()]);
+    locate(c, "builtin", &[builtin::bytes().expect("the builtin database unpacks")]);
     if let Ok(paths) = std::env::var("MERIDIAN_BENCH_DATABASES") {
         let read = |path: &str| std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         locate(c, "files", &paths.split(':').map(read).collect::<Vec<_>>());

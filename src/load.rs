@@ -156,9 +156,10 @@ fn atlas(geoip: &GeoFiles) -> Result<Atlas, LoadError> {
     let refused = |name: &str, cause: String| LoadError::Data { name: name.to_owned(), cause };
     for source in &geoip.databases {
         builder = match source {
-            DatabaseSource::Builtin => builder
-                .database(builtin::NAME, &builtin::database())
-                .map_err(|error| refused(builtin::NAME, error.to_string()))?,
+            DatabaseSource::Builtin => {
+                let bytes = builtin::bytes().map_err(|error| refused(builtin::NAME, error.to_string()))?;
+                builder.database(builtin::NAME, &bytes).map_err(|error| refused(builtin::NAME, error.to_string()))?
+            }
             DatabaseSource::File(path) => {
                 let name = path.display().to_string();
                 let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;

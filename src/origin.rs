@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -61,6 +61,8 @@ pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
         header: HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("origin")),
         health: AtomicU16::new(200),
         traffic: AtomicU16::new(200),
+        requests: AtomicU64::new(0),
+        connections: AtomicU64::new(0),
     });
     let mut pause = Duration::from_millis(5);
     loop {
@@ -78,9 +80,10 @@ pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
         let _ = tcp.set_nodelay(true);
         let origin = Arc::clone(&origin);
         tokio::spawn(async move {
+            let used = Arc::new(AtomicBool::new(false));
             let service = service_fn(move |request| {
-                let origin = Arc::clone(&origin);
-                async move { Ok::<_, Infallible>(origin.answer(request).await) }
+                let (origin, used) = (Arc::clone(&origin), Arc::clone(&used));
+                async move { Ok::<_, Infallible>(origin.answer(request, &used).await) }
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             // A client that leaves in the middle of something is its own business.
@@ -89,21 +92,33 @@ pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// What an origin remembers: the statuses it was told to answer with.
+/// What an origin remembers: the statuses it was told to answer with, and what it counted.
 struct Origin {
     name: String,
     header: HeaderValue,
     health: AtomicU16,
     traffic: AtomicU16,
+    /// Requests that were neither probes nor for the origin itself.
+    requests: AtomicU64,
+    /// Connections that carried at least one of them.
+    connections: AtomicU64,
 }
 
 impl Origin {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Content> {
+    /// `used` is the connection's: whether it carried a request that counts.
+    async fn answer(&self, request: Request<Incoming>, used: &AtomicBool) -> Response<Content> {
         let path = request.uri().path().to_owned();
+        if path != "/healthz" && !path.starts_with("/_") {
+            self.requests.fetch_add(1, Relaxed);
+            if !used.swap(true, Relaxed) {
+                self.connections.fetch_add(1, Relaxed);
+            }
+        }
         let mut segments = path.trim_start_matches('/').splitn(2, '/');
         let (first, rest) = (segments.next().unwrap_or(""), segments.next().unwrap_or(""));
         let mut response = match (first, request.method()) {
             ("healthz", _) => status(self.health.load(Relaxed), "health\n"),
+            ("_stats", _) => self.stats(),
             ("_control", &Method::POST) => self.control(request.uri().query().unwrap_or("")),
             _ if self.traffic.load(Relaxed) != 200 => status(self.traffic.load(Relaxed), "told to\n"),
             ("bytes", _) => match rest.parse() {
@@ -144,6 +159,12 @@ impl Origin {
         status(200, "ok\n")
     }
 
+    /// What it counted.
+    fn stats(&self) -> Response<Content> {
+        let (requests, connections) = (self.requests.load(Relaxed), self.connections.load(Relaxed));
+        json(&serde_json::json!({ "requests": requests, "connections": connections }))
+    }
+
     /// Who answers, and what came.
     fn report(&self, request: &Request<Incoming>) -> Response<Content> {
         let mut headers = serde_json::Map::new();
@@ -154,17 +175,20 @@ impl Origin {
                 lines.push(value.into());
             }
         }
-        let report = serde_json::json!({
+        json(&serde_json::json!({
             "region": self.name,
             "pid": std::process::id(),
             "method": request.method().as_str(),
             "target": request.uri().to_string(),
             "headers": headers,
-        });
-        let mut response = Response::new(Content::from(format!("{report}\n")));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        }))
     }
+}
+
+fn json(value: &serde_json::Value) -> Response<Content> {
+    let mut response = Response::new(Content::from(format!("{value}\n")));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 fn status(code: u16, text: &'static str) -> Response<Content> {

@@ -240,7 +240,7 @@ fn request(
     request.body(Empty::new()).map_err(|error| format!("no such request: {error}"))
 }
 
-/// The Host of an endpoint: its name as configured, with the port that is probed unless it is 80.
+/// The Host of an endpoint: its name as configured, with the port that is probed.
 fn authority(target: &Target) -> String {
     let name: &str = &target.name;
     // An endpoint configured by address carries that as its name, with or without the port.
@@ -284,5 +284,126 @@ fn broken(error: &hyper::Error) -> String {
         None if error.is_incomplete_message() || error.is_closed() => "connection closed before the answer".to_owned(),
         None if error.is_parse() => "an answer that is not HTTP/1.1".to_owned(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// Answers each connection's head with `answer` and closes it; `None`: says nothing and keeps it open. Returns what it was sent.
+    async fn server(answer: Option<&'static str>) -> (SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (heads, received) = tokio::sync::mpsc::channel(8);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => break,
+                    }
+                }
+                let _ = heads.send(String::from_utf8(head).unwrap()).await;
+                match answer {
+                    Some(answer) => drop(stream.write_all(answer.as_bytes()).await),
+                    None => kept.push(stream),
+                }
+            }
+        });
+        (address, received)
+    }
+
+    fn target(address: SocketAddr, body: &str) -> Target {
+        let probe = Probe::Http {
+            path: "/healthz?deep=1".to_owned(),
+            method: "GET".to_owned(),
+            host: String::new(),
+            headers: vec![("x-probe".to_owned(), "yes".to_owned())],
+            status: vec![(200, 299), (401, 401)],
+            body: body.to_owned(),
+        };
+        let policy = HealthPolicy {
+            probe,
+            port: None,
+            interval: Duration::from_secs(1),
+            fast_interval: Duration::from_millis(200),
+            timeout: Duration::from_millis(300),
+            rise: 2,
+            fall: 3,
+            min_healthy: 50,
+            overprovision: 1.4,
+            hold: Duration::ZERO,
+            ramp: Duration::ZERO,
+        };
+        Target { service: "web".into(), region: "r".into(), address, name: "origin.example:80".into(), policy }
+    }
+
+    #[tokio::test]
+    async fn answers_and_what_is_said_of_them() {
+        for (answer, body, want) in [
+            (Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), "", Ok(())),
+            (Some("HTTP/1.1 204 No Content\r\n\r\n"), "", Ok(())),
+            (Some("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"), "", Ok(())),
+            (Some("HTTP/1.1 200 OK\r\n\r\nall is well"), "is well", Ok(())),
+            (
+                Some("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbusy"),
+                "well",
+                Err("the wanted text is not in the body"),
+            ),
+            (Some("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"), "", Err("status 500")),
+            (Some("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n"), "", Err("status 302")),
+            (Some("SSH-2.0-OpenSSH_9.9\r\n\r\n"), "", Err("an answer that is not HTTP/1.1")),
+            (Some(""), "", Err("connection closed before the answer")),
+            (None, "", Err("timeout after 300 ms")),
+        ] {
+            let (address, _heads) = server(answer).await;
+            assert_eq!(probe(&target(address, body)).await, want.map_err(str::to_owned), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_refused() {
+        // Bound and not listening: nobody else gets the port meanwhile.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        assert_eq!(probe(&target(address, "")).await, Err("connect refused".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn the_request_is_the_configured_one() {
+        let (address, mut heads) = server(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+        probe(&target(address, "")).await.unwrap();
+        let head = heads.recv().await.unwrap().to_ascii_lowercase();
+        assert!(head.starts_with("get /healthz?deep=1 http/1.1\r\n"), "{head}");
+        for line in [
+            format!("host: origin.example:{}", address.port()),
+            "connection: close".to_owned(),
+            format!("user-agent: meridian/{} probe", env!("CARGO_PKG_VERSION")),
+            "x-probe: yes".to_owned(),
+        ] {
+            assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
+        }
+    }
+
+    #[test]
+    fn hosts_of_endpoints() {
+        let mut target = target("127.0.0.1:8080".parse().unwrap(), "");
+        for (name, want) in [
+            ("origin.example", "origin.example:8080"),
+            ("origin.example:80", "origin.example:8080"),
+            ("10.0.0.1", "10.0.0.1:8080"),
+            ("10.0.0.1:80", "10.0.0.1:8080"),
+            ("2001:db8::1", "[2001:db8::1]:8080"),
+            ("[2001:db8::1]:80", "[2001:db8::1]:8080"),
+        ] {
+            target.name = name.into();
+            assert_eq!(authority(&target), want);
+        }
     }
 }

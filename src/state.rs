@@ -75,6 +75,12 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// A reader of what never changes, for parts that run on their own, as tests do.
+    pub fn fixed(published: Published) -> Reader {
+        let current = Arc::new(ArcSwap::from_pointee(published));
+        Reader { current, changed: watch::channel(0).1, ready: watch::channel(true).1, clock: Clock::start() }
+    }
+
     /// What is published now. A request calls this once.
     pub fn load(&self) -> Arc<Published> {
         self.current.load_full()

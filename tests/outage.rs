@@ -194,7 +194,7 @@ async fn new_geo_data_moves_clients_and_broken_data_does_not() {
     load.more(500).await;
 
     // The whole of another one: the builtin, unpacked.
-    let builtin = meridian::geo::builtin::database();
+    let builtin = meridian::geo::builtin::bytes().expect("it unpacks");
     replace(&builtin);
     proxy.until("the new data", async || proxy.generation().await == 2).await;
     load.more(500).await;

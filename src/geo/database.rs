@@ -78,7 +78,9 @@ impl fmt::Display for DatabaseError {
                  `location`, or ip-location-db's `country_code`, `latitude` and `longitude`)"
             ),
             DatabaseError::TooMany => f.write_str("too many databases; expected at most 256"),
-            DatabaseError::TooLarge => f.write_str("too many networks; expected at most 134,217,728 in all databases"),
+            DatabaseError::TooLarge => {
+                f.write_str("too many networks; expected at most 16,777,216 ranges of one family in all databases")
+            }
         }
     }
 }
@@ -97,8 +99,8 @@ impl From<TreeError> for DatabaseError {
         DatabaseError::Tree(match error {
             TreeError::TooDeep => "a path is longer than an address",
             TreeError::TooManyNetworks => {
-                const { assert!(MAX_NETWORKS == 1 << 26) };
-                "it has more than 67,108,864 networks"
+                const { assert!(MAX_NETWORKS == 33_554_432) };
+                "it has more than 33,554,432 networks of one family"
             }
             TreeError::BadPointer => "a network points to no record",
         })

@@ -10,14 +10,13 @@ use std::iter::Peekable;
 
 use crate::geo::PlaceId;
 
-/// What a range holds: a place, or the number of a /64 that is divided further.
+/// What a range holds: a place, or the number of a /64 that is divided further. The highest of its 32 bits is 0, free
+/// for who stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u32);
 
 impl Slot {
     const DIVIDED: u32 = 1 << 30;
-    /// Slots need this many bits at most; the rest is free for who stores them.
-    pub(super) const BITS: u32 = 31;
 
     pub(super) fn from_bits(bits: u32) -> Slot {
         Slot(bits)

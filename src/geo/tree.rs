@@ -7,9 +7,9 @@
 //!
 //! Must not know records or places.
 
-/// More networks than any database on sale has (the largest hold about 30 million). A tree with more is corrupt: its
-/// nodes point at each other.
-pub(super) const MAX_NETWORKS: u64 = 1 << 26;
+/// More networks of one family than any database on sale has (the largest hold about 10 million). A tree with more is
+/// corrupt: its nodes point at each other.
+pub(super) const MAX_NETWORKS: u64 = 1 << 25;
 
 /// Where the tree is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

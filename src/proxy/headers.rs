@@ -68,6 +68,9 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if count > limits.headers || bytes > limits.header_bytes {
         return Err(Outcome::HeadTooLarge);
     }
+    if !framing_is_plain(fields) {
+        return Err(Outcome::BadRequest);
+    }
     let mut nominations = 0;
     for name in fields.members("connection") {
         nominations += 1;
@@ -80,6 +83,17 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
         return Err(Outcome::Loop);
     }
     Ok(())
+}
+
+/// Whether a body is framed in a way that nobody can read differently: one length that is a number, or `chunked` and nothing else
+/// (RFC 9112, 6.3, allows to refuse the rest).
+fn framing_is_plain(fields: &impl Fields) -> bool {
+    let mut lengths = fields.values("content-length");
+    let mut codings = fields.values("transfer-encoding");
+    let is_number = |value: &[u8]| !value.is_empty() && value.len() < 20 && value.iter().all(u8::is_ascii_digit);
+    let length_is_plain = lengths.next().is_none_or(is_number) && lengths.next().is_none();
+    let coding_is_plain = codings.next().is_none_or(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    length_is_plain && coding_is_plain && codings.next().is_none()
 }
 
 /// The host that a request names: the target's authority if it has one, else Host. Exactly one Host is demanded of HTTP/1.1,

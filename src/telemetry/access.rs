@@ -451,3 +451,149 @@ fn rfc3339(at_us: u64) -> String {
         at.millisecond()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geo::Atlas;
+    use crate::steering::{Fleet, RegionSet, View};
+    use std::sync::Mutex;
+
+    /// An output whose every write waits to be let through, and can be told how to fail.
+    #[derive(Clone, Debug, Default)]
+    pub(super) struct Gate(Arc<(Mutex<State>, std::sync::Condvar)>);
+
+    #[derive(Debug, Default)]
+    struct State {
+        open: bool,
+        waiting: bool,
+        /// Bytes taken before the next error.
+        fail_after: Option<usize>,
+        bytes: Vec<u8>,
+    }
+
+    impl Gate {
+        pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+            let (state, signal) = &*self.0;
+            let mut state = state.lock().unwrap();
+            state.waiting = true;
+            signal.notify_all();
+            let mut state = signal.wait_while(state, |state| !state.open).unwrap();
+            match state.fail_after.take() {
+                Some(0) => Err(io::Error::other("full")),
+                Some(some) => {
+                    state.bytes.extend_from_slice(&bytes[..some]);
+                    state.fail_after = Some(0);
+                    Ok(some)
+                }
+                None => {
+                    state.bytes.extend_from_slice(bytes);
+                    Ok(bytes.len())
+                }
+            }
+        }
+
+        fn wait_for_writer(&self) {
+            let (state, signal) = &*self.0;
+            drop(signal.wait_while(state.lock().unwrap(), |state| !state.waiting).unwrap());
+        }
+
+        fn open(&self, fail_after: Option<usize>) {
+            let (state, signal) = &*self.0;
+            let mut state = state.lock().unwrap();
+            (state.open, state.fail_after) = (true, fail_after);
+            signal.notify_all();
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.0.lock().unwrap().bytes.clone()).unwrap()
+        }
+    }
+
+    fn record(target: &str) -> AccessRecord {
+        let view = View::compile(Arc::new(Fleet::default()), Arc::new(Atlas::empty()), None);
+        AccessRecord {
+            snapshot: Arc::new(Snapshot::assuming(view, RegionSet::EMPTY)),
+            at_us: 1_769_903_999_999_000,
+            peer: Some("[2001:db8::1]:443".parse().unwrap()),
+            client: None,
+            place: None,
+            request_id: 0xabc,
+            method: http::Method::GET,
+            host: "a\"b\\\u{7}".to_owned(),
+            target: target.to_owned(),
+            protocol: "HTTP/1.1",
+            mover: "pingora",
+            service: None,
+            region: None,
+            endpoint: None,
+            reason: None,
+            attempts: 0,
+            status: 400,
+            outcome: "bad_request",
+            bytes_in: 0,
+            bytes_out: 12,
+            total_us: 1234,
+            first_byte_us: None,
+            connect_us: 0,
+        }
+    }
+
+    fn numbers(text: &str) -> Vec<String> {
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.map(|line| line["path"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts_and_what_is_queued_is_written_at_the_end() {
+        let (gate, metrics) = (Gate::default(), Metrics::new());
+        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        logger.log(record("first"));
+        gate.wait_for_writer();
+        // The writer is stuck with the first one: four wait, five are lost.
+        for n in 0..9 {
+            logger.log(record(&n.to_string()));
+        }
+        assert_eq!(metrics.access_lines().dropped.get(), 5);
+        gate.open(None);
+        drop(guard);
+        assert_eq!(numbers(&gate.text()), ["first", "0", "1", "2", "3"]);
+        assert_eq!(metrics.access_lines().written.get(), 5);
+        assert_eq!(metrics.access_lines().failed.get(), 0);
+        logger.log(record("late"));
+        assert_eq!(metrics.access_lines().dropped.get(), 6, "after the end, records are dropped like any other");
+    }
+
+    #[test]
+    fn a_line_torn_by_an_error_does_not_spoil_the_next() {
+        let (gate, metrics) = (Gate::default(), Metrics::new());
+        gate.open(Some(10));
+        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        logger.log(record("torn"));
+        while metrics.access_lines().failed.get() == 0 {
+            thread::yield_now();
+        }
+        logger.log(record("whole"));
+        drop(guard);
+        let text = gate.text();
+        let (torn, rest) = text.split_once('\n').unwrap();
+        assert_eq!(torn.len(), 10);
+        assert_eq!(numbers(rest), ["whole"]);
+        assert_eq!(metrics.access_lines().failed.get(), 1);
+    }
+
+    #[test]
+    fn a_line_is_json_whatever_the_client_sent() {
+        let line = serde_json::to_string(&Line::of(&record("/\u{0}\n\u{2028}%22"))).unwrap();
+        assert!(!line.contains('\n'));
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["ts"], "2026-01-31T23:59:59.999Z");
+        assert_eq!(line["request_id"], "00000000000000000000000000000abc");
+        assert_eq!(line["host"], "a\"b\\\u{7}");
+        assert_eq!(line["path"], "/\u{0}\n\u{2028}%22");
+        assert_eq!(line["peer"], "[2001:db8::1]:443");
+        assert_eq!(line["duration_ms"], 1.234);
+        assert_eq!(line["service"], serde_json::Value::Null);
+        assert_eq!(line["place"], serde_json::Value::Null);
+    }
+}

@@ -6,7 +6,7 @@ use meridian::geo::Prefix;
 
 /// A value of the format.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(crate) enum Value {
     Map(Vec<(&'static str, Value)>),
     List(Vec<Value>),
     Text(&'static str),
@@ -19,17 +19,17 @@ pub enum Value {
 }
 
 /// A map value.
-pub fn map<const N: usize>(fields: [(&'static str, Value); N]) -> Value {
+pub(crate) fn map<const N: usize>(fields: [(&'static str, Value); N]) -> Value {
     Value::Map(fields.into())
 }
 
 /// What a file says of itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Header {
-    pub ip_version: u16,
-    pub record_size: u16,
-    pub database_type: &'static str,
-    pub build_epoch: u64,
+pub(crate) struct Header {
+    pub(crate) ip_version: u16,
+    pub(crate) record_size: u16,
+    pub(crate) database_type: &'static str,
+    pub(crate) build_epoch: u64,
 }
 
 impl Default for Header {
@@ -46,7 +46,7 @@ enum Child {
 }
 
 /// A database of networks; a later entry replaces what it covers. IPv4 networks go where the version keeps them.
-pub fn database(header: Header, entries: &[(&str, Value)]) -> Vec<u8> {
+pub(crate) fn database(header: Header, entries: &[(&str, Value)]) -> Vec<u8> {
     let mut nodes = vec![[Child::Empty; 2]];
     let mut data = Vec::new();
     for (prefix, value) in entries {
@@ -85,7 +85,7 @@ pub fn database(header: Header, entries: &[(&str, Value)]) -> Vec<u8> {
 }
 
 /// A file of these nodes and this data, taken as they are.
-pub fn file(header: Header, nodes: &[[u32; 2]], data: &[u8]) -> Vec<u8> {
+pub(crate) fn file(header: Header, nodes: &[[u32; 2]], data: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for [left, right] in nodes {
         let (l, r) = (left.to_be_bytes(), right.to_be_bytes());
@@ -114,7 +114,7 @@ pub fn file(header: Header, nodes: &[[u32; 2]], data: &[u8]) -> Vec<u8> {
 }
 
 /// Appends a value in the format's encoding.
-pub fn encode(value: &Value, out: &mut Vec<u8>) {
+pub(crate) fn encode(value: &Value, out: &mut Vec<u8>) {
     match value {
         Value::Map(fields) => {
             out.push(7 << 5 | size(fields.len()));

@@ -4,6 +4,7 @@
 
 pub mod dice;
 pub mod fleet;
+pub mod harness;
 pub mod http;
 pub mod process;
 pub mod world;

@@ -36,7 +36,8 @@ pub fn compile(text: &str) -> Config {
 pub fn atlas() -> Arc<Atlas> {
     static ATLAS: OnceLock<Arc<Atlas>> = OnceLock::new();
     let built = ATLAS.get_or_init(|| {
-        let builder = AtlasBuilder::new().database(builtin::NAME, &builtin::database());
+        let builder =
+            AtlasBuilder::new().database(builtin::NAME, &builtin::bytes().expect("the embedded database unpacks"));
         Arc::new(builder.expect("the embedded database is good").build())
     });
     Arc::clone(built)

@@ -299,7 +299,8 @@ impl ProxyHttp for Hooks {
         let Some(mut exchange) = carried.exchange.take() else { return };
         let sent = session.response_written().map(|response| response.status);
         let status = sent.filter(|s| !s.is_informational() || *s == StatusCode::SWITCHING_PROTOCOLS);
-        if error.is_some() && exchange.outcome() == Outcome::Answered {
+        // A tunnel has no other end than one side's leaving.
+        if error.is_some() && exchange.outcome() == Outcome::Answered && !carried.upgraded {
             exchange.end(Outcome::Internal);
         }
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);

@@ -1,0 +1,217 @@
+//! The listening service, the mover and the phases on real sockets, over a world that stands still.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use meridian::config::AccessLog;
+use meridian::geo::AtlasBuilder;
+use meridian::listen::{ConnectionHandler, Drain, HttpService};
+use meridian::origin;
+use meridian::proxy::Shared;
+use meridian::proxy::pingora::Mover;
+use meridian::state::{Published, Reader};
+use meridian::steering::{RegionSet, Snapshot, View};
+use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
+use pingora::protocols::Stream;
+use pingora::server::ShutdownWatch;
+use pingora::services::Service;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::process::PATIENCE;
+use super::world;
+
+struct Handler(Mover);
+
+#[async_trait]
+impl ConnectionHandler for Handler {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        self.0.serve(stream, shutdown).await;
+    }
+
+    async fn close_idle(&self) {
+        self.0.close_idle().await;
+    }
+}
+
+/// A proxy in this process.
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub drain: Drain,
+    pub service: JoinHandle<()>,
+    snapshot: Arc<Snapshot>,
+    log: PathBuf,
+    _shutdown: watch::Sender<bool>,
+    _folder: tempfile::TempDir,
+    _guard: AccessLogGuard,
+}
+
+impl Proxy {
+    /// Serves what `config` says, with no geo data: every client is nowhere, regions come in the order of the
+    /// configuration. The regions of `down` are down.
+    pub async fn start(config: &str, down: &[&str]) -> Proxy {
+        let config = world::compile(config);
+        let atlas = Arc::new(AtlasBuilder::new().build());
+        let down: RegionSet = down.iter().map(|name| config.fleet.region_named(name).expect("a region")).collect();
+        let snapshot = Arc::new(Snapshot::assuming(View::compile(config.fleet, atlas, None), down));
+        let metrics = Metrics::new();
+        let handles = metrics.published(&snapshot, 0);
+        let reader = Reader::fixed(Published { snapshot: snapshot.clone(), edge: config.edge, handles });
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("access.log");
+        let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), &metrics).expect("a log");
+        let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
+        let handler = Arc::new(Handler(Mover::new(shared, 2)));
+        let any = [SocketAddr::from(([127, 0, 0, 1], 0))];
+        let mut service = HttpService::bind(&any, handler, reader, 1, PATIENCE).expect("it can listen");
+        let (address, drain) = (service.local_addresses()[0], service.drain());
+        let (shutdown, watch) = watch::channel(false);
+        let service = tokio::spawn(async move { service.start_service(None, watch, 1).await });
+        Proxy { address, drain, service, snapshot, log, _shutdown: shutdown, _folder: folder, _guard: guard }
+    }
+
+    /// Requests in flight, over all endpoints.
+    pub fn in_flight(&self) -> u32 {
+        let endpoints = self.snapshot.pools.iter().flat_map(|pool| pool.endpoints.iter());
+        endpoints.map(|endpoint| endpoint.meter.in_flight()).sum()
+    }
+
+    /// The lines of the access log so far.
+    pub fn lines_now(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for the access log to have `count` lines, and that nothing is in flight any more.
+    pub async fn lines(&self, count: usize) -> Vec<Value> {
+        let mut lines = Vec::new();
+        until("lines in the access log", || {
+            lines = self.lines_now();
+            lines.len() >= count
+        })
+        .await;
+        until("nothing is in flight", || self.in_flight() == 0).await;
+        lines
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A real origin in this process.
+pub async fn origin(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("it can listen");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move { origin::serve(name, listener).await });
+    address
+}
+
+/// An address that refuses connections: bound, so that nobody else gets it, but not listening.
+pub fn refusing() -> (SocketAddr, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("it can be bound");
+    (socket.local_addr().expect("an address").as_socket().expect("an IP address"), socket)
+}
+
+/// An upstream that follows a script: the heads of the requests it got, and what it does with each connection.
+#[derive(Clone, Default)]
+pub struct Script {
+    pub requests: Arc<Mutex<Vec<String>>>,
+    pub connections: Arc<AtomicUsize>,
+}
+
+impl Script {
+    /// Requests so far.
+    pub fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+
+    /// Reads one request head; `None` when the connection ends before one is whole.
+    pub async fn request(&self, stream: &mut TcpStream) -> Option<String> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.ok()?);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        self.requests.lock().unwrap().push(head.clone());
+        Some(head)
+    }
+}
+
+/// Starts an upstream that hands each connection to `serve`.
+pub async fn scripted<F, T>(serve: F) -> (SocketAddr, Script)
+where
+    F: Fn(TcpStream, Script) -> T + Send + 'static,
+    T: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("it can listen");
+    let address = listener.local_addr().expect("an address");
+    let script = Script::default();
+    let shared = script.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            shared.connections.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(serve(stream, shared.clone()));
+        }
+    });
+    (address, script)
+}
+
+/// An upstream that gives the same answer to every request.
+pub async fn answering(answer: &'static str) -> (SocketAddr, Script) {
+    scripted(move |mut stream, script| async move {
+        while script.request(&mut stream).await.is_some() {
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// An upstream that reads requests and never answers.
+pub async fn silent() -> (SocketAddr, Script) {
+    scripted(|mut stream, script| async move { while script.request(&mut stream).await.is_some() {} }).await
+}
+
+/// Sends bytes as they are and reads to the end of the connection.
+pub async fn raw(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    stream.write_all(request).await.expect("it reads");
+    let mut answer = Vec::new();
+    // A connection cut by the other side ends the answer too.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it ends");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The status of a raw answer; 0 when there is none.
+pub fn status(answer: &str) -> u16 {
+    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
+/// A configuration of one service over these regions, in this order. `more` is put before everything.
+pub fn config(more: &str, service: &str, regions: &[(&str, SocketAddr)]) -> String {
+    let mut text = format!("{more}\n");
+    for (name, _) in regions {
+        text += &format!("[regions.{name}]\n");
+    }
+    text += &format!("[services.web]\n{service}\n[services.web.health]\nkind = \"none\"\n");
+    for (name, address) in regions {
+        text += &format!("[services.web.pools.{name}]\nendpoints = [\"{address}\"]\n");
+    }
+    text
+}
