@@ -67,8 +67,6 @@ impl Watch {
         // Something may have changed between the load and the first watch, and during every load after.
         let mut look_at_once = true;
         loop {
-            // Watched before looked at: what changes after the look makes an event.
-            folders.watch(self.loader.inputs());
             let mut explicit = false;
             if !look_at_once {
                 tokio::select! {
@@ -80,6 +78,8 @@ impl Watch {
                     () = sleep(ANYWAY) => {}
                 }
             }
+            // Watched before looked at: what changes after the look makes an event. Each time, because a folder may be new.
+            folders.watch(self.loader.inputs());
             look_at_once = settled(self.loader.inputs().clone(), explicit).await;
             if look_at_once {
                 self.reload().await;
@@ -217,8 +217,9 @@ impl Folders {
             if self.watched.get(&folder) == Some(&id) {
                 continue;
             }
-            // Of the folder that had this name before; mostly there was none.
-            let _ = watcher.unwatch(&folder);
+            if self.watched.remove(&folder).is_some() {
+                let _ = watcher.unwatch(&folder);
+            }
             match watcher.watch(&folder, RecursiveMode::NonRecursive) {
                 Ok(()) => drop(self.watched.insert(folder, id)),
                 Err(error) => {

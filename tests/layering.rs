@@ -43,8 +43,8 @@ const FRIENDS: &[(&str, &str)] = &[
 /// What tiers 0 to 2 must not mention.
 const IMPURE: &[&str] = &[
     "tokio::",
-    "pingora",
-    "hyper",
+    "pingora::",
+    "hyper::",
     "std::fs",
     "std::thread",
     "std::process",
@@ -130,7 +130,8 @@ fn crate_paths(code: &str) -> BTreeSet<String> {
 fn first_two(path: &str) -> String {
     let end = path.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':' || c.is_whitespace()));
     let path = path[..end.unwrap_or(path.len())].trim();
-    path.split("::").map(str::trim).take(2).collect::<Vec<_>>().join("/")
+    // `steering::{…}` names the module alone.
+    path.split("::").map(str::trim).take(2).filter(|name| !name.is_empty()).collect::<Vec<_>>().join("/")
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use common::harness::{Proxy, answering, config, origin, raw, refusing, scripted, silent, status, until};
 use common::http::{connect, request, send};
 use common::process::PATIENCE;
+use meridian::steering::world::ProbeResult;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -246,6 +247,27 @@ async fn a_silent_upstream_is_left_in_time() {
     assert_eq!(status(&raw(proxy.address, GET).await), 504);
     assert!(begun.elapsed() >= Duration::from_millis(150) && begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     proxy.lines(1).await;
+}
+
+#[tokio::test]
+async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
+    let (mute, _) = silent().await;
+    let alive = origin("alive").await;
+    let text = config("", "", &[("mute", mute), ("alive", alive)]).replace("\"none\"", "\"tcp\"");
+    // Far longer than this test is patient.
+    let text = text + "[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
+    let (proxy, sender) = Proxy::live(&text).await;
+    let get = tokio::spawn(raw(proxy.address, GET));
+    let post = tokio::spawn(raw(proxy.address, POST));
+    until("both wait", || proxy.in_flight() == 2).await;
+    for _ in 0..3 {
+        sender.probed(proxy.snapshot.pools[0].endpoints[0].id, ProbeResult::Fail("silent".into())).await;
+    }
+    let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
+    assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
+    assert_eq!(proxy.in_flight(), 1, "the POST waits on");
+    post.abort();
+    proxy.lines(2).await;
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
 use crate::steering::fleet::Service;
 use crate::steering::meter::Meter;
+use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Query, ServiceId, Take, Walk};
 use crate::telemetry::{AccessLogger, AccessRecord};
 
@@ -138,6 +139,33 @@ impl Drop for InFlight {
     }
 }
 
+/// Looks after the endpoint that a request waits at.
+#[derive(Debug)]
+pub struct Vigil {
+    shared: Arc<Shared>,
+    generation: u64,
+    service: ServiceId,
+    take: Take,
+    endpoint: EndpointId,
+}
+
+impl Vigil {
+    /// Whether the endpoint was found down since, and another region is there to go to. Ids of another configuration are
+    /// not comparable; then the request waits on.
+    pub fn is_lost(&self) -> bool {
+        let now = self.shared.reader.load();
+        let snapshot = &now.snapshot;
+        if snapshot.generation != self.generation {
+            return false;
+        }
+        let view = snapshot.service(self.service);
+        let mut elsewhere = view.up.without(view.drained).without(view.maint);
+        elsewhere.remove(self.take.region);
+        let is_down = |endpoint: &EndpointView| endpoint.id == self.endpoint && endpoint.state == EndpointState::Down;
+        !elsewhere.is_empty() && snapshot.pool(self.take.pool).endpoints.iter().any(is_down)
+    }
+}
+
 impl Exchange {
     /// Checks a head, finds its client and service, and plans the first attempt. What stands against it is in
     /// [`Exchange::refusal`].
@@ -177,7 +205,7 @@ impl Exchange {
         headers::check(head.method, head.target, head.fields, &self.published.edge.limits, &self.shared.via)?;
         let host = headers::host(head.target, head.fields, head.version < http::Version::HTTP_11)?;
         let path = headers::path(head.method, head.target)?;
-        self.record.host.push_str(cut(host, HOST_BYTES));
+        self.record.host.push_str(host.get(..HOST_BYTES).unwrap_or(host));
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
 
@@ -252,6 +280,26 @@ impl Exchange {
         self.outcome = Outcome::Answered;
         self.current = Some((attempt, now));
         Ok(attempt)
+    }
+
+    /// What tells that the request had better move on from where it waits, for requests that may: idempotent ones with attempts
+    /// left, of services without residency rules (which might leave nothing to move to).
+    pub fn vigil(&self) -> Option<Vigil> {
+        let (attempt, _) = self.current?;
+        let id = self.record.service?;
+        let service = self.published.snapshot.fleet().service(id);
+        if !self.idempotent || self.record.attempts >= service.retry.attempts || !service.residency.is_empty() {
+            return None;
+        }
+        let snapshot = &self.published.snapshot;
+        let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
+        (endpoint.state != EndpointState::Down).then(|| Vigil {
+            shared: Arc::clone(&self.shared),
+            generation: snapshot.generation,
+            service: id,
+            take: attempt.take,
+            endpoint: endpoint.id,
+        })
     }
 
     /// The attempt being made has its connection.
@@ -438,10 +486,6 @@ fn record<F>(published: &Published, head: &Head<'_, F>, client: Option<&Client>,
 fn content_length(fields: &impl Fields) -> Option<u64> {
     let value = fields.values("content-length").next()?;
     std::str::from_utf8(value).ok()?.trim().parse().ok()
-}
-
-fn cut(text: &str, len: usize) -> &str {
-    &text[..text.floor_char_boundary(len)]
 }
 
 fn micros(duration: Duration) -> u64 {

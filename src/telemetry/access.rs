@@ -244,12 +244,14 @@ struct Writer {
 impl Writer {
     fn run(&mut self, queue: &Receiver<Message>) {
         loop {
+            // Read before the queue: when it was set, all that had been queued by then is still met below.
+            let stopping = self.asked.stop.load(Ordering::Acquire);
             match queue.try_recv() {
                 Ok(message) => self.take(message),
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {
                     self.write();
-                    if self.asked.stop.load(Ordering::Acquire) {
+                    if stopping {
                         break;
                     }
                     if self.asked.reopen.swap(false, Ordering::AcqRel) {

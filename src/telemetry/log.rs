@@ -12,6 +12,10 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 /// Where to look when `[log] level` should be overruled without touching the configuration.
 const OVERRULE: &str = "RUST_LOG";
 
+/// Before the operator's own directive, which may say otherwise: the file watcher warns of folders that went away, which is our daily
+/// business.
+const QUIET: &str = "notify=error";
+
 /// Why there is no process log.
 #[derive(Debug)]
 pub enum LogError {
@@ -47,7 +51,7 @@ pub fn start(level: &str) -> Result<(), LogError> {
 
 /// `name` is where the directive was written.
 fn filter(name: &str, directive: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(directive).map_err(|error| {
+    EnvFilter::builder().parse(format!("{QUIET},{directive}")).map_err(|error| {
         LogError::Directive(format!(
             "{name} = \"{directive}\": {error}; expected error, warn, info, debug or trace, as in `info` or `info,meridian::probe=debug`"
         ))

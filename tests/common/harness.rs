@@ -13,7 +13,8 @@ use meridian::listen::{ConnectionHandler, Drain, HttpService};
 use meridian::origin;
 use meridian::proxy::Shared;
 use meridian::proxy::pingora::Mover;
-use meridian::state::{Published, Reader};
+use meridian::state::{self, Published, Reader, Sender};
+use meridian::steering::world::ProbeResult;
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
 use pingora::protocols::Stream;
@@ -46,7 +47,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     pub drain: Drain,
     pub service: JoinHandle<()>,
-    snapshot: Arc<Snapshot>,
+    pub snapshot: Arc<Snapshot>,
     log: PathBuf,
     _shutdown: watch::Sender<bool>,
     _folder: tempfile::TempDir,
@@ -63,11 +64,30 @@ impl Proxy {
         let snapshot = Arc::new(Snapshot::assuming(View::compile(config.fleet, atlas, None), down));
         let metrics = Metrics::new();
         let handles = metrics.published(&snapshot, 0);
-        let reader = Reader::fixed(Published { snapshot: snapshot.clone(), edge: config.edge, handles });
+        let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
+        Proxy::over(reader, &metrics).await
+    }
 
+    /// Over a living world, in which every endpoint passed its probes: regions come in the order of the configuration.
+    pub async fn live(config: &str) -> (Proxy, Sender) {
+        let config = world::compile(config);
+        let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
+        let metrics = Metrics::new();
+        let (sender, reader, writer) = state::start(view, config.edge, metrics.clone());
+        tokio::spawn(writer);
+        let pools = reader.load().snapshot.pools.clone();
+        for endpoint in pools.iter().flat_map(|pool| pool.endpoints.iter()) {
+            sender.probed(endpoint.id, ProbeResult::Pass).await;
+            sender.probed(endpoint.id, ProbeResult::Pass).await;
+        }
+        (Proxy::over(reader, &metrics).await, sender)
+    }
+
+    async fn over(reader: Reader, metrics: &Metrics) -> Proxy {
+        let snapshot = reader.load().snapshot.clone();
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("access.log");
-        let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), &metrics).expect("a log");
+        let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
         let handler = Arc::new(Handler(Mover::new(shared, 2)));
         let any = [SocketAddr::from(([127, 0, 0, 1], 0))];

@@ -162,9 +162,13 @@ impl ProxyHttp for Hooks {
         exchange.connected(now);
         let wait = exchange.first_byte();
         let complete = session.is_body_done();
+        // What is not complete yet may not be sent twice in the end.
+        let replayable = complete && !session.as_ref().retry_buffer_truncated();
+        let vigil = exchange.vigil().filter(|_| replayable);
         carried.alarm(|alarm| {
             alarm.set(now + wait);
             alarm.set_complete(complete);
+            alarm.look_after(vigil, now);
         });
         Ok(())
     }

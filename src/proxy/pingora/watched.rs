@@ -3,7 +3,8 @@
 //! Pingora's only deadline on an upstream is one read timeout for the first byte and every silence of the body alike. But while it
 //! waits for an upstream it also reads from the client, to notice when the client leaves. So the alarm sits in the client's stream:
 //! when it rings, that read fails, pingora ends the attempt, and the mover, which knows that it was the alarm, takes the next step.
-//! One timer serves all deadlines of a connection.
+//! One timer serves all deadlines of a connection. While a request waits, the alarm also looks every [`LOOK`] whether its endpoint was
+//! found down, so that the request can leave before its own deadline.
 //!
 //! Pingora stops reading from a client that has sent its next request early, which would make it deaf to the alarm. It asks for that
 //! byte with a buffer of one byte, once the request is complete; such a byte is held back here until the wait is over.
@@ -11,10 +12,10 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -26,6 +27,11 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::proxy::exchange::Vigil;
+
+/// How often a waiting request looks after its endpoint.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// When a connection's wait is over. Set and read by the one task that serves the connection.
 #[derive(Debug)]
 pub(super) struct Alarm {
@@ -35,17 +41,37 @@ pub(super) struct Alarm {
     rang: AtomicBool,
     /// The request is complete: what comes now belongs to the next one.
     complete: AtomicBool,
+    vigil: Mutex<Option<Vigil>>,
+    /// As `at`: when to look next.
+    look: AtomicU64,
 }
 
 impl Alarm {
     fn new(base: Instant) -> Alarm {
-        Alarm { base, at: AtomicU64::new(0), rang: AtomicBool::new(false), complete: AtomicBool::new(false) }
+        Alarm {
+            base,
+            at: AtomicU64::new(0),
+            rang: AtomicBool::new(false),
+            complete: AtomicBool::new(false),
+            vigil: Mutex::new(None),
+            look: AtomicU64::new(0),
+        }
     }
 
     /// Rings at `at`, unless set anew or turned off before.
     pub(super) fn set(&self, at: Instant) {
         self.rang.store(false, Relaxed);
-        self.at.store((at.saturating_duration_since(self.base).as_micros() as u64).max(1), Relaxed);
+        self.at.store(self.micros(at), Relaxed);
+    }
+
+    /// Rings before that, too, when the endpoint is lost.
+    pub(super) fn look_after(&self, vigil: Option<Vigil>, now: Instant) {
+        self.look.store(vigil.as_ref().map_or(0, |_| self.micros(now + LOOK)), Relaxed);
+        *self.vigil.lock().unwrap_or_else(PoisonError::into_inner) = vigil;
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        (at.saturating_duration_since(self.base).as_micros() as u64).max(1)
     }
 
     /// Says whether the request is complete.
@@ -58,6 +84,9 @@ impl Alarm {
         self.complete.store(false, Relaxed);
         self.rang.store(false, Relaxed);
         self.at.store(0, Relaxed);
+        if self.look.swap(0, Relaxed) != 0 {
+            *self.vigil.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 
     /// Whether it rang since it was set last.
@@ -65,9 +94,25 @@ impl Alarm {
         self.rang.load(Relaxed)
     }
 
-    fn due(&self) -> Option<Instant> {
-        let at = self.at.load(Relaxed);
-        (at != 0).then(|| self.base + std::time::Duration::from_micros(at))
+    /// When to wake up next, in microseconds after `base`; `None`: not at all.
+    fn due(&self) -> Option<u64> {
+        let (at, look) = (self.at.load(Relaxed), self.look.load(Relaxed));
+        let next = if look == 0 { at } else { at.min(look) };
+        (at != 0).then_some(next)
+    }
+
+    /// At a moment that was due: whether it rings.
+    fn wakes(&self, due: u64) -> bool {
+        if due < self.at.load(Relaxed) {
+            let vigil = self.vigil.lock().unwrap_or_else(PoisonError::into_inner);
+            if !vigil.as_ref().is_some_and(Vigil::is_lost) {
+                self.look.store(due + LOOK.as_micros() as u64, Relaxed);
+                return false;
+            }
+        }
+        self.at.store(0, Relaxed);
+        self.rang.store(true, Relaxed);
+        true
     }
 }
 
@@ -90,16 +135,18 @@ impl Watched {
 
     /// Fails when the alarm rings; pending otherwise.
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(due) = self.alarm.due() else { return Poll::Pending };
-        let due = tokio::time::Instant::from_std(due);
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
+        while let Some(due) = self.alarm.due() {
+            let until = tokio::time::Instant::from_std(self.alarm.base + Duration::from_micros(due));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            if timer.deadline() != until {
+                timer.as_mut().reset(until);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if self.alarm.wakes(due) {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
-        ready!(timer.as_mut().poll(cx));
-        self.alarm.at.store(0, Relaxed);
-        self.alarm.rang.store(true, Relaxed);
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        Poll::Pending
     }
 }
 
@@ -217,7 +264,6 @@ impl GetSocketDigest for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn watched() -> (tokio::io::DuplexStream, Watched) {
