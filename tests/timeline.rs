@@ -3,9 +3,13 @@
 //!
 //! A failure prints its seed; `TIMELINE_SEED=n` runs that schedule alone, `TIMELINE_SCHEDULES=n` more of them.
 
-#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test")]
 
 mod common;
+#[path = "timeline/model.rs"]
+mod model;
+#[path = "timeline/plan.rs"]
+mod plan;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -13,13 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::dice::Dice;
-use common::fleet::{default_health, fleet, pool, service, view, view_over};
+use common::fleet::{default_health, fleet, pool, service, view};
 use meridian::geo::Atlas;
 use meridian::steering::fleet::{HealthPolicy, Intent, Probe, RegionSet};
-use meridian::steering::meter::Meter;
-use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView, Snapshot, View};
+use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView, Snapshot};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{Change, Event, Now, World};
+use model::{Key, Known, kind};
+use plan::{HOSTS, Plan, REGIONS, random_service};
 
 const STEPS: u64 = 120;
 
@@ -70,161 +75,6 @@ impl Drop for Trace {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("TIMELINE_SEED={} fails at step {}", self.0, self.1);
-        }
-    }
-}
-
-/// What the configuration says, in a form that is easy to change at random.
-#[derive(Clone)]
-struct Plan {
-    regions: Vec<(String, Intent)>,
-    services: Vec<ServicePlan>,
-}
-
-#[derive(Clone)]
-struct ServicePlan {
-    name: String,
-    health: HealthPolicy,
-    pools: BTreeMap<String, PoolPlan>,
-}
-
-#[derive(Clone)]
-struct PoolPlan {
-    weight: u32,
-    /// `address:port` or `name:port`, and a weight.
-    endpoints: Vec<(String, u32)>,
-}
-
-impl Plan {
-    fn view(&self, atlas: &Arc<Atlas>, previous: Option<&View>) -> View {
-        let mut made = fleet();
-        for (name, intent) in &self.regions {
-            made = made.region_with(name, |region| region.intent = *intent);
-        }
-        for plan in &self.services {
-            let mut of = service(&plan.name).set(|service| service.health = plan.health.clone());
-            for (region, planned) in &plan.pools {
-                let empty = pool(&[]).weight(planned.weight);
-                of = of.pool(region, planned.endpoints.iter().fold(empty, |pool, (to, w)| pool.endpoint(to, *w)));
-            }
-            made = made.service(of);
-        }
-        view_over(made.build(), atlas, previous)
-    }
-
-    fn policy(&self, service: &str) -> &HealthPolicy {
-        &self.services.iter().find(|s| s.name == service).unwrap().health
-    }
-
-    fn names(&self, host: &str) -> bool {
-        let mut all = self.services.iter().flat_map(|s| s.pools.values()).flat_map(|p| &p.endpoints);
-        all.any(|(address, _)| address.split(':').next() == Some(host))
-    }
-}
-
-const HOSTS: [&str; 3] = ["a.example", "b.example", "c.example"];
-const REGIONS: [&str; 5] = ["us-east", "us-west", "eu-west", "ap-south", "sa-east"];
-
-fn random_policy(dice: &mut Dice) -> HealthPolicy {
-    let probes = [Probe::Tcp, Probe::Tcp, Probe::Tcp, default_health().probe, Probe::None];
-    HealthPolicy {
-        probe: dice.pick(&probes).clone(),
-        rise: dice.roll(1..4) as u32,
-        fall: dice.roll(1..5) as u32,
-        min_healthy: *dice.pick(&[1, 34, 50, 100]),
-        hold: Duration::from_secs(*dice.pick(&[0, 2, 8, 30])),
-        ramp: Duration::from_secs(*dice.pick(&[0, 3, 10, 60])),
-        ..default_health()
-    }
-}
-
-fn random_pool(dice: &mut Dice) -> PoolPlan {
-    let mut endpoints = Vec::new();
-    for _ in 0..dice.roll(1..4) {
-        // A name's line has weight: a resolution always changes something then.
-        endpoints.push(if dice.percent(25) {
-            (format!("{}:80", dice.pick(&HOSTS)), dice.roll(1..4) as u32)
-        } else {
-            (format!("192.0.2.{}:80", dice.roll(1..7)), dice.roll(0..4) as u32)
-        });
-    }
-    PoolPlan { weight: dice.roll(0..3) as u32, endpoints }
-}
-
-fn random_service(dice: &mut Dice, name: &str, regions: &[(String, Intent)]) -> ServicePlan {
-    let mut pools = BTreeMap::new();
-    for (region, _) in regions {
-        if pools.is_empty() || dice.percent(80) {
-            pools.insert(region.clone(), random_pool(dice));
-        }
-    }
-    ServicePlan { name: name.to_owned(), health: random_policy(dice), pools }
-}
-
-/// Which endpoint: service, region, address, kind of probe.
-type Key = (String, String, SocketAddr, &'static str);
-
-fn kind(probe: &Probe) -> &'static str {
-    match probe {
-        Probe::None => "none",
-        Probe::Tcp => "tcp",
-        Probe::Http { .. } => "http",
-    }
-}
-
-/// What the model knows of an endpoint.
-struct Known {
-    id: EndpointId,
-    meter: Arc<Meter>,
-    given: EndpointState,
-    /// Passed or not, and `fall` and `rise` at that time.
-    results: Vec<(bool, u32, u32)>,
-}
-
-impl Known {
-    /// SEMANTICS "Health", read literally over everything that happened.
-    fn verdict(&self) -> EndpointState {
-        let mut verdict = self.given;
-        let mut flapped = false;
-        // Where the failures are that happened while not down.
-        let mut failures: Vec<usize> = Vec::new();
-        for (at, (passed, fall, rise)) in self.results.iter().enumerate() {
-            let run = self.run_until(at);
-            if *passed {
-                let enough = match verdict {
-                    EndpointState::Unknown => true,
-                    EndpointState::Up => false,
-                    EndpointState::Down => run >= if flapped { 10.max(*rise) } else { *rise },
-                };
-                if enough {
-                    verdict = EndpointState::Up;
-                }
-            } else if verdict != EndpointState::Down {
-                failures.push(at);
-                let calm = (0..at).rev().find(|end| self.results[*end].0 && self.run_until(*end) >= 10);
-                let recent = failures.iter().filter(|failure| calm.is_none_or(|calm| **failure > calm)).count() as u32;
-                flapped = recent >= 10 && recent > run;
-                if flapped || run >= *fall {
-                    verdict = EndpointState::Down;
-                }
-            }
-        }
-        verdict
-    }
-
-    /// How many results up to this one are like it, without a break.
-    fn run_until(&self, at: usize) -> u32 {
-        let passed = self.results[at].0;
-        self.results[..=at].iter().rev().take_while(|result| result.0 == passed).count() as u32
-    }
-
-    fn in_doubt(&self, policy: &HealthPolicy) -> bool {
-        let last = self.results.len().checked_sub(1);
-        let run = |of: bool| last.filter(|at| self.results[*at].0 == of).map_or(0, |at| self.run_until(at));
-        match self.verdict() {
-            EndpointState::Unknown => true,
-            EndpointState::Up => (1..policy.fall).contains(&run(false)),
-            EndpointState::Down => (1..policy.rise).contains(&run(true)),
         }
     }
 }
@@ -301,7 +151,7 @@ impl Run {
         let events = self.world.apply(change, self.now);
         self.last = self.world.snapshot();
         assert!(Arc::ptr_eq(&self.last, &self.world.snapshot()));
-        assert_eq!(Arc::ptr_eq(&before, &self.last), print(&before) == print(&self.last), "published iff it differs");
+        assert_eq!(Arc::ptr_eq(&before, &self.last), !differs(&before, &self.last), "published iff it differs");
         assert!(!still || (Arc::ptr_eq(&before, &self.last) && events.is_empty()), "time moves what wants ticks only");
 
         self.follow_endpoints();
@@ -337,47 +187,8 @@ impl Run {
     }
 
     fn random_reload(&mut self) -> Change {
-        let dice = &mut self.dice;
-        let plan = &mut self.plan;
-        for _ in 0..dice.roll(1..3) {
-            let which = dice.roll(0..plan.services.len() as u64) as usize;
-            match dice.roll(0..9) {
-                0 => plan.services[which].health = random_policy(dice),
-                1 => {
-                    let at = dice.roll(0..plan.regions.len() as u64) as usize;
-                    plan.regions.rotate_left(at);
-                }
-                2 => plan.services.reverse(),
-                3 => {
-                    let name = *dice.pick(&REGIONS);
-                    if plan.regions.iter().any(|(region, _)| region == name) {
-                        if plan.regions.len() > 1 {
-                            plan.regions.retain(|(region, _)| region != name);
-                            plan.services.iter_mut().for_each(|s| drop(s.pools.remove(name)));
-                        }
-                    } else {
-                        plan.regions.push((name.to_owned(), Intent::Ready));
-                        plan.services[which].pools.insert(name.to_owned(), random_pool(dice));
-                    }
-                }
-                4 => {
-                    let region = plan.regions[dice.roll(0..plan.regions.len() as u64) as usize].0.clone();
-                    plan.services[which].pools.insert(region, random_pool(dice));
-                }
-                5 => {
-                    for endpoint in plan.services[which].pools.values_mut().flat_map(|pool| &mut pool.endpoints) {
-                        endpoint.1 = dice.roll(1..4) as u32;
-                    }
-                }
-                6 => plan.services[which].pools.values_mut().for_each(|pool| pool.weight = dice.roll(0..5) as u32),
-                // An operator's word: as likely as two others.
-                _ => {
-                    let at = dice.roll(0..plan.regions.len() as u64) as usize;
-                    plan.regions[at].1 = *dice.pick(&[Intent::Ready, Intent::Ready, Intent::Drain, Intent::Maint]);
-                }
-            }
-        }
-        Change::View(plan.view(&self.atlas, Some(&self.last.view)))
+        self.plan.change(&mut self.dice);
+        Change::View(self.plan.view(&self.atlas, Some(&self.last.view)))
     }
 
     /// Tells the model what comes; returns how many verdicts turn.
@@ -391,9 +202,10 @@ impl Run {
                 if policy.probe == Probe::None {
                     return 0;
                 }
-                let before = known.verdict();
                 known.results.push((*result == ProbeResult::Pass, policy.fall, policy.rise));
-                usize::from(known.verdict() != before)
+                let verdict = known.judge();
+                let before = std::mem::replace(&mut known.verdict, verdict);
+                usize::from(known.verdict != before)
             }
             Change::Resolved { host, addresses } if self.plan.names(host) => {
                 self.resolved.insert(host.clone(), addresses.iter().copied().collect());
@@ -452,10 +264,10 @@ impl Run {
             let given = if self.plan.policy(&service).probe == Probe::None {
                 EndpointState::Up
             } else {
-                same.map_or(EndpointState::Unknown, Known::verdict)
+                same.map_or(EndpointState::Unknown, |known| known.verdict)
             };
             let meter = Arc::clone(&endpoint.meter);
-            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new() });
+            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new(), verdict: given });
         }
     }
 
@@ -475,7 +287,7 @@ impl Run {
                 let known = &self.known[&key];
                 assert_eq!(endpoint.id, known.id, "an endpoint keeps its id: {key:?}");
                 assert!(Arc::ptr_eq(&endpoint.meter, &known.meter), "an endpoint keeps its counters: {key:?}");
-                assert_eq!(endpoint.state, known.verdict(), "{key:?} after {:?}", known.results);
+                assert_eq!(endpoint.state, known.verdict, "{key:?} after {:?}", known.results);
                 assert!((0.1..=1.0).contains(&endpoint.warmth));
                 let probed = service.health.probe != Probe::None;
                 waiting += usize::from(probed && known.results.is_empty());
@@ -608,9 +420,15 @@ fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<
     Some(snapshot.pool(snapshot.fleet().service(service).pool_of[region.index()]?))
 }
 
-/// Everything a reader can see, but the view.
-fn print(snapshot: &Snapshot) -> (u64, String) {
-    (snapshot.generation, format!("{:?}{:?}", snapshot.services, snapshot.pools))
+/// Whether readers can tell two snapshots apart, but by the view.
+fn differs(one: &Snapshot, other: &Snapshot) -> bool {
+    let pool = |view: &PoolView| {
+        let endpoints = view.endpoints.iter().map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.warmth));
+        let numbers = (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
+        (numbers, endpoints.collect::<Vec<_>>())
+    };
+    let pools = |snapshot: &Snapshot| snapshot.pools.iter().map(pool).collect::<Vec<_>>();
+    one.generation != other.generation || one.services != other.services || pools(one) != pools(other)
 }
 
 /// Probes one endpoint as often as the world asks, with results from `result`, for `minutes`; returns the times at which

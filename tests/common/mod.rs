@@ -1,7 +1,7 @@
 //! What several tests share. Each test binary uses its part of it.
 
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests: they may panic and look at the clock")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests fail by panicking and own a clock")]
 
 pub mod dice;
 pub mod fleet;
