@@ -26,4 +26,4 @@ pub use atlas::{Atlas, Located, PlaceId, SourceInfo};
 pub use builder::AtlasBuilder;
 pub use database::DatabaseError;
 pub use geofeed::GeofeedError;
-pub use location::{Area, Continent, Country, Place, Point, Source, Subdivision};
+pub use location::{Area, Continent, Country, HalfAngles, Place, Point, Source, Subdivision};

@@ -6,10 +6,10 @@
 //! neither: they are applied at the walk.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use crate::geo::{Area, Atlas, Continent, Country, Place, PlaceId, Point, Subdivision};
+use crate::geo::location::angle_km;
+use crate::geo::{Area, Atlas, Continent, Country, HalfAngles, Place, PlaceId, Point, Subdivision};
 use crate::steering::fleet::{Fleet, RegionId, RegionSet, Service, ServiceId};
 
 /// Place to order.
@@ -25,17 +25,20 @@ pub struct Orders {
 /// What orders depend on, besides the places.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Topology {
-    regions: Vec<(Option<Point>, i8)>,
+    regions: Vec<(Option<HalfAngles>, i8)>,
     /// Where unknown places are thought to be.
     unknown: Option<Point>,
+    /// Whether distances must be known as such: without biases their haversines order the same.
+    biased: bool,
 }
 
 impl Topology {
     /// The topology of a fleet.
     pub fn of(fleet: &Fleet) -> Topology {
         Topology {
-            regions: fleet.regions.iter().map(|r| (r.location, r.bias)).collect(),
+            regions: fleet.regions.iter().map(|r| (r.location.map(HalfAngles::of), r.bias)).collect(),
             unknown: fleet.geo_default.or(fleet.pop.location),
+            biased: fleet.regions.iter().any(|r| r.bias != 0),
         }
     }
 
@@ -44,19 +47,66 @@ impl Topology {
         place.point.or(self.unknown)
     }
 
+    /// The haversine of the unbiased distance from `from` to a region; infinite for one without coordinates.
+    pub fn haversine(&self, from: &HalfAngles, region: RegionId) -> f64 {
+        self.regions[region.index()].0.map_or(f64::INFINITY, |at| from.haversine(&at))
+    }
+
     /// All regions, best first, seen from `point`: by biased great-circle distance, ties in configuration order, regions
     /// without coordinates last. Without a point: configuration order.
     pub fn order(&self, point: Option<Point>) -> Vec<RegionId> {
-        let mut order: Vec<RegionId> = (0..self.regions.len()).map(|i| RegionId(i as u8)).collect();
-        if let Some(point) = point {
-            let keys: Vec<f64> = self.regions.iter().map(|region| self.key(point, region)).collect();
-            order.sort_by(|a, b| keys[a.index()].total_cmp(&keys[b.index()]));
-        }
-        order
+        let mut sorter = Sorter::new(self);
+        sorter.sort(point);
+        sorter.order
     }
 
-    fn key(&self, point: Point, (location, bias): &(Option<Point>, i8)) -> f64 {
-        location.map_or(f64::INFINITY, |location| biased(point.distance_km(location), *bias))
+    fn key(&self, from: &HalfAngles, region: RegionId) -> f64 {
+        let haversine = self.haversine(from, region);
+        match self.biased && haversine.is_finite() {
+            true => biased(angle_km(haversine), self.regions[region.index()].1),
+            false => haversine,
+        }
+    }
+}
+
+/// Orders one point after the other. Each order is begun with the one before it: databases list neighbours together,
+/// so that hardly anything is left to move.
+struct Sorter<'t> {
+    topology: &'t Topology,
+    order: Vec<RegionId>,
+    keys: Vec<f64>,
+}
+
+impl<'t> Sorter<'t> {
+    fn new(topology: &'t Topology) -> Sorter<'t> {
+        let count = topology.regions.len();
+        let order = (0..count).map(|index| RegionId(index as u8)).collect();
+        Sorter { topology, order, keys: vec![0.0; count] }
+    }
+
+    fn sort(&mut self, point: Option<Point>) {
+        let Sorter { topology, order, keys } = self;
+        match point.map(HalfAngles::of) {
+            Some(from) => {
+                for (index, key) in keys.iter_mut().enumerate() {
+                    *key = topology.key(&from, RegionId(index as u8));
+                }
+            }
+            None => keys.fill(0.0),
+        }
+        let before = |a: RegionId, b: RegionId| {
+            // Ties keep configuration order, whatever the order that this began with.
+            keys[a.index()].total_cmp(&keys[b.index()]).then(a.cmp(&b)).is_lt()
+        };
+        for end in 1..order.len() {
+            let region = order[end];
+            let mut at = end;
+            while at > 0 && before(region, order[at - 1]) {
+                order[at] = order[at - 1];
+                at -= 1;
+            }
+            order[at] = region;
+        }
     }
 }
 
@@ -76,22 +126,20 @@ impl Orders {
         {
             return Arc::clone(orders);
         }
-        let mut ids: HashMap<Vec<RegionId>, u32> = HashMap::new();
+        let mut ids: HashMap<Box<[RegionId]>, u32> = HashMap::new();
         let mut regions: Vec<RegionId> = Vec::new();
-        let order_of = atlas
-            .places()
-            .map(|place| {
-                let order = topology.order(topology.point_of(&place));
-                let next = ids.len() as u32;
-                match ids.entry(order) {
-                    Entry::Occupied(known) => *known.get(),
-                    Entry::Vacant(new) => {
-                        regions.extend_from_slice(new.key());
-                        *new.insert(next)
-                    }
-                }
-            })
-            .collect();
+        let mut sorter = Sorter::new(&topology);
+        let mut id_of = |point: Option<Point>| {
+            sorter.sort(point);
+            if let Some(id) = ids.get(sorter.order.as_slice()) {
+                return *id;
+            }
+            let id = ids.len() as u32;
+            ids.insert(sorter.order.as_slice().into(), id);
+            regions.extend_from_slice(&sorter.order);
+            id
+        };
+        let order_of = atlas.places().map(|place| id_of(topology.point_of(&place))).collect();
         Arc::new(Orders { topology, order_of, regions: regions.into() })
     }
 
@@ -165,6 +213,10 @@ impl Areas {
 
     /// A service's policy for a place of the atlas it was compiled with.
     pub fn policy(&self, service: ServiceId, place: PlaceId) -> Policy {
+        if self.classes.named.is_empty() {
+            // Nothing is said of any place: not worth a look into a large table.
+            return Policy { residency: RegionSet::ALL, pin: None };
+        }
         let class = usize::from(self.classes.class_of[place.index()]);
         self.policies[service.index() * self.classes.classes.len() + class]
     }

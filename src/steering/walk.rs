@@ -10,10 +10,11 @@
 
 use arrayvec::ArrayVec;
 
-use crate::geo::{Canonical, Located, PlaceId};
+use crate::geo::location::{angle_km, km_angle};
+use crate::geo::{Canonical, HalfAngles, Located, PlaceId};
 use crate::steering::accept::{DrawKey, Tag, accepts};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
-use crate::steering::fleet::{MAX_REGIONS, Panic, PoolId, RegionId, RegionSet, Service, ServiceId, Steering};
+use crate::steering::fleet::{MAX_REGIONS, Panic, Pool, PoolId, RegionId, RegionSet, Service, ServiceId, Steering};
 use crate::steering::select::select;
 use crate::steering::snapshot::Snapshot;
 
@@ -243,23 +244,43 @@ impl Walk {
         }
     }
 
-    /// Puts the regions that a split or band chooses among in `ranked`, best score first.
+    /// Puts the regions that a split or band chooses among in `ranked`, the best score first. Most walks end with that one, so the rest
+    /// is sorted by [`Walk::sort_ranked`] when it is asked for.
     fn rank(&mut self, snapshot: &Snapshot, service: &Service) {
         let members = match service.steering {
             Steering::Nearest => return,
             Steering::Split => service.weighted,
             Steering::Band(km) => service.weighted.and(self.band(snapshot, km)),
         };
-        let mut scored: ArrayVec<(f64, RegionId), MAX_REGIONS> = ArrayVec::new();
+        let mut best = (f64::INFINITY, 0);
         for pool in &service.pools {
             let pool = snapshot.fleet().pool(*pool);
             if members.contains(pool.region) {
-                let seed = service.seeds[pool.region.index()][Tag::Split as usize];
-                scored.push((self.draw.score(seed, pool.weight), pool.region));
+                let score = self.score(service, pool);
+                if score < best.0 {
+                    best = (score, self.ranked.len());
+                }
+                self.ranked.push(pool.region);
             }
         }
+        if !self.ranked.is_empty() {
+            self.ranked.swap(0, best.1);
+        }
+    }
+
+    fn sort_ranked(&mut self, snapshot: &Snapshot) {
+        let service = snapshot.fleet().service(self.service);
+        let scored = self.ranked.iter().filter_map(|region| {
+            let pool = service.pool_of[region.index()]?;
+            Some((self.score(service, snapshot.fleet().pool(pool)), *region))
+        });
+        let mut scored: ArrayVec<(f64, RegionId), MAX_REGIONS> = scored.collect();
         scored.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         self.ranked = scored.into_iter().map(|(_, region)| region).collect();
+    }
+
+    fn score(&self, service: &Service, pool: &Pool) -> f64 {
+        self.draw.score(service.seeds[pool.region.index()][Tag::Split as usize], pool.weight)
     }
 
     /// The regions about as near as the nearest in the sets, whether they are in the sets themselves or not.
@@ -269,19 +290,22 @@ impl Walk {
             // Without a point nothing is near or far, so the order alone rules.
             return RegionSet::EMPTY;
         };
-        let regions = &snapshot.fleet().regions;
-        let distance = |region: RegionId| {
-            regions[region.index()].location.map_or(f64::INFINITY, |location| point.distance_km(location))
-        };
-        let nearest = self.sets.open.iter().map(distance).fold(f64::INFINITY, f64::min);
+        let from = HalfAngles::of(point);
+        let haversine = |region: RegionId| topology.haversine(&from, region);
+        let nearest = self.sets.open.iter().map(haversine).fold(f64::INFINITY, f64::min);
+        // The nearest itself is a member, whatever rounding makes of a band of 0 km.
+        let most = if nearest.is_finite() { km_angle(angle_km(nearest) + band_km).max(nearest) } else { f64::INFINITY };
         let service = snapshot.fleet().service(self.service);
-        service.regions.iter().filter(|region| distance(*region) <= nearest + band_km).collect()
+        service.regions.iter().filter(|region| haversine(*region) <= most).collect()
     }
 
     /// The next region of the sequence that this pass has not seen.
     fn advance(&mut self, snapshot: &Snapshot) -> Option<RegionId> {
         let service = snapshot.fleet().service(self.service);
         loop {
+            if self.at == (Position { segment: 1, index: 1 }) {
+                self.sort_ranked(snapshot);
+            }
             let network;
             let segment: &[RegionId] = match (self.at.segment, self.head) {
                 (0, Head::Network(region)) => {
