@@ -136,11 +136,11 @@ impl Loader {
     }
 }
 
-/// The default of `[pop] name`.
+/// The default of `[pop] name`. Asked of the kernel: `/proc` may be hidden from a confined process.
 fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
-    name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "localhost".to_owned())
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy();
+    if name.is_empty() { "localhost".to_owned() } else { name.into_owned() }
 }
 
 fn data_files(geoip: &GeoFiles) -> impl Iterator<Item = &Path> {

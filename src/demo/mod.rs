@@ -52,7 +52,7 @@ impl Demo {
         }
         let east = stage.origins().first().map_or(0, |origin| origin.id());
         text + &format!(
-            "  admin     http://{admin}/metrics  /healthz  /readyz  /api/status\n\n\
+            "  admin     http://{admin}/metrics  /healthz  /readyz  /api/status  /api/explain?ip=…\n\n\
              Try in another terminal:\n\
              \x20 curl -H 'X-Forwarded-For: 81.2.69.142' http://{listen}/      # London: eu-west\n\
              \x20 curl -H 'X-Forwarded-For: 128.101.101.101' http://{listen}/  # Minneapolis: a region in the US\n\

@@ -13,8 +13,8 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 const OVERRULE: &str = "RUST_LOG";
 
 /// Before the operator's own directive, which may say otherwise: the file watcher warns of folders that went away, which is our daily
-/// business.
-const QUIET: &str = "notify=error";
+/// business; pingora tells of its own start and end in words of its own, and of each failed request, which the access log has.
+const QUIET: &str = "notify=error,pingora_core=warn,pingora_proxy=error";
 
 /// Why there is no process log.
 #[derive(Debug)]
