@@ -132,7 +132,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
 }
 
 /// Joins the listening service to the mover of bytes.
-struct Handler(Mover);
+pub struct Handler(pub Mover);
 
 #[async_trait]
 impl ConnectionHandler for Handler {

@@ -10,7 +10,8 @@ use crate::admin::Admin;
 use crate::geo::SourceInfo;
 use crate::state::{Clock, Published};
 use crate::steering::ServiceId;
-use crate::steering::fleet::{Intent, PoolId, Steering};
+use crate::steering::fleet::{Intent, Steering};
+use crate::steering::ids::PoolId;
 use crate::steering::snapshot::EndpointView;
 
 #[derive(Serialize)]

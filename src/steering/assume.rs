@@ -5,7 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::steering::fleet::{EndpointAddress, Pool, RegionSet, Service};
+use crate::steering::fleet::{EndpointAddress, Pool, Service};
+use crate::steering::ids::RegionSet;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
     EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,

@@ -1,6 +1,6 @@
 //! The answer and its reasons. The words here are a contract, shared by `explain`, metrics and logs.
 
-use crate::steering::fleet::{PoolId, RegionId};
+use crate::steering::ids::{PoolId, RegionId};
 
 /// Why an endpoint of a region was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::geo::{Atlas, Canonical, Place, PlaceId, Source};
 use crate::steering::decision::{Step, Take};
-use crate::steering::fleet::{Fleet, RegionSet, ServiceId};
+use crate::steering::fleet::Fleet;
+use crate::steering::ids::{RegionSet, ServiceId};
 use crate::steering::route::NoRoute;
 use crate::steering::snapshot::Snapshot;
 use crate::steering::walk::{Avoid, Query};

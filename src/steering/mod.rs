@@ -15,6 +15,7 @@ pub mod event;
 pub mod explain;
 pub mod fleet;
 pub mod health;
+pub mod ids;
 pub mod meter;
 pub mod networks;
 pub mod order;
@@ -28,7 +29,8 @@ pub mod world;
 
 pub use decision::{PassReason, Refusal, Step, Take, TakeReason};
 pub use event::Event;
-pub use fleet::{Fleet, PoolId, RegionId, RegionSet, ServiceId};
+pub use fleet::Fleet;
+pub use ids::{PoolId, RegionId, RegionSet, ServiceId};
 pub use snapshot::{Snapshot, View};
 pub use walk::{Avoid, Query, Walk};
 pub use world::{Change, Now, World};

@@ -3,7 +3,7 @@
 //! Kept beside the atlas, not in it: these lines change with the configuration, the atlas only with data.
 
 use crate::geo::{Canonical, Prefix};
-use crate::steering::fleet::RegionId;
+use crate::steering::ids::RegionId;
 
 /// Disjoint ranges in ascending order, the longest prefix of each already chosen. Families do not mix: the flag of a key is `true` for IPv6.
 #[derive(Clone, Debug, Default, PartialEq)]

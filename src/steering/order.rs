@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use crate::geo::location::angle_km;
 use crate::geo::{Area, Atlas, Continent, Country, HalfAngles, Place, PlaceId, Point, Subdivision};
-use crate::steering::fleet::{Fleet, RegionId, RegionSet, Service, ServiceId};
+use crate::steering::fleet::{Fleet, Service};
+use crate::steering::ids::{RegionId, RegionSet, ServiceId};
 
 /// Place to order.
 #[derive(Debug)]

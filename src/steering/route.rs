@@ -15,7 +15,7 @@ use std::net::Ipv6Addr;
 use arrayvec::ArrayString;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::steering::fleet::ServiceId;
+use crate::steering::ids::ServiceId;
 
 /// Why no service was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

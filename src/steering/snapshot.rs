@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::geo::Atlas;
-use crate::steering::fleet::{Fleet, Intent, PoolId, RegionSet, Service, ServiceId};
+use crate::steering::fleet::{Fleet, Intent, Service};
+use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::meter::Meter;
 use crate::steering::order::{Areas, Orders};
 

@@ -14,7 +14,8 @@ use crate::geo::location::{angle_km, km_angle};
 use crate::geo::{Canonical, HalfAngles, Located, PlaceId};
 use crate::steering::accept::{DrawKey, Tag, accepts};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
-use crate::steering::fleet::{MAX_REGIONS, Panic, Pool, PoolId, RegionId, RegionSet, Service, ServiceId, Steering};
+use crate::steering::fleet::{Panic, Pool, Service, Steering};
+use crate::steering::ids::{MAX_REGIONS, PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::select::select;
 use crate::steering::snapshot::Snapshot;
 

@@ -16,9 +16,8 @@ use std::time::Duration;
 pub use crate::steering::event::Event;
 
 use crate::steering::endpoints::{Ids, Names};
-use crate::steering::fleet::{
-    self, EndpointAddress, EndpointSpec, Fleet, Intent, PoolId, Probe, RegionSet, Service, ServiceId,
-};
+use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
+use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};

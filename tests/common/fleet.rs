@@ -14,9 +14,10 @@ use std::time::Duration;
 use meridian::geo::{Area, Atlas, Point, Prefix};
 use meridian::steering::accept;
 use meridian::steering::fleet::{
-    Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HealthPolicy, HostRule, Intent, Panic, Pin, Pool, PoolId,
-    Probe, Region, RegionId, RegionSet, Residency, RetryPolicy, Service, ServiceId, Steering, Timeouts, Upstream,
+    Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HealthPolicy, HostRule, Intent, Panic, Pin, Pool, Probe,
+    Region, Residency, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
+use meridian::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use meridian::steering::networks::Networks;
 use meridian::steering::snapshot::View;
 

@@ -6,19 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use meridian::config::AccessLog;
 use meridian::geo::AtlasBuilder;
-use meridian::listen::{ConnectionHandler, Drain, HttpService};
+use meridian::listen::{Drain, HttpService};
 use meridian::origin;
 use meridian::proxy::Shared;
 use meridian::proxy::pingora::Mover;
+use meridian::server::Handler;
 use meridian::state::{self, Published, Reader, Sender};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
-use pingora::protocols::Stream;
-use pingora::server::ShutdownWatch;
 use pingora::services::Service;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,19 +26,6 @@ use tokio::task::JoinHandle;
 
 use super::process::PATIENCE;
 use super::world;
-
-struct Handler(Mover);
-
-#[async_trait]
-impl ConnectionHandler for Handler {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
-        self.0.serve(stream, shutdown).await;
-    }
-
-    async fn close_idle(&self) {
-        self.0.close_idle().await;
-    }
-}
 
 /// A proxy in this process.
 pub struct Proxy {

@@ -7,7 +7,8 @@ use crate::config::names;
 use crate::config::reader::{Section, Text, cut};
 use crate::config::scribe::Place;
 use crate::geo::Area;
-use crate::steering::fleet::{Pin, RegionId, RegionSet, Residency};
+use crate::steering::fleet::{Pin, Residency};
+use crate::steering::ids::{RegionId, RegionSet};
 
 /// The regions of one service.
 pub(super) struct Own<'a, 'b> {

@@ -9,7 +9,7 @@ use crate::config::reader::{Section, Text, cut};
 use crate::config::scribe::Place;
 use crate::config::{DatabaseSource, GeoFiles};
 use crate::geo::{Canonical, Point, Prefix};
-use crate::steering::fleet::RegionId;
+use crate::steering::ids::RegionId;
 use crate::steering::networks::Networks;
 
 /// Databases and geofeeds are numbered by one byte; more than this many is surely a mistake.

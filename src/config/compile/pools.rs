@@ -6,7 +6,8 @@ use crate::config::file::{Node, Value};
 use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
-use crate::steering::fleet::{EndpointAddress, EndpointSpec, RegionId};
+use crate::steering::fleet::{EndpointAddress, EndpointSpec};
+use crate::steering::ids::RegionId;
 
 /// The largest weight of a pool or endpoint.
 const MAX_WEIGHT: u32 = 1_000_000;

@@ -8,7 +8,8 @@ use crate::config::reader::{Section, Text, cut};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
 use crate::steering::Fleet;
-use crate::steering::fleet::{Intent, MAX_REGIONS, Region, RegionId};
+use crate::steering::fleet::{Intent, Region};
+use crate::steering::ids::{MAX_REGIONS, RegionId};
 
 /// All regions and where they are written.
 pub(super) struct Regions<'a> {

@@ -12,9 +12,9 @@ use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Draw, Failback, Fleet, HostRule, Panic, Pool, PoolId, Probe, RegionSet, RetryPolicy, Service, ServiceId, Steering,
-    Timeouts, Upstream,
+    Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
+use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
 
 const MOST_SERVICES: usize = 1000;
