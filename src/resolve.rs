@@ -86,6 +86,10 @@ async fn keep_resolving(host: String, system: Arc<System>, sender: Sender) {
             }
             Err(error) => {
                 let kept = known.len();
+                if kept == 0 {
+                    // Who waits for the first round need not wait for this name.
+                    sender.resolved(host.clone(), Vec::new()).await;
+                }
                 tracing::warn!(%host, error, kept, "name not resolved; the last addresses stay");
                 sleep(pause.mul_f64(0.9 + 0.1 * fastrand::f64())).await;
                 pause = (pause * 2).min(RETRY.1);

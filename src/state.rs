@@ -93,7 +93,7 @@ impl Reader {
         }
     }
 
-    /// Whether every endpoint that is probed has answered, or failed to, at least once since the start.
+    /// Whether every name and every endpoint that is probed has answered, or failed to, at least once since the start.
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
@@ -139,7 +139,7 @@ impl Sender {
         delay.await.ok().flatten()
     }
 
-    /// A host name resolved. `addresses` holds at least one.
+    /// A host name resolved; without `addresses`, it was tried in vain.
     pub async fn resolved(&self, host: String, addresses: Vec<IpAddr>) {
         let _ = self.messages.send(Message::Resolved { host, addresses }).await;
     }

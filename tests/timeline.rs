@@ -301,7 +301,8 @@ impl Run {
             }
         }
         assert_eq!(count, expected.len(), "every endpoint is there once");
-        assert_eq!(self.world.first_round_done(), waiting == 0);
+        let asked = HOSTS.iter().all(|host| !self.plan.names(host) || self.resolved.contains_key(*host));
+        assert_eq!(self.world.first_round_done(), waiting == 0 && asked);
     }
 
     /// Operators' words are as configured, whatever was observed; and what was observed is beside them, not under them.
@@ -529,4 +530,21 @@ fn an_outage_and_the_return_from_it() {
  48 service web: region us-west is up, was down
  48 service web: a ready region is up again";
     assert_eq!(lines.join("\n"), expected.trim_start_matches('\n'));
+}
+
+#[test]
+fn the_first_round_waits_for_names_but_not_for_their_answer() {
+    let text = |endpoint: &str| {
+        format!("[regions.r]\n[services.web.health]\n[services.web.pools.r]\nendpoints = [\"{endpoint}\"]\n")
+    };
+    let mut world = World::new(common::world::view(&text("origin.test:80")), Now(0));
+    assert!(!world.first_round_done(), "nobody asked for the name yet");
+    let host = "origin.test".to_owned();
+    world.apply(Change::Resolved { host: host.clone(), addresses: Vec::new() }, Now(1));
+    assert!(world.first_round_done(), "asked in vain, which must not keep a PoP from starting");
+    world.apply(Change::Resolved { host: host.clone(), addresses: vec![[192, 0, 2, 1].into()] }, Now(2));
+    assert!(!world.first_round_done(), "its endpoint was not probed yet");
+    let before = world.snapshot();
+    world.apply(Change::Resolved { host, addresses: Vec::new() }, Now(3));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()), "a failed look-up keeps the last addresses");
 }

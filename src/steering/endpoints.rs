@@ -41,6 +41,7 @@ impl Ids {
 /// What names stand for, as far as they resolved.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
+    /// Empty: asked for, without an answer yet.
     addresses: HashMap<String, Vec<IpAddr>>,
 }
 
@@ -50,11 +51,20 @@ impl Names {
         // Resolvers rotate their answers; the order means nothing.
         addresses.sort_unstable();
         addresses.dedup();
-        if addresses.is_empty() || self.addresses.get(host) == Some(&addresses) {
+        if addresses.is_empty() {
+            self.addresses.entry(host.to_owned()).or_default();
+            return false;
+        }
+        if self.addresses.get(host) == Some(&addresses) {
             return false;
         }
         self.addresses.insert(host.to_owned(), addresses);
         true
+    }
+
+    /// Whether the name was resolved, or it was tried.
+    pub(crate) fn asked(&self, host: &str) -> bool {
+        self.addresses.contains_key(host)
     }
 
     /// Forgets the names that `named` denies.

@@ -42,7 +42,7 @@ pub enum Change {
     Resolved {
         /// Lower case, as in the configuration.
         host: String,
-        /// At least one; a failed look-up keeps the last set and is no change.
+        /// Empty after a failed look-up: the last set stays, but now the name was asked for.
         addresses: Vec<IpAddr>,
     },
     /// A probe ended.
@@ -143,10 +143,12 @@ impl World {
         (policy.probe != Probe::None).then(|| health.next_delay(policy))
     }
 
-    /// Whether every probed endpoint has had its first probe result (endpoints without addresses do not wait). A reload that brings
-    /// new endpoints makes it false again: who wants readiness to last remembers it.
+    /// Whether every name was asked for and every probed endpoint has had its first probe result. A reload that brings new ones
+    /// makes it false again: who wants readiness to last remembers it.
     pub fn first_round_done(&self) -> bool {
-        !self.pools.iter().flat_map(Pool::endpoints).any(|endpoint| endpoint.awaits_probe())
+        let mut hosts = self.view.fleet.pools.iter().flat_map(|pool| hosts(&pool.endpoints));
+        hosts.all(|host| self.names.asked(host))
+            && !self.pools.iter().flat_map(Pool::endpoints).any(|endpoint| endpoint.awaits_probe())
     }
 
     /// Whether time alone changes something: a region holds or ramps, or an endpoint starts slowly. Without it, ticks do nothing.
