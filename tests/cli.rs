@@ -118,3 +118,26 @@ fn without_a_host_a_path_that_nobody_serves_is_told() {
         assert_eq!((answer["region"].as_str(), answer["status"].as_u64()), (region, status), "{further:?}");
     }
 }
+
+#[test]
+fn all_data_that_cannot_be_used_is_named_and_old_data_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path());
+    let with = |geoip: &str| {
+        write(&path, &format!("{CONFIG}[geoip]\n{geoip}\n"));
+        let output = run(&["check"], &path, b"", false);
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    write(&folder.path().join("feed.csv"), "192.0.2.0/24,US\nno network\n");
+    let (code, said) = with("databases = [\"one.mmdb\", \"builtin\", \"two.mmdb\"]\ngeofeeds = [\"feed.csv\"]");
+    assert_eq!(code, Some(1));
+    for name in ["one.mmdb", "two.mmdb", "feed.csv: line 2"] {
+        assert!(said.contains(name), "{name} in {said}");
+    }
+    assert!(!said.contains("builtin"), "{said}");
+
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/mmdb/GeoIP2-City-Test.mmdb");
+    let (code, said) = with(&format!("databases = [{old:?}]"));
+    assert_eq!(code, Some(0));
+    assert!(said.contains("City-Test.mmdb is ") && said.contains("days old"), "{said}");
+}

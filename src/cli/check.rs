@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::cli::{ConfigFile, complain, print};
-use crate::load::{LoadError, Loader};
+use crate::load::{LoadError, Loader, outdated};
 
 /// Arguments of `meridian check`.
 #[derive(Args, Debug)]
@@ -28,6 +28,10 @@ impl Check {
             Ok(loaded) => {
                 let config = &loaded.config;
                 complain(&config.warnings.to_string());
+                // Not counted: what passes today would fail one day without a change.
+                for (source, days) in outdated(&loaded.view.atlas) {
+                    complain(&format!("warning: geo data {source} is {days} days old; places may have moved\n"));
+                }
                 let warnings = config.warnings.warnings();
                 let fleet = &config.fleet;
                 let summary = format!(
@@ -51,8 +55,10 @@ impl Check {
                 complain(&error.to_string());
                 ExitCode::from(1)
             }
-            Err(error) => {
-                complain(&format!("error: {error}\n"));
+            Err(LoadError::Data(refused)) => {
+                for refused in refused {
+                    complain(&format!("error: {refused}\n"));
+                }
                 ExitCode::from(1)
             }
         }
