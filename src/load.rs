@@ -61,20 +61,35 @@ pub struct Loaded {
 pub enum LoadError {
     /// The configuration is wrong; every mistake is in the report.
     Config(Report),
-    /// A file of geo data cannot be used.
-    Data {
-        /// As configured.
-        name: String,
-        /// What is wrong with it.
-        cause: String,
-    },
+    /// Geo data cannot be used; every source that was refused.
+    Data(Vec<RefusedData>),
+}
+
+/// A source of geo data that cannot be used.
+#[derive(Debug)]
+pub struct RefusedData {
+    /// `builtin` or the file.
+    pub name: String,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+impl fmt::Display for RefusedData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "geo data {}: {}", self.name, self.cause)
+    }
 }
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LoadError::Config(report) => report.fmt(f),
-            LoadError::Data { name, cause } => write!(f, "geo data {name}: {cause}"),
+            LoadError::Data(refused) => {
+                for (n, refused) in refused.iter().enumerate() {
+                    write!(f, "{}{refused}", if n == 0 { "" } else { "\n" })?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -151,28 +166,32 @@ fn data_files(geoip: &GeoFiles) -> impl Iterator<Item = &Path> {
     databases.chain(geoip.geofeeds.iter().map(PathBuf::as_path))
 }
 
+/// A refused source takes the builder with it; the others are read all the same, so that everything that is wrong is said at once.
 fn atlas(geoip: &GeoFiles) -> Result<Atlas, LoadError> {
     let mut builder = AtlasBuilder::new();
-    let refused = |name: &str, cause: String| LoadError::Data { name: name.to_owned(), cause };
+    let mut refused = Vec::new();
+    let mut add = |name: String, added: Result<AtlasBuilder, String>| {
+        added.unwrap_or_else(|cause| {
+            refused.push(RefusedData { name, cause });
+            AtlasBuilder::new()
+        })
+    };
     for source in &geoip.databases {
-        builder = match source {
-            DatabaseSource::Builtin => {
-                let bytes = builtin::bytes().map_err(|error| refused(builtin::NAME, error.to_string()))?;
-                builder.database(builtin::NAME, &bytes).map_err(|error| refused(builtin::NAME, error.to_string()))?
-            }
-            DatabaseSource::File(path) => {
-                let name = path.display().to_string();
-                let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;
-                builder.database(&name, &bytes).map_err(|error| refused(&name, error.to_string()))?
-            }
+        let (name, bytes) = match source {
+            DatabaseSource::Builtin => (builtin::NAME.to_owned(), builtin::bytes()),
+            DatabaseSource::File(path) => (path.display().to_string(), read(path)),
         };
+        let added = bytes.map_err(|error| error.to_string());
+        let added = added.and_then(|bytes| builder.database(&name, &bytes).map_err(|error| error.to_string()));
+        builder = add(name, added);
     }
     for path in &geoip.geofeeds {
         let name = path.display().to_string();
-        let bytes = read(path).map_err(|error| refused(&name, error.to_string()))?;
-        builder = builder.geofeed(&name, &bytes).map_err(|error| refused(&name, error.to_string()))?;
+        let added = read(path).map_err(|error| error.to_string());
+        let added = added.and_then(|bytes| builder.geofeed(&name, &bytes).map_err(|error| error.to_string()));
+        builder = add(name, added);
     }
-    Ok(builder.build())
+    if refused.is_empty() { Ok(builder.build()) } else { Err(LoadError::Data(refused)) }
 }
 
 /// The bytes of a regular file: a device or pipe named by mistake would be read for ever.
@@ -187,16 +206,21 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
 fn warn_of_age(atlas: &Atlas) {
+    for (source, days) in outdated(atlas) {
+        tracing::warn!(source, days, "geo data is old; places may have moved");
+    }
+}
+
+/// The databases that are older than they should be, and their age in days.
+#[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
+pub fn outdated(atlas: &Atlas) -> impl Iterator<Item = (&str, u64)> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    for source in atlas.databases() {
+    atlas.databases().iter().filter_map(move |source| {
         let days = now.saturating_sub(source.built_at) / 86_400;
         let most = if source.name == builtin::NAME { OLD_BUILTIN_DAYS } else { OLD_FILE_DAYS };
-        if source.built_at > 0 && days > most {
-            tracing::warn!(source = source.name, days, "geo data is old; places may have moved");
-        }
-    }
+        (source.built_at > 0 && days > most).then_some((source.name.as_str(), days))
+    })
 }
 
 /// Files and patterns, with what was seen of them at one moment. Two looks are equal when nothing changed in between.

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::cli::ConfigFile;
-use crate::load::{LoadError, Loader};
+use crate::cli::{ConfigFile, complain, print};
+use crate::load::{LoadError, Loader, outdated};
 
 /// Arguments of `meridian check`.
 #[derive(Args, Debug)]
 pub(super) struct Check {
     #[command(flatten)]
     file: ConfigFile,
-    /// The configuration, as an argument
-    #[arg(value_name = "FILE", conflicts_with = "config")]
+    /// The configuration, as an argument; it goes before `--config` and the environment
+    #[arg(value_name = "FILE")]
     path: Option<PathBuf>,
     /// Warnings fail, too
     #[arg(long)]
@@ -27,11 +27,15 @@ impl Check {
         match Loader::default().load(&path) {
             Ok(loaded) => {
                 let config = &loaded.config;
-                eprint!("{}", config.warnings);
+                complain(&config.warnings.to_string());
+                // Not counted: what passes today would fail one day without a change.
+                for (source, days) in outdated(&loaded.view.atlas) {
+                    complain(&format!("warning: geo data {source} is {days} days old; places may have moved\n"));
+                }
                 let warnings = config.warnings.warnings();
                 let fleet = &config.fleet;
-                println!(
-                    "{}: {} regions, {} services, {} pools, {} places{}",
+                let summary = format!(
+                    "{}: {} regions, {} services, {} pools, {} places{}\n",
                     path.display(),
                     fleet.regions.len(),
                     fleet.services.len(),
@@ -39,14 +43,22 @@ impl Check {
                     loaded.view.atlas.places().len(),
                     if warnings == 0 { String::new() } else { format!("; warnings: {warnings}") },
                 );
-                ExitCode::from(u8::from(self.strict && warnings > 0))
+                match print(&summary) {
+                    Ok(()) => ExitCode::from(u8::from(self.strict && warnings > 0)),
+                    Err(error) => {
+                        complain(&format!("{error}\n"));
+                        ExitCode::from(2)
+                    }
+                }
             }
             Err(error @ LoadError::Config(_)) => {
-                eprint!("{error}");
+                complain(&error.to_string());
                 ExitCode::from(1)
             }
-            Err(error) => {
-                eprintln!("error: {error}");
+            Err(LoadError::Data(refused)) => {
+                for refused in refused {
+                    complain(&format!("error: {refused}\n"));
+                }
                 ExitCode::from(1)
             }
         }

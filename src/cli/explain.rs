@@ -3,14 +3,14 @@
 //! Offline it loads the configuration and assumes every region healthy except those of `--down`; with `--live` it asks the running
 //! process. Both print the same value.
 
-use std::io::{self, BufRead, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{ConfigFile, live};
+use crate::cli::{ConfigFile, complain, live, print};
 use crate::geo::Canonical;
 use crate::load::Loader;
 use crate::steering::explain::{ExplainedPlace, Explanation, Question, service_for};
@@ -60,7 +60,7 @@ impl Explain {
             (_, live) => self.one(live),
         };
         outcome.unwrap_or_else(|message| {
-            eprintln!("{}", message.trim_end());
+            complain(&format!("{}\n", message.trim_end()));
             ExitCode::from(2)
         })
     }
@@ -83,9 +83,9 @@ impl Explain {
         };
         if self.json {
             let text = serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())?;
-            println!("{text}");
+            print(&format!("{text}\n"))?;
         } else {
-            print!("{answer}");
+            print(&answer.to_string())?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -108,19 +108,26 @@ impl Explain {
         F: FnMut(&Question, &mut dyn Write) -> io::Result<()>,
     {
         let mut answer = answerer?;
-        let mut input = io::stdin().lock();
+        let mut input = BufReader::with_capacity(1 << 16, io::stdin().lock());
         let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
         let mut question = self.question(IpAddr::from([0, 0, 0, 0]));
-        let mut line = String::new();
+        let mut line = Vec::new();
         let mut bad = 0u64;
         let outcome = loop {
+            // Before it may have to wait for more: who asks may wait for the answers.
+            if !input.buffer().contains(&b'\n')
+                && let Err(error) = out.flush()
+            {
+                break Err(error);
+            }
             line.clear();
-            match input.read_line(&mut line) {
+            match input.read_until(b'\n', &mut line) {
                 Ok(0) => break out.flush(),
                 Ok(_) => {}
                 Err(error) => break Err(error),
             }
-            let text = line.trim();
+            let text = String::from_utf8_lossy(&line);
+            let text = text.trim_start_matches('\u{feff}').trim();
             if text.is_empty() {
                 continue;
             }
@@ -143,7 +150,7 @@ impl Explain {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
             Err(error) => Err(format!("error: {error}")),
             Ok(()) if bad > 0 => {
-                eprintln!("error: {bad} lines were no addresses");
+                complain(&format!("error: {bad} lines were no addresses\n"));
                 Ok(ExitCode::from(1))
             }
             Ok(()) => Ok(ExitCode::SUCCESS),

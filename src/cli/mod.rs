@@ -7,6 +7,7 @@ mod check;
 mod explain;
 mod live;
 
+use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,4 +68,18 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Origin(Origin { name, listen, anywhere }) => origin::main(&name, listen, anywhere),
     }
+}
+
+/// Writes `text` to standard output. Whoever closed its other end had enough: that is no error.
+fn print(text: &str) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("error: standard output: {error}")),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `text` to standard error; where that cannot be written, nobody can be told.
+fn complain(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }

@@ -5,6 +5,7 @@
 //! sub-tables). Includes go one level deep: only the root file may include, which keeps the order of files plain to see.
 
 use std::io::{Error, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -131,12 +132,16 @@ pub(crate) fn beside(file: &Path, path: &Path) -> PathBuf {
 
 fn patterns(include: &Entry, scribe: &Scribe) -> Vec<(String, Place)> {
     const HINT: &str = "write `include = [\"conf.d/*.toml\"]`";
+    if let Value::Unknown = include.node.value {
+        return Vec::new();
+    }
     let Value::Array { items, tables: false } = &include.node.value else {
         scribe.error(include.node.place, "`include` must be a list of files or patterns").hint(HINT);
         return Vec::new();
     };
     let pattern = |item: &Node| match &item.value {
         Value::Text { value, .. } if !value.is_empty() => Some((value.clone(), item.place)),
+        Value::Unknown => None,
         _ => {
             scribe.error(item.place, "`include` must be a list of files or patterns, each in quotes").hint(HINT);
             None
@@ -195,15 +200,21 @@ fn parse(file: usize, env: &dyn Fn(&str) -> Option<String>, scribe: &mut Scribe)
         scribe.add(&path, text);
     }
     let source = &scribe.sources[file];
-    let (table, broken) = {
+    let (table, broken, unclosed) = {
         let (table, errors) = DeTable::parse_recoverable(&source.text);
         let place = |error: &toml::de::Error| error.span().unwrap_or(0..0);
         let mut broken: Vec<_> = errors.iter().map(|error| (place(error), error.message().to_owned())).collect();
         broken.sort_by_key(|(span, _)| span.start);
         // The parser finds several faults in one slip: the first on a line says it.
         broken.dedup_by_key(|(span, _)| source.line_of(span.start));
-        (Grower { file, env, scribe }.table(table.get_ref()), broken)
+        let unclosed = cut_at_unclosed_list(source, &mut broken);
+        (Grower { file, env, scribe }.table(table.get_ref()), broken, unclosed)
     };
+    if let Some(place) = unclosed {
+        let source = &scribe.sources[file];
+        scribe.blur(file, source.line_of(place.start)..source.line_count());
+        scribe.syntax(Place { file, start: place.start, end: place.end }, "this list is not closed, expected `]`");
+    }
     for (span, _) in &broken {
         scribe.blur(file, blur(&scribe.sources[file], span.start));
     }
@@ -213,8 +224,36 @@ fn parse(file: usize, env: &dyn Fn(&str) -> Option<String>, scribe: &mut Scribe)
     table
 }
 
+const NO_COMMA: &str = "missing comma between array elements";
+
+/// Where a list begins that runs on into the entries after it. The parser takes all of them for items without commas, to the end of
+/// the file: what it says of them is taken out.
+fn cut_at_unclosed_list(source: &Source, broken: &mut Vec<(Range<usize>, String)>) -> Option<Range<usize>> {
+    let line = |at: usize| source.line(source.line_of(at));
+    let cut = broken.iter().position(|(span, message)| {
+        let (start, text) = line(span.start);
+        let before = text.get(..span.start - start);
+        message.starts_with(NO_COMMA) && before.is_some_and(|before| before.trim().is_empty()) && begins_entry(text)
+    })?;
+    let (start, text) = (0..source.line_of(broken[cut].0.start))
+        .rev()
+        .map(|number| source.line(number))
+        .find(|(_, text)| begins_entry(text) && text.contains('='))?;
+    let at = text.find('=').and_then(|equals| Some(equals + text[equals..].find('[')?))?;
+    broken.truncate(cut);
+    Some(start + at..start + at + 1)
+}
+
+/// Whether a line begins with a header or a bare key, as no item of a list does.
+fn begins_entry(line: &str) -> bool {
+    let line = line.trim_start();
+    let key = line.split_once('=').map_or("", |(key, _)| key.trim_end());
+    let is_bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    line.starts_with('[') || !key.is_empty() && key.bytes().all(is_bare)
+}
+
 /// Which lines a syntax error makes unreliable: its own, and under a broken header all that was meant to be under it.
-fn blur(source: &Source, at: usize) -> std::ops::Range<usize> {
+fn blur(source: &Source, at: usize) -> Range<usize> {
     let is_header = |line: usize| source.line(line).1.trim_start().starts_with('[');
     let first = source.line_of(at);
     let mut end = first + 1;
@@ -226,12 +265,17 @@ fn blur(source: &Source, at: usize) -> std::ops::Range<usize> {
     first..end
 }
 
-fn syntax_error(file: usize, span: std::ops::Range<usize>, message: &str, scribe: &Scribe) {
+fn syntax_error(file: usize, span: Range<usize>, message: &str, scribe: &Scribe) {
     let place = Place { file, start: span.start, end: span.end };
     let source = &scribe.sources[file];
     if message.starts_with("string values must be quoted") {
+        let written = source.text.get(span.clone()).unwrap_or_default();
+        let numbers: Vec<&str> = written.split_whitespace().collect();
         if span.is_empty() {
             scribe.syntax(place, "a value is missing here");
+        } else if numbers.len() > 1 && numbers.iter().all(|number| number.parse::<f64>().is_ok()) {
+            let hint = format!("write `{}`", numbers.join(", "));
+            scribe.syntax(place, "a comma is missing between these numbers").hint(hint);
         } else {
             let hint = format!("write `\"{}\"`", scribe.written(place));
             scribe.syntax(place, "a text must be in quotes").hint(hint);

@@ -12,7 +12,7 @@ use crate::geo::{Atlas, Canonical, Place, PlaceId, Source};
 use crate::steering::decision::{Step, Take};
 use crate::steering::fleet::Fleet;
 use crate::steering::ids::{RegionSet, ServiceId};
-use crate::steering::route::NoRoute;
+use crate::steering::route::{NoRoute, normalise};
 use crate::steering::snapshot::Snapshot;
 use crate::steering::walk::{Avoid, Query};
 
@@ -21,7 +21,7 @@ use crate::steering::walk::{Avoid, Query};
 pub struct Question {
     /// The client, as given.
     pub client: IpAddr,
-    /// Host; `None`: the first service is meant.
+    /// Host; `None`: see [`service_for`].
     pub host: Option<String>,
     /// Path of the request target.
     pub path: String,
@@ -103,14 +103,15 @@ pub struct ExplainedStep {
     pub reason: String,
 }
 
-/// The service a question is for; without a host, the first one that has the path on any host.
+/// The service a question is for. Without a host, the services for every host are asked; the first service of all is meant where there
+/// are none of these, or none with `/`, which is also what a question without a path asks for.
 pub fn service_for(fleet: &Fleet, host: Option<&str>, path: &str) -> Result<ServiceId, NoRoute> {
-    match host {
-        Some(host) => fleet.router.route(host, path),
-        None => fleet.router.route("", path).or(match fleet.services.is_empty() {
-            true => Err(NoRoute::Host),
-            false => Ok(ServiceId(0)),
-        }),
+    let found = fleet.router.route(host.unwrap_or_default(), path);
+    match (found, host) {
+        (Err(NoRoute::Host), None) if normalise(path).is_none() => Err(NoRoute::BadPath),
+        (Err(NoRoute::Host), None) if !fleet.services.is_empty() => Ok(ServiceId(0)),
+        (Err(NoRoute::Path), None) if path == "/" => Ok(ServiceId(0)),
+        _ => found,
     }
 }
 

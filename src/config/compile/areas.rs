@@ -7,6 +7,7 @@ use crate::config::names;
 use crate::config::reader::{Section, Text, cut};
 use crate::config::scribe::Place;
 use crate::geo::Area;
+use crate::geo::tables::continent_of;
 use crate::steering::fleet::{Pin, Residency};
 use crate::steering::ids::{RegionId, RegionSet};
 
@@ -51,7 +52,10 @@ impl Own<'_, '_> {
 
 fn area(section: &Section<'_>, text: Text<'_>) -> Option<Area> {
     match text.value.parse() {
-        Ok(area) => Some(area),
+        Ok(area) => {
+            warn_unused_country(section, area, text);
+            Some(area)
+        }
         Err(_) if text.secret => {
             let expected = "an area such as `continent:EU`, `country:FR` or `subdivision:US-CA`";
             section.refused(text, "this", &names::Refused { expected, hint: None });
@@ -61,6 +65,24 @@ fn area(section: &Section<'_>, text: Text<'_>) -> Option<Area> {
             section.scribe.error(text.place, cut(&why));
             None
         }
+    }
+}
+
+/// Databases may use codes of their own, so a code that is not in use is only probably a mistake.
+fn warn_unused_country(section: &Section<'_>, area: Area, text: Text<'_>) {
+    let country = match area {
+        Area::Country(country) | Area::Subdivision(country, _) => country,
+        Area::Continent(_) => return,
+    };
+    if continent_of(country).is_none() && !text.secret {
+        let hint = match country.as_str() {
+            "UK" => "the code of the United Kingdom is `GB`",
+            _ => "codes are those of ISO 3166-1",
+        };
+        section
+            .scribe
+            .warning(text.place, format!("no country has the code `{country}`: this matches nobody"))
+            .hint(hint);
     }
 }
 

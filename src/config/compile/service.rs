@@ -7,6 +7,7 @@ use crate::config::compile::areas::{self, Own};
 use crate::config::compile::pools::{self, Draft};
 use crate::config::compile::region::Regions;
 use crate::config::compile::{Context, health};
+use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
@@ -259,7 +260,12 @@ fn all_of(
         }
     }
     super::refuse_twice(&list, what, section.scribe);
-    (list.len() == section.items(key).len()).then_some(list)
+    // Not a list: it was said when the texts were read.
+    let written = section.node(key).map(|node| match &node.value {
+        Value::Array { items, .. } => Some(items.len()),
+        _ => None,
+    });
+    (written.unwrap_or(Some(0)) == Some(list.len())).then_some(list)
 }
 
 fn host(section: &Section<'_>) -> HostRule {
