@@ -1,5 +1,6 @@
 //! `[pop]`, `[client_ip]` and `[limits]`: what a request meets before and after the decision.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::compile::Context;
@@ -53,6 +54,12 @@ fn trusted(section: &Section<'_>) -> Vec<Prefix> {
                     .hint("list the networks of your own load balancers");
                 list.push(prefix);
             }
+            Ok(prefix) if is_mapped(prefix) => {
+                section
+                    .scribe
+                    .error(text.place, "this network can never match: such peers are known by the IPv4 address inside")
+                    .hint("write the IPv4 network");
+            }
             Ok(prefix) => list.push(prefix),
             Err(_) if text.secret => {
                 let expected = "a network such as `192.0.2.0/24` or `2001:db8::/32`";
@@ -64,6 +71,11 @@ fn trusted(section: &Section<'_>) -> Vec<Prefix> {
         }
     }
     list
+}
+
+/// Whether all of a network is IPv4-mapped (`::ffff:0:0/96`), which peers' addresses never are when they are compared.
+fn is_mapped(prefix: Prefix) -> bool {
+    matches!(prefix.first(), IpAddr::V6(first) if prefix.prefix_len() >= 96 && first.to_ipv4_mapped().is_some())
 }
 
 fn limits(section: Section<'_>) -> Limits {
