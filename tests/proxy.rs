@@ -160,7 +160,10 @@ async fn a_refused_connection_fails_over_whatever_the_method() {
     assert_eq!((&line["attempts"], &line["reason"]), (&2.into(), &"failover".into()), "{line}");
 
     let proxy = Proxy::start(&config("", "", &[("dead", dead)]), &[]).await;
-    assert_eq!(status(&raw(proxy.address, GET).await), 502);
+    // The connection does not outlive a failed attempt, and a client that would keep it is told so.
+    let answer = raw(proxy.address, b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+    assert_eq!(status(&answer), 502);
+    assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{answer}");
     assert_eq!(proxy.lines(1).await[0]["outcome"], "connect_failed");
 }
 

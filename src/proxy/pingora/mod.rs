@@ -294,6 +294,8 @@ impl ProxyHttp for Hooks {
     async fn fail_to_proxy(&self, session: &mut Session, _error: &Error, carried: &mut Carried) -> FailToProxy {
         let outcome = carried.exchange.as_ref().map_or(Outcome::Internal, Exchange::outcome);
         let outcome = if outcome == Outcome::Answered { Outcome::Internal } else { outcome };
+        // Pingora closes after a failed attempt, whatever is said here: the client must not be told otherwise.
+        session.set_keepalive(None);
         // A client that does not take the answer is gone; the log says what the answer was.
         let _ = answer(session, outcome).await;
         FailToProxy { error_code: outcome.status(), can_reuse_downstream: false }
