@@ -386,9 +386,12 @@ fn cause(error: &Error, session: &Session, carried: &Carried, reused: bool) -> C
     if let Some(outcome) = carried.exchange.as_ref().and_then(Exchange::refusal) {
         return Cause::Final(outcome);
     }
+    if carried.upgraded {
+        // A tunnel has no other end than one side's leaving, or a silence of both; which of them pingora hears of first is chance.
+        return Cause::Final(Outcome::Answered);
+    }
     if carried.alarm.as_ref().is_some_and(|alarm| alarm.rang()) {
-        // In a tunnel it says that both sides were silent long enough, which is how tunnels may end.
-        return if carried.upgraded { Cause::Final(Outcome::Answered) } else { Cause::Upstream(Failure::Silent) };
+        return Cause::Upstream(Failure::Silent);
     }
     let broken = matches!(error.etype(), ConnectionClosed | ReadError | WriteError | WriteTimedout);
     match (error.esource(), error.etype()) {
