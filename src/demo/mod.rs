@@ -4,6 +4,7 @@
 mod play;
 mod stage;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -38,7 +39,7 @@ impl Demo {
 
     fn stay(self) -> Result<ExitCode, String> {
         let stage = Stage::build(&["us-east", "us-west", "eu-west"], self.listen, self.admin, Stage::UNHURRIED)?;
-        println!("{}", self.guide(&stage));
+        say(&self.guide(&stage));
         Ok(server::run(&stage.config()))
     }
 
@@ -61,4 +62,9 @@ impl Demo {
              Edit {config} while it runs: it is read again at once. Ctrl-C ends all of it."
         )
     }
+}
+
+/// A line on standard output. That nobody reads it is no reason to stop.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

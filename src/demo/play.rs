@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use crate::demo::say;
 use crate::demo::stage::Stage;
 use crate::geo::Canonical;
 use crate::load::Loader;
@@ -113,8 +114,10 @@ async fn play(stage: &mut Stage, listen: SocketAddr, admin: SocketAddr, clients:
     for n in 0..CONNECTIONS {
         tokio::spawn(traffic(n, listen, Arc::clone(&clients), Arc::clone(&tally)));
     }
-    println!("clients: {CLIENTS} addresses, 70 % nearest to us-east, 30 % nearest to us-west; steering: nearest\n");
-    println!("  time   requests   us-east   us-west   failed   slowest");
+    say(&format!(
+        "clients: {CLIENTS} addresses, 70 % nearest to us-east, 30 % nearest to us-west; steering: nearest\n"
+    ));
+    say("  time   requests   us-east   us-west   failed   slowest");
     let start = Instant::now();
     let mut failed = 0;
     let (mut killed, mut returned) = (false, false);
@@ -135,12 +138,12 @@ async fn play(stage: &mut Stage, listen: SocketAddr, admin: SocketAddr, clients:
             note = "   <- us-east is started again: probes, hold 2 s, ramp 5 s".to_owned();
         }
         if !note.is_empty() {
-            println!("{note}");
+            say(&note);
         }
         rows.tick().await;
         failed += row(start.elapsed(), &tally);
     }
-    println!("\nfailed requests: {failed}");
+    say(&format!("\nfailed requests: {failed}"));
     Ok(failed)
 }
 
@@ -152,7 +155,7 @@ fn row(elapsed: Duration, tally: &Mutex<Tally>) -> u64 {
         let part = tally.by_region.get(name).copied().unwrap_or(0);
         format!("{:.1} %", part as f64 * 100.0 / total.max(1) as f64)
     };
-    println!(
+    say(&format!(
         "{:>5.1}s   {:>8}   {:>7}   {:>7}   {:>6}   {:>4} ms",
         elapsed.as_secs_f64(),
         total,
@@ -160,7 +163,7 @@ fn row(elapsed: Duration, tally: &Mutex<Tally>) -> u64 {
         share("us-west"),
         tally.failed,
         tally.slowest.as_millis(),
-    );
+    ));
     tally.failed
 }
 
