@@ -388,6 +388,56 @@ async fn large_bodies_pass_both_ways() {
 }
 
 #[tokio::test]
+async fn a_slow_upload_is_not_taken_for_a_silent_upstream() {
+    let only = origin("only").await;
+    let service = "[services.web.timeouts]\nfirst_byte = \"100ms\"\nrequest = \"600s\"\n";
+    let proxy = Proxy::start(&config("", service, &[("only", only)]), &[]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    let head = b"PUT / HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 4\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    for _ in 0..4 {
+        // Together far longer than an upstream may be silent.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.write_all(b"x").await.unwrap();
+    }
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(status(&answer), 200, "{answer}");
+    assert_eq!(proxy.lines(1).await[0]["attempts"], 1);
+
+    // Once it is complete, the upstream's time runs; and a client that stalls is told so, not that an upstream was slow.
+    let (mute, script) = silent().await;
+    let service = "[services.web.timeouts]\nfirst_byte = \"100ms\"\nrequest = \"1s\"\n";
+    let proxy = Proxy::start(&config("", service, &[("mute", mute)]), &[]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nh").await.unwrap();
+    until("the head arrived", || script.count() == 1).await;
+    stream.write_all(b"i").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(status(&answer), 504, "{answer}");
+    assert_eq!(status(&raw(proxy.address, &POST[..POST.len() - 1]).await), 408);
+    let lines = proxy.lines(2).await;
+    let outcomes = [&lines[0]["outcome"], &lines[1]["outcome"]];
+    assert_eq!(outcomes, ["first_byte_timeout", "request_timeout"]);
+}
+
+#[tokio::test]
+async fn a_protocol_that_nobody_asked_for_is_no_answer() {
+    let (bad, _) = answering("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n").await;
+    let alive = origin("alive").await;
+    let proxy = Proxy::start(&config("", "", &[("bad", bad), ("alive", alive)]), &[]).await;
+    assert_eq!(status(&raw(proxy.address, POST).await), 502);
+    let answer = raw(proxy.address, GET).await;
+    assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
+    // Asked for, but not passed on: only WebSockets are.
+    let h2c = b"POST / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(status(&raw(proxy.address, h2c).await), 502);
+    let lines = proxy.lines(3).await;
+    assert_eq!((&lines[0]["outcome"], &lines[2]["outcome"]), (&"bad_answer".into(), &"bad_answer".into()), "{lines:?}");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_frees_its_place() {
     let (mute, _) = silent().await;
     let proxy = Proxy::start(&config("", "", &[("mute", mute)]), &[]).await;

@@ -254,9 +254,13 @@ impl Exchange {
         self.websocket
     }
 
-    /// How long the attempt being made may wait for its answer; nothing when none is.
-    pub fn first_byte(&self) -> Duration {
-        self.current.map_or(Duration::ZERO, |(attempt, _)| attempt.first_byte)
+    /// When the attempt being made is given up unless its answer has begun. Its share runs from the end of the request: while a
+    /// body is still on its way, silence is no fault of the upstream, and only the request's deadline counts.
+    pub fn answer_due(&self, complete: bool, now: Instant) -> Instant {
+        match self.current {
+            Some((attempt, _)) if complete => self.deadline.min(now + attempt.first_byte),
+            _ => self.deadline,
+        }
     }
 
     /// Begins the next attempt. The endpoint counts it as in flight until the next one or the end.

@@ -160,13 +160,13 @@ impl ProxyHttp for Hooks {
         let now = Instant::now();
         let exchange = carried.exchange()?;
         exchange.connected(now);
-        let wait = exchange.first_byte();
         let complete = session.is_body_done();
+        let due = exchange.answer_due(complete, now);
         // What is not complete yet may not be sent twice in the end.
         let replayable = complete && !session.as_ref().retry_buffer_truncated();
         let vigil = exchange.vigil().filter(|_| replayable);
         carried.alarm(|alarm| {
-            alarm.set(now + wait);
+            alarm.set(due);
             alarm.set_complete(complete);
             alarm.look_after(vigil, now);
         });
@@ -197,7 +197,8 @@ impl ProxyHttp for Hooks {
             return Ok(());
         }
         if end {
-            carried.alarm(|alarm| alarm.set_complete(true));
+            let due = carried.exchange()?.answer_due(true, Instant::now());
+            carried.alarm(|alarm| alarm.set_due_at_end(due));
         }
         let exchange = carried.exchange()?;
         if exchange.service().is_some_and(|service| session.body_bytes_read() as u64 > service.max_body) {
@@ -215,6 +216,10 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let replayable = !session.as_ref().retry_buffer_truncated();
         let status = response.status.as_u16();
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && !carried.exchange()?.websocket() {
+            // The client would take what follows for an answer, or for whatever the upstream likes.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a protocol that nobody asked for").into_up());
+        }
         if carried.exchange()?.response_head(status, replayable, Instant::now()) {
             carried.discarded = true;
             let mut error = Error::explain(ErrorType::HTTPStatus(status), "the answer is taken elsewhere");
@@ -390,8 +395,10 @@ fn cause(error: &Error, session: &Session, carried: &Carried, reused: bool) -> C
         // A tunnel has no other end than one side's leaving, or a silence of both; which of them pingora hears of first is chance.
         return Cause::Final(Outcome::Answered);
     }
-    if carried.alarm.as_ref().is_some_and(|alarm| alarm.rang()) {
-        return Cause::Upstream(Failure::Silent);
+    if let Some(alarm) = carried.alarm.as_ref().filter(|alarm| alarm.rang()) {
+        // Until the request is complete, nobody but the client was waited for.
+        let complete = alarm.is_complete();
+        return if complete { Cause::Upstream(Failure::Silent) } else { Cause::Final(Outcome::RequestTimeout) };
     }
     let broken = matches!(error.etype(), ConnectionClosed | ReadError | WriteError | WriteTimedout);
     match (error.esource(), error.etype()) {

@@ -74,6 +74,19 @@ impl Alarm {
         (at.saturating_duration_since(self.base).as_micros() as u64).max(1)
     }
 
+    /// The request is complete: from here on it rings at `at`, unless the answer has begun already.
+    pub(super) fn set_due_at_end(&self, at: Instant) {
+        if self.at.load(Relaxed) != 0 {
+            self.at.store(self.micros(at), Relaxed);
+            self.set_complete(true);
+        }
+    }
+
+    /// Whether it was said that the request is complete.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Relaxed)
+    }
+
     /// Says whether the request is complete.
     pub(super) fn set_complete(&self, complete: bool) {
         self.complete.store(complete, Relaxed);
