@@ -19,6 +19,7 @@ use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::Service;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -55,11 +56,16 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     // The log's level is in the configuration, so what loading has to say waits for it.
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
     log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
+    raise_descriptor_limit();
     let loaded = loader.load(path).map_err(|error| error.to_string())?;
     if !loaded.config.warnings.is_empty() {
         tracing::warn!("warnings of the configuration\n{}", loaded.config.warnings.to_string().trim_end());
     }
     let boot = loaded.config.boot;
+    let (files, connections) = (getrlimit(Resource::Nofile).current, loaded.config.edge.limits.connections as u64);
+    if files.is_some_and(|files| files < connections * 2) {
+        tracing::warn!(limit = files, connections, "fewer open files than two for each of [limits] connections");
+    }
 
     let metrics = Metrics::new();
     metrics.loaded(SystemTime::now());
@@ -129,6 +135,16 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     // What is queued of the access log is written now.
     drop(access_guard);
     Ok(ExitCode::from(u8::from(exit.load(Ordering::Acquire))))
+}
+
+/// Raises the soft limit of descriptors to the hard one: a request takes two, and shells set it low for programs of another kind.
+fn raise_descriptor_limit() {
+    let now = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: now.maximum, maximum: now.maximum };
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => tracing::debug!(from = now.current, to = now.maximum, "limit of open files raised"),
+        Err(error) => tracing::warn!(%error, limit = now.current, "the limit of open files cannot be raised"),
+    }
 }
 
 /// Joins the listening service to the mover of bytes.

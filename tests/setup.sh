@@ -22,6 +22,19 @@ if [ -n "$missing" ]; then
     fi
 fi
 
+# Debian's own cargo is often older.
+oldest=88
+if command -v cargo >/dev/null 2>&1; then
+    minor=$(cargo --version | sed -E 's/^cargo 1\.([0-9]+).*/\1/')
+    case "$minor" in
+        *[!0-9]*) ;;
+        *) if [ "$minor" -lt "$oldest" ]; then
+            echo "cargo 1.$minor is too old: meridian needs Rust 1.$oldest or later; install it with rustup" >&2
+            exit 1
+        fi ;;
+    esac
+fi
+
 if ! command -v cargo >/dev/null 2>&1; then
     echo "missing: Rust (cargo) 1.88 or later; install it with rustup, https://rustup.rs" >&2
     exit 1

@@ -42,12 +42,15 @@ pub(super) struct Explain {
     /// Ask the running process instead of assuming health
     #[arg(long)]
     live: bool,
+    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
+    #[arg(long, value_name = "SOCKET|ADDRESS", requires = "live")]
+    admin: Option<String>,
 }
 
 impl Explain {
     pub(super) fn run(self) -> ExitCode {
         let outcome = match (self.ip.as_str(), self.live) {
-            ("-", true) => self.each(live::Asker::new(&self.file.config).map(|mut asker| {
+            ("-", true) => self.each(live::Asker::new(&self.file.config, self.admin.as_deref()).map(|mut asker| {
                 move |question: &Question, out: &mut dyn Write| {
                     let answer = asker.ask(question).map_err(io::Error::other)?;
                     write_line(out, &Line::from(&answer))
@@ -73,7 +76,7 @@ impl Explain {
         let client = parse(&self.ip)?;
         let question = self.question(client);
         let answer = if live {
-            live::Asker::new(&self.file.config)?.ask(&question)?
+            live::Asker::new(&self.file.config, self.admin.as_deref())?.ask(&question)?
         } else {
             let basis = match self.down.as_slice() {
                 [] => "offline; every region is assumed healthy".to_owned(),

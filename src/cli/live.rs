@@ -1,6 +1,7 @@
 //! Questions to the running process, over its admin socket or address.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
@@ -10,6 +11,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::config::Config;
 use crate::load::Loader;
 use crate::steering::explain::{Explanation, Question};
 
@@ -20,30 +22,30 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Connects to the process that runs `config`: its admin socket first, then its admin address.
-    pub(super) fn new(config: &Path) -> Result<Asker, String> {
-        let boot = Loader::default().config(config).map_err(|error| error.to_string())?.boot;
+    /// Connects to the process that runs `config`: its admin socket first, then its admin address; or to `admin`.
+    pub(super) fn new(config: &Path, admin: Option<&str>) -> Result<Asker, String> {
+        let (socket, address, doubt) = doors(config, admin)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| format!("error: no runtime: {error}"))?;
         let mut tried = Vec::new();
-        if let Some(path) = boot.admin_socket {
+        if let Some(path) = socket {
             match runtime.block_on(UnixStream::connect(&path)) {
                 Ok(stream) => return Asker::over(runtime, stream),
                 Err(error) => tried.push(format!("{}: {error}", path.display())),
             }
         }
-        if let Some(address) = boot.admin {
+        if let Some(address) = address {
             match runtime.block_on(TcpStream::connect(address)) {
                 Ok(stream) => return Asker::over(runtime, stream),
                 Err(error) => tried.push(format!("{address}: {error}")),
             }
         }
-        if tried.is_empty() {
-            return Err("error: the configuration has neither an admin socket nor an admin address".to_owned());
-        }
-        Err(format!("error: the running process cannot be reached ({}); is meridian running?", tried.join("; ")))
+        Err(format!(
+            "{doubt}error: the running process cannot be reached ({}); is meridian running? --admin says where",
+            tried.join("; ")
+        ))
     }
 
     fn over<S>(runtime: tokio::runtime::Runtime, stream: S) -> Result<Asker, String>
@@ -89,4 +91,26 @@ impl Asker {
             }
         })
     }
+}
+
+/// The admin socket of the systemd unit, whose `$RUNTIME_DIRECTORY` an operator's shell does not have.
+const UNIT_SOCKET: &str = "/run/meridian/admin.sock";
+
+type Doors = (Option<PathBuf>, Option<SocketAddr>, String);
+
+/// Socket and address to try, and what is wrong with the configuration, if it cannot say: a broken edit on disk is no reason not to ask the
+/// process that still runs the last good one.
+fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
+    if let Some(admin) = admin {
+        return match admin.parse() {
+            Ok(address) => Ok((None, Some(address), String::new())),
+            Err(_) if admin.contains('/') => Ok((Some(admin.into()), None, String::new())),
+            Err(_) => Err(format!("error: `{admin}` is neither a socket's path nor an address with a port")),
+        };
+    }
+    let unit = || Some(PathBuf::from(UNIT_SOCKET));
+    Ok(match Loader::default().config(config) {
+        Ok(Config { boot, .. }) => (boot.admin_socket.or_else(unit), boot.admin, String::new()),
+        Err(error) => (unit(), Some(SocketAddr::from(([127, 0, 0, 1], 9180))), error.to_string()),
+    })
 }

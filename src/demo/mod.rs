@@ -38,6 +38,12 @@ impl Demo {
     }
 
     fn stay(self) -> Result<ExitCode, String> {
+        // Before the guide is printed, not after it.
+        for address in [self.listen, self.admin] {
+            std::net::TcpListener::bind(address).map_err(|error| {
+                format!("{address}: {error}; choose others with --listen 127.0.0.1:8081 --admin 127.0.0.1:9181")
+            })?;
+        }
         let stage = Stage::build(&["us-east", "us-west", "eu-west"], self.listen, self.admin, Stage::UNHURRIED)?;
         say(&self.guide(&stage));
         Ok(server::run(&stage.config()))
@@ -51,14 +57,16 @@ impl Demo {
         for origin in stage.origins() {
             text += &format!("  {:<8}  origin process {:>6} at {}\n", origin.name, origin.id(), origin.address);
         }
-        let east = stage.origins().first().map_or(0, |origin| origin.id());
+        let east = stage.origins().first();
+        let (id, at) = (east.map_or(0, |o| o.id()), east.map_or(self.listen, |o| o.address));
         text + &format!(
             "  admin     http://{admin}/metrics  /healthz  /readyz  /api/status  /api/explain?ip=…\n\n\
              Try in another terminal:\n\
              \x20 curl -H 'X-Forwarded-For: 81.2.69.142' http://{listen}/      # London: eu-west\n\
              \x20 curl -H 'X-Forwarded-For: 128.101.101.101' http://{listen}/  # Minneapolis: a region in the US\n\
              \x20 target/debug/meridian explain --live --config {config} --ip 81.2.69.142\n\
-             \x20 kill {east}   # us-east goes down; its clients are elsewhere at once (see /api/status)\n\n\
+             \x20 kill {id}   # us-east goes down; its clients are elsewhere at once (see /api/status)\n\
+             \x20 target/debug/meridian origin us-east --listen {at}   # and comes back: 10 s of hold, 20 s of ramp\n\n\
              Edit {config} while it runs: it is read again at once. Ctrl-C ends all of it."
         )
     }
