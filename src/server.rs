@@ -55,7 +55,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     let mut loader = Loader::default();
     // The log's level is in the configuration, so what loading has to say waits for it.
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
-    log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
+    let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
     let loaded = loader.load(path).map_err(|error| error.to_string())?;
     if !loaded.config.warnings.is_empty() {

@@ -148,7 +148,7 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!((config.boot.admin_socket, config.boot.state_dir), (None, None));
     assert_eq!((config.boot.threads, config.boot.drain_timeout), (0, Duration::from_secs(60)));
     assert_eq!((config.boot.log_level.as_str(), config.boot.access_log), ("info", AccessLog::Stdout));
-    assert_eq!((config.edge.pop.as_str(), config.edge.forwarding), ("test-host", Forwarding::XForwardedFor));
+    assert_eq!((config.edge.via.as_str(), config.edge.forwarding), ("meridian-test-host", Forwarding::XForwardedFor));
     let limits = &config.edge.limits;
     assert_eq!((limits.header_bytes, limits.headers, limits.uri), (32 << 10, 100, 8 << 10));
     assert_eq!((limits.requests, limits.connections, limits.underscores), (0, 20_000, Underscores::Drop));

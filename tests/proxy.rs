@@ -84,6 +84,18 @@ async fn a_trusted_peer_is_believed_and_continued() {
 }
 
 #[tokio::test]
+async fn a_new_name_of_the_pop_is_in_via_without_a_restart() {
+    let only = origin("only").await;
+    let text = config("[pop]\nname = \"one\"", "", &[("only", only)]);
+    let (proxy, sender) = Proxy::live(&text).await;
+    assert_eq!(request(proxy.address, "GET", "/", &[]).await.unwrap().headers["via"], "1.1 meridian-one");
+    let new = common::world::compile(&text.replace("\"one\"", "\"two\""));
+    let atlas = std::sync::Arc::new(meridian::geo::AtlasBuilder::new().build());
+    sender.publish(meridian::steering::View::compile(new.fleet, atlas, None), new.edge).await;
+    assert_eq!(request(proxy.address, "GET", "/", &[]).await.unwrap().headers["via"], "1.1 meridian-two");
+}
+
+#[tokio::test]
 async fn requests_that_break_a_rule_are_refused() {
     let only = origin("only").await;
     let more = "[pop]\nname = \"lab\"\n[limits]\nuri = \"1KiB\"\nheaders = 20\nheader_bytes = \"2KiB\"";
@@ -444,9 +456,15 @@ async fn a_client_that_leaves_frees_its_place() {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(GET).await.unwrap();
     until("the request is under way", || proxy.in_flight() == 1).await;
+    let counted = |count: u32| {
+        let page = proxy.metrics.render(std::time::SystemTime::now());
+        page.contains(&format!("meridian_requests_in_flight{{service=\"web\"}} {count}\n"))
+    };
+    assert!(counted(1));
     drop(stream);
     let line = &proxy.lines(1).await[0];
     assert_eq!((&line["outcome"], &line["status"]), (&"client_gone".into(), &0.into()), "{line}");
+    assert!(counted(0));
 }
 
 #[tokio::test]

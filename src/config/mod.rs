@@ -159,8 +159,8 @@ pub enum AccessLog {
 /// What a request meets before and after the decision. Reloadable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edge {
-    /// `[pop] name`, as in `Via`.
-    pub pop: String,
+    /// Our name in `Via`: `meridian-` and `[pop] name`, which holds nothing that a token may not.
+    pub via: String,
     /// `[client_ip] trusted`.
     pub trusted: Vec<Prefix>,
     /// `[client_ip] header`.

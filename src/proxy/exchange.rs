@@ -24,7 +24,7 @@ use crate::steering::fleet::Service;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Query, ServiceId, Take, Walk};
-use crate::telemetry::{AccessLogger, AccessRecord};
+use crate::telemetry::{self, AccessLogger, AccessRecord};
 
 /// The most bytes of a host that the log keeps; of a target [`TARGET_BYTES`].
 const HOST_BYTES: usize = 255;
@@ -39,15 +39,12 @@ pub struct Shared {
     pub access: AccessLogger,
     /// Retry budgets.
     pub budgets: Budgets,
-    /// Our name in `Via`: fixed at start, as the PoP's name is.
-    pub via: String,
 }
 
 impl Shared {
     /// For a process whose clock stands at `now`.
     pub fn new(reader: Reader, access: AccessLogger, now: Instant) -> Shared {
-        let via = headers::pseudonym(&reader.load().edge.pop);
-        Shared { reader, access, budgets: Budgets::new(now), via }
+        Shared { reader, access, budgets: Budgets::new(now) }
     }
 }
 
@@ -116,6 +113,9 @@ pub struct Exchange {
     /// The attempt being made, and the moment it began.
     current: Option<(Attempt, Instant)>,
     planned: Option<Attempt>,
+    /// At the service, from the head to the end.
+    counted: Option<telemetry::InFlight>,
+    /// At the endpoint of the attempt being made.
     in_flight: Option<InFlight>,
     permits: Vec<Permit>,
     passed_on: bool,
@@ -187,6 +187,7 @@ impl Exchange {
             deadline: head.now,
             current: None,
             planned: None,
+            counted: None,
             in_flight: None,
             permits: Vec::new(),
             passed_on: false,
@@ -202,12 +203,14 @@ impl Exchange {
 
     /// From a head to a service, and to the first attempt.
     fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
-        headers::check(head.method, head.target, head.fields, &self.published.edge.limits, &self.shared.via)?;
+        let edge = &self.published.edge;
+        headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
         let host = headers::host(head.target, head.fields, head.version < http::Version::HTTP_11)?;
         let path = headers::path(head.method, head.target)?;
         self.record.host.push_str(host.get(..HOST_BYTES).unwrap_or(host));
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
+        self.counted = Some(self.published.handles.in_flight(id));
 
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
@@ -361,7 +364,7 @@ impl Exchange {
             client: self.client.as_ref(),
             host: &self.record.host,
             scheme: self.scheme,
-            via: &self.shared.via,
+            via: &self.published.edge.via,
             version: self.version,
             request_id: self.record.request_id,
             request_id_kept: self.request_id_kept,
@@ -373,12 +376,13 @@ impl Exchange {
 
     /// Our name in `Via`.
     pub fn via(&self) -> &str {
-        &self.shared.via
+        &self.published.edge.via
     }
 
     /// Ends the request: counts it and hands its line to the log. `status` is what was sent to the client, 0 for nothing.
     pub fn finish(mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
         self.in_flight = None;
+        self.counted = None;
         self.record.status = status;
         self.record.outcome = self.outcome.label();
         self.record.bytes_in = bytes_in;

@@ -195,14 +195,6 @@ pub fn request_id(client: Option<&Client>, fields: &impl Fields) -> Option<u128>
     (digits == 32).then_some(id)
 }
 
-/// The name that `Via` carries for this PoP: `meridian-` and the PoP's name, with what a token may not hold replaced.
-pub fn pseudonym(pop: &str) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
-    let mut name = String::from("meridian-");
-    name.extend(pop.chars().map(safe));
-    name
-}
-
 /// What the fields that we write say.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a> {
@@ -548,12 +540,6 @@ mod tests {
         }
         assert_eq!(path(&Method::OPTIONS, b"*"), Ok("/"));
         assert_eq!(host(b"/", &HeaderMap::new(), true), Ok(""));
-    }
-
-    #[test]
-    fn names_in_via_are_tokens() {
-        assert_eq!(pseudonym("fra1"), "meridian-fra1");
-        assert_eq!(pseudonym("a b,c\"ü"), "meridian-a-b-c--");
     }
 
     proptest! {

@@ -26,7 +26,7 @@ mod tests {
     /// The defaults of the configuration.
     pub(super) fn edge() -> Edge {
         Edge {
-            pop: "fra1".into(),
+            via: "meridian-fra1".into(),
             trusted: Vec::new(),
             forwarding: Forwarding::XForwardedFor,
             limits: Limits {

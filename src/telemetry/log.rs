@@ -1,12 +1,18 @@
 //! Set-up of the process log: compact lines on standard error, where journald, Docker and people look for them.
 //!
 //! What pingora and other crates say through the `log` crate goes the same way. A closed or full standard error costs lines, never
-//! the process: the subscriber's own complaints about it, which would panic, are off.
+//! the process: the subscriber's own complaints about it, which would panic, are off; and the writing is done by a thread of its own
+//! behind a bounded queue, because the one who logs most is the one who must never wait, the writer of the world.
 
-use std::io;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::Subscriber;
+use tracing_subscriber::fmt::{MakeWriter, Subscriber};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 /// Where to look when `[log] level` should be overruled without touching the configuration.
@@ -16,6 +22,12 @@ const OVERRULE: &str = "RUST_LOG";
 /// business; pingora tells of its own start and end in words of its own, and of each failed request, which the access log has.
 const QUIET: &str = "notify=error,pingora_core=warn,pingora_proxy=error";
 
+/// Lines that may wait. A broken configuration makes one long line; a lost data center, one for each endpoint.
+const QUEUE: usize = 4096;
+
+/// How long the end of the process waits for the last lines, in steps.
+const LAST_WORDS: (u32, Duration) = (100, Duration::from_millis(10));
+
 /// Why there is no process log.
 #[derive(Debug)]
 pub enum LogError {
@@ -23,6 +35,8 @@ pub enum LogError {
     Directive(String),
     /// Somebody else set up a log in this process before.
     Taken(TryInitError),
+    /// No thread to write it.
+    Thread(io::Error),
 }
 
 impl std::fmt::Display for LogError {
@@ -30,6 +44,7 @@ impl std::fmt::Display for LogError {
         match self {
             LogError::Directive(text) => f.write_str(text),
             LogError::Taken(error) => write!(f, "the process log is set up already: {error}"),
+            LogError::Thread(error) => write!(f, "the process log has no thread: {error}"),
         }
     }
 }
@@ -37,16 +52,89 @@ impl std::fmt::Display for LogError {
 impl std::error::Error for LogError {}
 
 /// Starts the process log at `level`, a `tracing` directive such as `info` or `info,meridian::probe=debug`; the environment's `RUST_LOG`
-/// wins when it is set. To be called once, before anything is logged.
-pub fn start(level: &str) -> Result<(), LogError> {
+/// wins when it is set. To be called once, before anything is logged. Lines are written until the guard is dropped.
+pub fn start(level: &str) -> Result<LogGuard, LogError> {
     let overruled = std::env::var(OVERRULE).ok().filter(|value| !value.is_empty());
     let (name, directive) = match &overruled {
         Some(value) => (OVERRULE, value.as_str()),
         None => ("[log] level", level),
     };
     let filter = filter(name, directive)?;
-    let builder = Subscriber::builder().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
-    builder.log_internal_errors(false).compact().finish().try_init().map_err(LogError::Taken)
+    let (lines, guard) = writer(io::stderr(), QUEUE).map_err(LogError::Thread)?;
+    let builder = Subscriber::builder().with_env_filter(filter).with_writer(lines).with_ansi(false);
+    builder.log_internal_errors(false).compact().finish().try_init().map_err(LogError::Taken)?;
+    Ok(guard)
+}
+
+/// Keeps the writer; when dropped, what is queued is still written, for at most a second.
+#[derive(Debug)]
+pub struct LogGuard {
+    queue: SyncSender<Option<Vec<u8>>>,
+    done: Receiver<()>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let (steps, step) = LAST_WORDS;
+        for _ in 0..steps {
+            match self.queue.try_send(None) {
+                Err(TrySendError::Full(_)) => thread::sleep(step),
+                // An error is what is waited for: the thread dropped its end.
+                _ => {
+                    let _ = self.done.recv_timeout(steps * step);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Where the subscriber writes: a line for each call.
+#[derive(Clone, Debug)]
+struct Lines {
+    queue: SyncSender<Option<Vec<u8>>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Some(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        self.clone()
+    }
+}
+
+/// Starts the thread that writes to `output`, behind a queue of `room` lines.
+fn writer(mut output: impl Write + Send + 'static, room: usize) -> io::Result<(Lines, LogGuard)> {
+    let (queue, lines) = sync_channel::<Option<Vec<u8>>>(room);
+    let (finished, done) = sync_channel(0);
+    let lost = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&lost);
+    thread::Builder::new().name("log".to_owned()).spawn(move || {
+        while let Ok(Some(line)) = lines.recv() {
+            // Nobody can be told that standard error is closed.
+            let _ = output.write_all(&line);
+            let lost = counted.swap(0, Relaxed);
+            if lost > 0 {
+                let _ = output.write_all(format!("({lost} lines of this log were lost: nobody read it)\n").as_bytes());
+            }
+        }
+        drop(finished);
+    })?;
+    Ok((Lines { queue: queue.clone(), lost }, LogGuard { queue, done }))
 }
 
 /// `name` is where the directive was written.
@@ -61,6 +149,39 @@ fn filter(name: &str, directive: &str) -> Result<EnvFilter, LogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An output that takes a line only when told to.
+    struct Stuck(Receiver<()>, std::sync::mpsc::Sender<String>);
+
+    impl Write for Stuck {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(String::from_utf8_lossy(line).into_owned());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_output_that_takes_nothing_costs_lines_and_no_time() {
+        let (go, stuck) = sync_channel(1);
+        let (taken, written) = std::sync::mpsc::channel();
+        let (mut lines, guard) = writer(Stuck(stuck, taken), 2).unwrap();
+        for n in 0..100 {
+            // Would never return if it waited.
+            lines.write_all(format!("{n}\n").as_bytes()).unwrap();
+        }
+        // From here on the output takes everything.
+        drop(go);
+        drop(guard);
+        let written: Vec<String> = written.iter().collect();
+        assert_eq!(written.first().map(String::as_str), Some("0\n"));
+        let lost: usize = written[1].trim_start_matches('(').split(' ').next().unwrap().parse().unwrap();
+        assert_eq!(written.len() - 1 + lost, 100, "{written:?}");
+    }
 
     #[test]
     fn a_directive_that_is_none_says_what_was_expected() {

@@ -33,6 +33,7 @@ pub struct Proxy {
     pub drain: Drain,
     pub service: JoinHandle<()>,
     pub snapshot: Arc<Snapshot>,
+    pub metrics: Metrics,
     log: PathBuf,
     _shutdown: watch::Sender<bool>,
     _folder: tempfile::TempDir,
@@ -80,7 +81,8 @@ impl Proxy {
         let (address, drain) = (service.local_addresses()[0], service.drain());
         let (shutdown, watch) = watch::channel(false);
         let service = tokio::spawn(async move { service.start_service(None, watch, 1).await });
-        Proxy { address, drain, service, snapshot, log, _shutdown: shutdown, _folder: folder, _guard: guard }
+        let metrics = metrics.clone();
+        Proxy { address, drain, service, snapshot, metrics, log, _shutdown: shutdown, _folder: folder, _guard: guard }
     }
 
     /// Requests in flight, over all endpoints.

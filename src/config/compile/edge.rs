@@ -34,13 +34,14 @@ pub(super) fn pop(section: &Section<'_>, context: &Context<'_>) -> (String, Opti
     (name, location)
 }
 
-pub(super) fn edge(root: &Section<'_>, pop: String) -> Edge {
+pub(super) fn edge(root: &Section<'_>, pop: &str) -> Edge {
     let section = root.table("client_ip");
     let trusted = trusted(&section);
     let words = [("x-forwarded-for", Forwarding::XForwardedFor), ("forwarded", Forwarding::Forwarded)];
     let forwarding = section.choice("header", Forwarding::XForwardedFor, &words);
     section.finish();
-    Edge { pop, trusted, forwarding, limits: limits(root.table("limits")) }
+    let via = format!("meridian-{pop}");
+    Edge { via, trusted, forwarding, limits: limits(root.table("limits")) }
 }
 
 fn trusted(section: &Section<'_>) -> Vec<Prefix> {
