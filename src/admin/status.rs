@@ -10,7 +10,7 @@ use crate::admin::Admin;
 use crate::geo::SourceInfo;
 use crate::state::{Clock, Published};
 use crate::steering::ServiceId;
-use crate::steering::fleet::{Intent, Steering};
+use crate::steering::fleet::Intent;
 use crate::steering::ids::PoolId;
 use crate::steering::snapshot::EndpointView;
 
@@ -117,11 +117,7 @@ fn service(published: &Published, clock: Clock, id: ServiceId) -> Service {
     let service = snapshot.fleet().service(id);
     Service {
         name: service.name.clone(),
-        steering: match service.steering {
-            Steering::Nearest => "nearest",
-            Steering::Split => "split",
-            Steering::Band(_) => "band",
-        },
+        steering: service.steering.as_str(),
         panic: snapshot.service(id).panicking,
         regions: service.pools.iter().map(|pool| region(published, clock, *pool)).collect(),
     }
