@@ -1,12 +1,11 @@
 //! Composition: builds every part, hands it what it needs, starts it, and ends it in order.
 //!
-//! Pingora's `Server` gives runtimes and their end; what runs on them is ours: the listening service with the mover of bytes behind
+//! Pingora's `Server` gives runtimes and their end; what runs on them is ours: the listening service with the movers of bytes behind
 //! it, and one service for everything that keeps the world known. A stop is ours, too: first not ready, then no new connections, then
 //! the connections that are left, then the rest. Pingora is only told when nothing is left to save.
 
 #![expect(clippy::disallowed_methods, reason = "a shell: it starts the clocks")]
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -14,24 +13,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use ::pingora::protocols::Stream;
+use ::pingora::server::configuration::ServerConf;
+use ::pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use ::pingora::services::Service;
 use async_trait::async_trait;
-use pingora::protocols::Stream;
-use pingora::server::configuration::ServerConf;
-use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
-use pingora::services::Service;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Admin};
-use crate::config::Boot;
-use crate::listen::{ConnectionHandler, Drain, HttpService};
+use crate::config::{Boot, Engine, Listen};
+use crate::listen::{ConnectionHandler, Drain, HttpService, Listener};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
-use crate::proxy::Shared;
-use crate::proxy::pingora::Mover;
+use crate::proxy::caught::caught;
+use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Reader, Sender};
 use crate::telemetry::{AccessLogger, Metrics, log};
@@ -78,9 +77,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         threads => threads,
     };
     let shared = Arc::new(Shared::new(reader.clone(), access.clone(), Instant::now()));
-    let handler = Arc::new(Handler(Mover::new(shared, threads)));
-    let addresses: Vec<SocketAddr> = boot.listen.iter().map(|listen| listen.address).collect();
-    let http = HttpService::bind(&addresses, handler, reader.clone(), threads, boot.drain_timeout)
+    let listen = listeners(&boot.listen, &shared, &metrics, threads);
+    let http = HttpService::bind(listen, reader.clone(), threads, boot.drain_timeout)
         .map_err(|error| format!("error: {error}"))?;
 
     let draining = Arc::new(AtomicBool::new(false));
@@ -147,17 +145,59 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Joins the listening service to the mover of bytes.
-pub struct Handler(pub Mover);
+/// Each address with the mover that its `engine` names; listeners with the same one share it, and its upstream connections.
+pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, threads: usize) -> Vec<Listener> {
+    let mut movers: [Option<Arc<dyn ConnectionHandler>>; 2] = [None, None];
+    let mut handler = |engine: Engine| {
+        let handler = movers[engine as usize].get_or_insert_with(|| match engine {
+            Engine::Native => Arc::new(Native(engine::Mover::new(Arc::clone(shared), metrics.clone(), threads))),
+            Engine::Pingora => {
+                Arc::new(Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() })
+            }
+        });
+        Arc::clone(handler)
+    };
+    listen.iter().map(|listen| Listener { address: listen.address, handler: handler(listen.engine) }).collect()
+}
+
+/// Joins the listening service to our engine.
+struct Native(engine::Mover<engine::Tcp>);
 
 #[async_trait]
-impl ConnectionHandler for Handler {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) {
-        self.0.serve(stream, shutdown).await;
+impl ConnectionHandler for Native {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let digest = stream.get_socket_digest();
+        let peer = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet()).copied();
+        let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
+        self.0.serve(stream, engine::Downstream { peer, scheme }, shutdown).await
+    }
+
+    /// Its connections watch the drain themselves.
+    async fn close_idle(&self) {}
+}
+
+/// Joins the listening service to pingora-proxy.
+struct Pingora {
+    mover: pingora::Mover,
+    metrics: Metrics,
+}
+
+#[async_trait]
+impl ConnectionHandler for Pingora {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        if let Err(panic) = caught(self.mover.serve(stream, shutdown)).await {
+            self.metrics.panicked(pingora::NAME);
+            tracing::error!(
+                panic,
+                mover = pingora::NAME,
+                "a request ended with a panic: this is a mistake of meridian's"
+            );
+        }
+        None
     }
 
     async fn close_idle(&self) {
-        self.0.close_idle().await;
+        self.mover.close_idle().await;
     }
 }
 

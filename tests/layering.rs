@@ -16,6 +16,7 @@ const TIERS: &[(&str, u8)] = &[
     ("telemetry", 3),
     ("state", 3),
     ("proxy", 4),
+    ("proxy/engine", 5),
     ("proxy/pingora", 5),
     ("admin", 5),
     ("disk", 5),

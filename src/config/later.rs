@@ -41,7 +41,6 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
     key("listen.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
-    key("listen.engine", &[Same::Text("pingora")], "the native engine"),
     key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
     key("listen.tls", &[], "TLS"),
     key("admin.token", &[Same::Text("")], "operator actions over the network"),
@@ -55,15 +54,10 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.health.stall", &[Same::Text("off")], "stall detection"),
     key("services.*.upstream.protocol", &[Same::Text("http1")], "HTTP/2 to upstreams"),
     key("services.*.upstream.tls", &[], "TLS to upstreams"),
-    key("services.*.upstream.max_age", &[], "ageing of pooled connections"),
-    key("services.*.upstream.max_connections", &[Same::Integer(0)], "bounds on upstream connections"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
     key("services.*.retry.race", &[Same::Boolean(false)], "racing connects"),
     key("services.*.retry.hedge", &[Same::Boolean(false)], "hedged requests"),
-    key("services.*.retry.replay", &[Same::Text("64KiB")], "another replay size"),
     key("limits.handshake_timeout", &[], "TLS and the PROXY protocol"),
-    key("limits.header_timeout", &[], "a deadline for request heads"),
-    key("limits.min_rate", &[Same::Text("0B")], "minimum rates"),
     key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];
 

@@ -143,6 +143,18 @@ impl Boot {
 pub struct Listen {
     /// Where.
     pub address: SocketAddr,
+    /// Who moves the bytes of HTTP/1.1 here.
+    pub engine: Engine,
+}
+
+/// `[[listen]] engine`: who moves the bytes of HTTP/1.1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Our own engine.
+    #[default]
+    Native,
+    /// pingora-proxy, for the way back.
+    Pingora,
 }
 
 /// `[log] access`.
@@ -187,8 +199,12 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of the request target.
     pub uri: usize,
+    /// From the first byte of a request head (of a new connection: from its start) to the last. Native engine only.
+    pub header_timeout: Duration,
     /// Longest silence inside a request body.
     pub body_timeout: Duration,
+    /// The least bytes a second at which a client has to send or take a body; 0: no bound. Native engine only.
+    pub min_rate: u64,
     /// Keep-alive between requests.
     pub idle_timeout: Duration,
     /// Requests per connection; 0: no bound.

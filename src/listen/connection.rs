@@ -1,9 +1,9 @@
 //! An accepted connection as pingora sees one.
 //!
-//! Pingora's own stream reads through a buffer of 64 KiB, which its callers' buffers make useless for plain HTTP; here reads go
-//! straight to the caller, and small writes are gathered, so that head and body of a short answer leave in one packet. When we
-//! close first, what the client still sends is read away for a moment: closing with unread bytes would reset the connection, and
-//! the reset would take the answer from the client.
+//! Pingora's own stream reads through a buffer of 64 KiB, which its callers' buffers make useless for plain HTTP; here reads and
+//! writes go straight through. When we close first, what the client still sends is read away for a moment: closing with unread bytes
+//! would reset the connection, and the reset would take the answer from the client. A reset is what it gets when it must not take what it
+//! got for whole ([`reset`]).
 
 use std::fmt;
 use std::io;
@@ -17,23 +17,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType,
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::drain::Guard;
 
-/// Bytes of answer that are gathered.
-const WRITE_BUFFER: usize = 4096;
 /// How long, and how many bytes, are read away after we closed.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
 
 /// One accepted connection.
 pub(super) struct Connection {
     /// Taken only when dropped.
-    open: Option<(BufWriter<TcpStream>, Guard)>,
+    open: Option<(TcpStream, Guard)>,
     digest: Arc<SocketDigest>,
     fd: UniqueIDType,
     /// The client closed its side, or the connection broke: nothing to linger for.
@@ -47,11 +46,10 @@ impl Connection {
         let digest = SocketDigest::from_raw_fd(fd);
         // A new cell is empty.
         let _ = digest.peer_addr.set(Some(peer.into()));
-        let open = Some((BufWriter::with_capacity(WRITE_BUFFER, tcp), guard));
-        Connection { open, digest: Arc::new(digest), fd, finished: false, wrote: false }
+        Connection { open: Some((tcp, guard)), digest: Arc::new(digest), fd, finished: false, wrote: false }
     }
 
-    fn stream(&mut self) -> Pin<&mut BufWriter<TcpStream>> {
+    fn stream(&mut self) -> Pin<&mut TcpStream> {
         let (stream, _) = self.open.as_mut().expect("the stream is taken only by drop");
         Pin::new(stream)
     }
@@ -78,8 +76,20 @@ impl Drop for Connection {
     }
 }
 
+/// Closes a connection so that the client cannot take what it got for whole. Without a [`Connection`] beneath (in TLS the missing
+/// close alert says it) it is just closed.
+pub(super) fn reset(stream: Stream) {
+    if let Ok(mut connection) = stream.into_any().downcast::<Connection>()
+        && let Some((tcp, _)) = &connection.open
+    {
+        // If it fails, the connection is closed in the ordinary way.
+        let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        connection.finished = true;
+    }
+}
+
 /// Closes our side and reads away what still comes.
-async fn linger(mut stream: BufWriter<TcpStream>) {
+async fn linger(mut stream: TcpStream) {
     let read_away = async {
         if stream.shutdown().await.is_err() {
             return;
@@ -115,6 +125,21 @@ impl AsyncWrite for Connection {
         let written = self.stream().poll_write(cx, buf);
         self.finished |= matches!(written, Poll::Ready(Err(_)));
         written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.wrote = true;
+        let written = self.stream().poll_write_vectored(cx, bufs);
+        self.finished |= matches!(written, Poll::Ready(Err(_)));
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

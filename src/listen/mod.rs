@@ -35,18 +35,26 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 #[async_trait]
 pub trait ConnectionHandler: Send + Sync + 'static {
     /// Serves one connection to its end. `shutdown` becomes true when the service drains: then the connection is to close after
-    /// the request it is at.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch);
+    /// the request it is at. A stream that comes back is reset: what the client got of it is not whole, and nothing else says so.
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream>;
 
     /// The service drains: connections that wait for a request are to close.
     async fn close_idle(&self);
 }
 
+/// An address and who serves the connections to it.
+pub struct Listener {
+    /// Where; port 0 asks for any free one.
+    pub address: SocketAddr,
+    /// Who serves.
+    pub handler: Arc<dyn ConnectionHandler>,
+}
+
 /// The listening service.
 pub struct HttpService {
-    listeners: Vec<StdListener>,
+    listeners: Vec<(StdListener, Arc<dyn ConnectionHandler>)>,
     addresses: Vec<SocketAddr>,
-    handler: Arc<dyn ConnectionHandler>,
+    handlers: Vec<Arc<dyn ConnectionHandler>>,
     reader: Reader,
     threads: usize,
     drain: Drain,
@@ -57,25 +65,30 @@ impl HttpService {
     /// Binds every address. An error names the address. `threads` is the size of the service's runtime; `drain_timeout` bounds how
     /// long the service waits for its connections once it drains.
     pub fn bind(
-        addresses: &[SocketAddr],
-        handler: Arc<dyn ConnectionHandler>,
+        listen: Vec<Listener>,
         reader: Reader,
         threads: usize,
         drain_timeout: Duration,
     ) -> io::Result<HttpService> {
-        let mut listeners = Vec::with_capacity(addresses.len());
-        let mut bound = Vec::with_capacity(addresses.len());
-        for address in addresses {
+        let mut listeners = Vec::with_capacity(listen.len());
+        let mut bound = Vec::with_capacity(listen.len());
+        let v4_ports: Vec<u16> =
+            listen.iter().map(|l| l.address).filter(SocketAddr::is_ipv4).map(|a| a.port()).collect();
+        let mut handlers: Vec<Arc<dyn ConnectionHandler>> = Vec::new();
+        for Listener { address, handler } in listen {
             // Beside an IPv4 wildcard on the same port, an IPv6 one must not claim IPv4 too.
-            let beside_v4 = addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port());
-            let listener = bind(*address, beside_v4)
+            let beside_v4 = v4_ports.contains(&address.port());
+            let listener = bind(address, beside_v4)
                 .and_then(|listener| Ok((listener.local_addr()?, listener)))
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
             bound.push(listener.0);
-            listeners.push(listener.1);
+            listeners.push((listener.1, Arc::clone(&handler)));
+            if !handlers.iter().any(|known| Arc::ptr_eq(known, &handler)) {
+                handlers.push(handler);
+            }
         }
         let drain = Drain::default();
-        Ok(HttpService { listeners, addresses: bound, handler, reader, threads: threads.max(1), drain, drain_timeout })
+        Ok(HttpService { listeners, addresses: bound, handlers, reader, threads: threads.max(1), drain, drain_timeout })
     }
 
     /// The real addresses, in the order of `bind`: with ports where 0 was asked for.
@@ -91,12 +104,8 @@ impl HttpService {
     /// Accepts until the drain begins, then waits for the connections, at most the drain timeout.
     async fn run(&mut self) {
         let mut loops = Vec::new();
-        for listener in self.listeners.drain(..) {
-            let accept = AcceptLoop {
-                handler: Arc::clone(&self.handler),
-                reader: self.reader.clone(),
-                drain: self.drain.clone(),
-            };
+        for (listener, handler) in self.listeners.drain(..) {
+            let accept = AcceptLoop { handler, reader: self.reader.clone(), drain: self.drain.clone() };
             match TcpListener::from_std(listener) {
                 Ok(listener) => loops.push(tokio::spawn(accept.run(listener))),
                 Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
@@ -106,7 +115,9 @@ impl HttpService {
             let _ = accepting.await;
         }
         self.drain.begun().await;
-        self.handler.close_idle().await;
+        for handler in &self.handlers {
+            handler.close_idle().await;
+        }
         let left = self.drain.wait(self.drain_timeout).await;
         if left > 0 {
             tracing::warn!(connections = left, "connections were still open when the drain timeout ended");
@@ -196,7 +207,11 @@ impl AcceptLoop {
         let shutdown = self.drain.watch();
         tokio::spawn(async move {
             match establish(tcp, peer, guard) {
-                Ok(stream) => handler.serve(stream, &shutdown).await,
+                Ok(stream) => {
+                    if let Some(stream) = handler.serve(stream, &shutdown).await {
+                        connection::reset(stream);
+                    }
+                }
                 Err(error) => tracing::debug!(%error, %peer, "a connection broke before it was established"),
             }
         });

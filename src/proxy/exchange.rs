@@ -16,6 +16,7 @@ use http::Method;
 
 use crate::config::Edge;
 use crate::proxy::client::{self, Client};
+use crate::proxy::framing::{self, Framing};
 use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
@@ -79,6 +80,8 @@ pub struct Head<'a, F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// The endpoint.
+    pub endpoint: EndpointId,
+    /// Its address.
     pub address: SocketAddr,
     /// Epoch of its pool: connections of another epoch must not be used.
     pub epoch: u32,
@@ -90,9 +93,40 @@ pub struct Attempt {
     pub first_byte: Duration,
     /// For a pooled connection that nobody uses.
     pub pool_idle: Duration,
+    /// For a connection to be used at all.
+    pub max_age: Duration,
+    /// The most connections to the endpoint; 0: no bound.
+    pub max_connections: u32,
     /// For silence once an answer has begun.
     pub idle: Duration,
     take: Take,
+}
+
+#[cfg(test)]
+impl Attempt {
+    /// An attempt of no request.
+    pub(crate) fn for_tests() -> Attempt {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let take = Take {
+            region: crate::steering::RegionId(0),
+            pool: crate::steering::PoolId(0),
+            endpoint: 0,
+            reason: crate::steering::TakeReason::Nearest,
+        };
+        Attempt {
+            endpoint: EndpointId(1),
+            address: ([127, 0, 0, 1], 1).into(),
+            epoch: 0,
+            fresh: false,
+            connect: second,
+            first_byte: second,
+            pool_idle: minute,
+            max_age: minute * 60,
+            max_connections: 0,
+            idle: second,
+            take,
+        }
+    }
 }
 
 /// One request.
@@ -105,6 +139,7 @@ pub struct Exchange {
     request_id_kept: bool,
     scheme: &'static str,
     version: &'static str,
+    framing: Framing,
     websocket: bool,
     idempotent: bool,
     walk: Option<Walk>,
@@ -118,6 +153,8 @@ pub struct Exchange {
     /// At the endpoint of the attempt being made.
     in_flight: Option<InFlight>,
     permits: Vec<Permit>,
+    /// An informational answer went to the client.
+    interim: bool,
     passed_on: bool,
     outcome: Outcome,
 }
@@ -170,16 +207,30 @@ impl Exchange {
     /// Checks a head, finds its client and service, and plans the first attempt. What stands against it is in
     /// [`Exchange::refusal`].
     pub fn begin<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>) -> Exchange {
+        let mut exchange = Exchange::new(shared, head);
+        if let Err(outcome) = exchange.route(head) {
+            exchange.outcome = outcome;
+        }
+        exchange
+    }
+
+    /// For a head that the mover itself could not read, or that never came whole: nothing to do but to answer and to log it.
+    pub fn refused<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>, outcome: Outcome) -> Exchange {
+        Exchange { outcome, ..Exchange::new(shared, head) }
+    }
+
+    fn new<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>) -> Exchange {
         let published = shared.reader.load();
         let client = head.peer.map(|peer| client::client(peer.ip(), &published.edge, head.fields));
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
-        let mut exchange = Exchange {
+        Exchange {
             record: record(&published, head, client.as_ref(), kept.unwrap_or(head.id)),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
             version: if is_http_11 { "1.1" } else { "1.0" },
+            framing: Framing::None,
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
             idempotent: retry::is_idempotent(head.method),
             walk: None,
@@ -190,22 +241,21 @@ impl Exchange {
             counted: None,
             in_flight: None,
             permits: Vec::new(),
+            interim: false,
             passed_on: false,
             outcome: Outcome::Answered,
             published,
             shared: Arc::clone(shared),
-        };
-        if let Err(outcome) = exchange.route(head) {
-            exchange.outcome = outcome;
         }
-        exchange
     }
 
     /// From a head to a service, and to the first attempt.
     fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
         let edge = &self.published.edge;
+        let is_http_10 = head.version < http::Version::HTTP_11;
         headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
-        let host = headers::host(head.target, head.fields, head.version < http::Version::HTTP_11)?;
+        self.framing = framing::request(head.fields, is_http_10)?;
+        let host = headers::host(head.target, head.fields, is_http_10)?;
         let path = headers::path(head.method, head.target)?;
         self.record.host.push_str(host.get(..HOST_BYTES).unwrap_or(host));
         let id = self.published.snapshot.fleet().router.route(host, path)?;
@@ -214,7 +264,7 @@ impl Exchange {
 
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
-        if content_length(head.fields).is_some_and(|length| length > service.max_body) {
+        if matches!(self.framing, Framing::Length(length) if length > service.max_body) {
             return Err(Outcome::BodyTooLarge);
         }
         self.idempotent |= service.retry.idempotency_key && head.fields.has("idempotency-key");
@@ -252,9 +302,34 @@ impl Exchange {
         self.record.service.map(|id| self.published.snapshot.fleet().service(id))
     }
 
+    /// How its body is framed. Nothing is known of one that breaks a rule.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Whether anything of an answer went to the client.
+    pub fn has_begun(&self) -> bool {
+        self.passed_on || self.interim
+    }
+
     /// Whether it asks for a WebSocket.
     pub fn websocket(&self) -> bool {
         self.websocket
+    }
+
+    /// The counters of the endpoint of the attempt being made.
+    pub fn meter(&self) -> Option<&Arc<Meter>> {
+        self.in_flight.as_ref().map(|in_flight| &in_flight.0)
+    }
+
+    /// When its head was complete.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// By when a final answer must have begun, over all attempts.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// When the attempt being made is given up unless its answer has begun. Its share runs from the end of the request: while a
@@ -347,7 +422,12 @@ impl Exchange {
         false
     }
 
-    /// The first byte of the answer goes to the client: from here on nothing is tried again.
+    /// An informational answer goes to the client: nothing is tried again, but there can still be an answer of ours.
+    pub fn interim_passed_on(&mut self) {
+        self.interim = true;
+    }
+
+    /// The first byte of the final answer goes to the client: from here on nothing is tried again, and a failure can only be shown.
     pub fn passed_on(&mut self) {
         self.passed_on = true;
     }
@@ -398,7 +478,7 @@ impl Exchange {
         let Some(id) = self.record.service else { return false };
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
-        if self.passed_on || self.record.attempts >= service.retry.attempts || now >= self.deadline {
+        if self.passed_on || self.interim || self.record.attempts >= service.retry.attempts || now >= self.deadline {
             return false;
         }
         let replay = Replay { idempotent: self.idempotent, replayable };
@@ -435,6 +515,7 @@ impl Exchange {
 
     fn plan(&self, service: &Service, take: Take, fresh: bool, now: Instant) -> Attempt {
         let pool = self.published.snapshot.pool(take.pool);
+        let endpoint = &pool.endpoints[usize::from(take.endpoint)];
         let timeouts = &service.timeouts;
         let remaining = self.deadline.saturating_duration_since(now);
         let share = retry::share(
@@ -444,12 +525,15 @@ impl Exchange {
             service.retry.attempts,
         );
         Attempt {
-            address: pool.endpoints[usize::from(take.endpoint)].address,
+            endpoint: endpoint.id,
+            address: endpoint.address,
             epoch: pool.epoch,
             fresh,
             connect: timeouts.connect.min(remaining),
             first_byte: share,
             pool_idle: service.upstream.idle,
+            max_age: service.upstream.max_age,
+            max_connections: service.upstream.max_connections,
             idle: if self.websocket { timeouts.tunnel_idle } else { timeouts.idle },
             take,
         }
@@ -488,12 +572,6 @@ fn record<F>(published: &Published, head: &Head<'_, F>, client: Option<&Client>,
         first_byte_us: None,
         connect_us: 0,
     }
-}
-
-/// Content-Length, if there is one and it is a number; framing is the mover's to check.
-fn content_length(fields: &impl Fields) -> Option<u64> {
-    let value = fields.values("content-length").next()?;
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -12,6 +12,7 @@ use http::Method;
 
 use crate::config::{Edge, Forwarding, Limits, Underscores};
 use crate::proxy::client::Client;
+use crate::proxy::framing::{self, Framing};
 use crate::proxy::{Fields, Outcome};
 use crate::steering::fleet::HostRule;
 
@@ -68,9 +69,6 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if count > limits.headers || bytes > limits.header_bytes {
         return Err(Outcome::HeadTooLarge);
     }
-    if !framing_is_plain(fields) {
-        return Err(Outcome::BadRequest);
-    }
     let mut nominations = 0;
     for name in fields.members("connection") {
         nominations += 1;
@@ -83,17 +81,6 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
         return Err(Outcome::Loop);
     }
     Ok(())
-}
-
-/// Whether a body is framed in a way that nobody can read differently: one length that is a number, or `chunked` and nothing else
-/// (RFC 9112, 6.3, allows to refuse the rest).
-fn framing_is_plain(fields: &impl Fields) -> bool {
-    let mut lengths = fields.values("content-length");
-    let mut codings = fields.values("transfer-encoding");
-    let is_number = |value: &[u8]| !value.is_empty() && value.len() < 20 && value.iter().all(u8::is_ascii_digit);
-    let length_is_plain = lengths.next().is_none_or(is_number) && lengths.next().is_none();
-    let coding_is_plain = codings.next().is_none_or(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
-    length_is_plain && coding_is_plain && codings.next().is_none()
 }
 
 /// The host that a request names: the target's authority if it has one, else Host. Exactly one Host is demanded of HTTP/1.1,
@@ -157,23 +144,52 @@ fn is_host(text: &[u8]) -> bool {
         [b'[', inner @ .., b']'] => {
             std::str::from_utf8(inner).is_ok_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
         }
-        _ => !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(b)),
+        _ => !name.is_empty() && is_reg_name(name),
     };
     let port_is_good = match port {
         [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        [b':'] => true,
+        [b':', digits @ ..] => {
+            let number = digits.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(digits).ok()?.parse().ok());
+            number.flatten().is_some_and(|_: u16| true)
+        }
         _ => false,
     };
     name_is_good && port_is_good
 }
 
-/// Whether a request asks for a WebSocket (RFC 6455, 4.1).
+/// RFC 3986, 3.2.2, but for the comma: no name has one, and a list of hosts is no host.
+fn is_reg_name(mut name: &[u8]) -> bool {
+    while let Some((first, rest)) = name.split_first() {
+        name = match (first, rest) {
+            (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
+            (b'%', _) => return false,
+            _ if first.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(first) => rest,
+            _ => return false,
+        };
+    }
+    true
+}
+
+/// What upstreams get as the target: origin form, which is what an origin server expects (RFC 9112, 3.2.1). Apart from the authority that an
+/// absolute form loses (it is in Host), byte for byte what came. The second part is what `/` goes before.
+pub fn forwarded_target<'a>(method: &Method, target: &'a [u8]) -> (&'static str, &'a [u8]) {
+    match split_absolute(target) {
+        None => ("", target),
+        Some((_, b"")) if *method == Method::OPTIONS => ("*", b""),
+        Some((_, rest)) if rest.starts_with(b"/") => ("", rest),
+        Some((_, rest)) => ("/", rest),
+    }
+}
+
+/// Whether a request asks for a WebSocket (RFC 6455, 4.1). With a body it does not: where the tunnel begins would be a matter of opinion.
 pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> bool {
     let mut upgrades = fields.members("upgrade");
     let only_websocket =
         upgrades.next().is_some_and(|u| u.eq_ignore_ascii_case(b"websocket")) && upgrades.next().is_none();
     is_http_11
         && *method == Method::GET
+        && framing::request(fields, false).is_ok_and(Framing::is_empty)
         && only_websocket
         && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
@@ -244,6 +260,9 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     describe(fields, edge, forward);
     if let HostRule::Fixed(host) = forward.host_rule {
         fields.set("host", host.as_bytes());
+    } else if !fields.has("host") {
+        // A client of HTTP/1.0 may leave it out, we may not: the target's, or empty for none (RFC 9110, 7.2).
+        fields.set("host", forward.host.as_bytes());
     }
 }
 

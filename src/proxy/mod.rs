@@ -2,12 +2,16 @@
 //!
 //! The phases are plain functions over plain values: whom to believe ([`client`]), what to forward ([`headers`]), what may go
 //! again ([`retry`]), what a failure means to the client ([`outcome`]), and the state of one request that ties them together
-//! ([`exchange`]). A mover of bytes ([`pingora`]) owns the sockets, the clock and the dice, and calls the phases; a second
-//! mover calls the very same ones. Nothing outside [`pingora`] may name a type of pingora or touch a socket.
+//! ([`exchange`]), where a body ends ([`framing`]). A mover of bytes owns the sockets, the clock and the dice, and calls the phases.
+//! There are two: [`engine`] is ours and moves HTTP/1.1; [`pingora`] moves it through pingora-proxy, as a way back. Both call the very same
+//! phases. Nothing outside the two may name a type of pingora or touch a socket.
 
+pub mod caught;
 pub mod client;
+pub mod engine;
 pub mod exchange;
 pub mod fields;
+pub mod framing;
 pub mod headers;
 pub mod outcome;
 pub mod pingora;
@@ -15,6 +19,7 @@ pub mod retry;
 
 pub use exchange::{Attempt, Exchange, Head, Shared};
 pub use fields::Fields;
+pub use framing::Framing;
 pub use outcome::Outcome;
 
 #[cfg(test)]
@@ -33,7 +38,9 @@ mod tests {
                 header_bytes: 32 << 10,
                 headers: 100,
                 uri: 8 << 10,
+                header_timeout: Duration::from_secs(10),
                 body_timeout: Duration::from_secs(30),
+                min_rate: 0,
                 idle_timeout: Duration::from_secs(60),
                 requests: 0,
                 connections: 20_000,

@@ -150,8 +150,8 @@ impl Outcome {
         }
     }
 
-    /// Whether the client's connection can serve further requests: only what was wrong with this request's meaning, not with its
-    /// form, leaves the connection in a state that both sides agree on.
+    /// Whether the client's connection can serve further requests, once all of this one was read: only what was wrong with this request's
+    /// meaning or its upstream, not with its form, leaves the connection in a state that both sides agree on.
     pub const fn keeps_connection(self) -> bool {
         matches!(
             self,
@@ -163,6 +163,10 @@ impl Outcome {
                 | Outcome::Full
                 | Outcome::ConnectFailed
                 | Outcome::ConnectTimeout
+                | Outcome::Reset
+                | Outcome::BadAnswer
+                | Outcome::FirstByteTimeout
+                | Outcome::Deadline
         )
     }
 }

@@ -23,6 +23,10 @@ pub enum Failure {
     NotConnected,
     /// Connecting took too long. Nothing was sent.
     ConnectTimeout,
+    /// The endpoint has as many connections as it may have. Nothing was sent.
+    NoRoom,
+    /// A connection from the pool took no byte. Nothing was sent.
+    Stale,
     /// The connection closed or broke after the request (or some of it) was sent.
     Lost {
         /// Whether the connection came from the pool, so that it may have been closing already.
@@ -39,7 +43,7 @@ pub enum Failure {
 impl Failure {
     /// Whether the upstream can have seen anything of the request.
     pub fn sent(self) -> bool {
-        !matches!(self, Failure::NotConnected | Failure::ConnectTimeout)
+        !matches!(self, Failure::NotConnected | Failure::ConnectTimeout | Failure::NoRoom | Failure::Stale)
     }
 
     /// What it means to the client when nothing is tried after it.
@@ -47,7 +51,8 @@ impl Failure {
         match self {
             Failure::NotConnected => Outcome::ConnectFailed,
             Failure::ConnectTimeout => Outcome::ConnectTimeout,
-            Failure::Lost { .. } => Outcome::Reset,
+            Failure::NoRoom => Outcome::Full,
+            Failure::Lost { .. } | Failure::Stale => Outcome::Reset,
             Failure::Silent => Outcome::FirstByteTimeout,
             Failure::BadAnswer => Outcome::BadAnswer,
             Failure::Status(_) => Outcome::Answered,
@@ -81,9 +86,11 @@ pub fn judge(failure: Failure, replay: Replay, fresh: bool) -> Verdict {
         return Verdict::GiveUp;
     }
     match failure {
-        Failure::Lost { reused: true } if !fresh => Verdict::Fresh,
+        Failure::Lost { reused: true } | Failure::Stale if !fresh => Verdict::Fresh,
         Failure::NotConnected | Failure::ConnectTimeout | Failure::Silent => Verdict::Elsewhere(Avoid::Region),
-        Failure::Lost { .. } | Failure::BadAnswer | Failure::Status(_) => Verdict::Elsewhere(Avoid::Endpoint),
+        Failure::Lost { .. } | Failure::Stale | Failure::NoRoom | Failure::BadAnswer | Failure::Status(_) => {
+            Verdict::Elsewhere(Avoid::Endpoint)
+        }
     }
 }
 
@@ -246,6 +253,8 @@ mod tests {
             // failure, idempotent: verdict; not idempotent: verdict
             (Failure::NotConnected, region, region),
             (Failure::ConnectTimeout, region, region),
+            (Failure::NoRoom, endpoint, endpoint),
+            (Failure::Stale, Fresh, Fresh),
             (Failure::Lost { reused: false }, endpoint, GiveUp),
             (Failure::Lost { reused: true }, Fresh, GiveUp),
             (Failure::Silent, region, GiveUp),

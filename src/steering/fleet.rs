@@ -278,6 +278,10 @@ pub struct Timeouts {
 pub struct Upstream {
     /// How long an unused connection is kept.
     pub idle: Duration,
+    /// How long a connection is used at all. Native engine only.
+    pub max_age: Duration,
+    /// The most connections to one endpoint, in this process; 0: no bound. Native engine only.
+    pub max_connections: u32,
 }
 
 /// What may be tried again.
@@ -291,6 +295,8 @@ pub struct RetryPolicy {
     pub on: Vec<u16>,
     /// Whether a request with an `Idempotency-Key` counts as idempotent.
     pub idempotency_key: bool,
+    /// Bytes of a request body that are kept so that it can be sent again. pingora keeps at most 64 KiB of them.
+    pub replay: u64,
 }
 
 /// The Host that upstreams see.

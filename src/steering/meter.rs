@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 #[derive(Debug, Default)]
 pub struct Meter {
     in_flight: AtomicU32,
+    connections: AtomicU32,
 }
 
 impl Meter {
@@ -17,6 +18,26 @@ impl Meter {
     /// Counts a request in. Every call is paired with one [`Meter::leave`].
     pub fn enter(&self) {
         self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Connections to this endpoint that are open, in use or not.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Relaxed)
+    }
+
+    /// Counts a connection in, unless `limit` are open (0: no limit). Every success is paired with one [`Meter::disconnect`].
+    pub fn try_connect(&self, limit: u32) -> bool {
+        let open = self.connections.fetch_add(1, Relaxed);
+        if limit > 0 && open >= limit {
+            self.connections.fetch_sub(1, Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Counts a connection out.
+    pub fn disconnect(&self) {
+        self.connections.fetch_sub(1, Relaxed);
     }
 
     /// Counts a request out.

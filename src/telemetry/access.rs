@@ -64,7 +64,7 @@ pub struct AccessRecord {
     pub target: String,
     /// `HTTP/1.1` and so on.
     pub protocol: &'static str,
-    /// Who moved the bytes: `pingora` (later `native`).
+    /// Who moved the bytes: `native` or `pingora`.
     pub mover: &'static str,
     /// The service, if one was found.
     pub service: Option<ServiceId>,

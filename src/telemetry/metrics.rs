@@ -36,6 +36,9 @@ const PROBE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 /// `1xx` … `5xx`, and `none` when no status was sent.
 const CODES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
+/// The movers of bytes, as requests name them.
+const MOVERS: [&str; 2] = ["native", "pingora"];
+
 /// How precisely a client's place was known, best first; `network` is `[geoip.networks]`.
 const LOOKUPS: [&str; 8] = ["network", "geofeed", "subdivision", "country", "point", "continent", "special", "unknown"];
 
@@ -78,6 +81,8 @@ struct Families {
     endpoint_transitions: IntCounterVec,
     endpoint_changed: IntGaugeVec,
     panics: IntCounterVec,
+    moved: [IntCounter; 2],
+    request_panics: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
     reloads: IntCounterVec,
@@ -123,6 +128,11 @@ impl Metrics {
             "Access log lines by what became of them: written, dropped (queue full) or failed (the output refused them).",
             &["result"],
         );
+        let moved = new.counter_vec(
+            "meridian_requests_by_mover_total",
+            "Requests finished, by who moved their bytes: native (our engine) or pingora (pingora-proxy).",
+            &["mover"],
+        );
         let families = Families {
             requests: new.counter_vec(
                 "meridian_requests_total",
@@ -163,6 +173,12 @@ impl Metrics {
                 "meridian_panics_total",
                 "Times that a service was left without any region that is up.",
                 &["service"],
+            ),
+            moved: MOVERS.map(|mover| moved.with_label_values(&[mover])),
+            request_panics: new.counter_vec(
+                "meridian_request_panics_total",
+                "Requests that ended with a panic, a mistake of meridian's, by mover. The log has its text.",
+                &["mover"],
             ),
             probes: new.counter_vec(
                 "meridian_probes_total",
@@ -268,6 +284,11 @@ impl Metrics {
     /// How the last reload ended; `None` before the first.
     pub fn last_reload(&self) -> Option<Arc<Reload>> {
         self.families.last_reload.load_full()
+    }
+
+    /// Counts a request that ended with a panic.
+    pub fn panicked(&self, mover: &'static str) {
+        self.families.request_panics.with_label_values(&[mover]).inc();
     }
 
     /// Counters of the access log.
@@ -427,6 +448,7 @@ struct CountedFamilies {
     attempts: IntCounterVec,
     retries: IntCounterVec,
     lookups: [IntCounter; LOOKUPS.len()],
+    moved: [IntCounter; MOVERS.len()],
 }
 
 #[derive(Debug)]
@@ -476,6 +498,7 @@ impl Handles {
                 attempts: families.attempts.clone(),
                 retries: families.retries.clone(),
                 lookups: families.lookups.clone(),
+                moved: families.moved.clone(),
             },
             fleet,
         }
@@ -485,6 +508,9 @@ impl Handles {
     pub fn request(&self, record: &AccessRecord) {
         let code = usize::from(record.status / 100);
         let code = if code < CODES.len() { code } else { 0 };
+        if let Some(mover) = MOVERS.iter().position(|mover| *mover == record.mover) {
+            self.families.moved[mover].inc();
+        }
         if let Some(place) = &record.place {
             self.families.lookups[lookup(place, record.reason)].inc();
         }

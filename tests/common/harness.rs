@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use meridian::config::AccessLog;
+use meridian::config::{AccessLog, Engine, Listen};
 use meridian::geo::AtlasBuilder;
 use meridian::listen::{Drain, HttpService};
 use meridian::origin;
 use meridian::proxy::Shared;
-use meridian::proxy::pingora::Mover;
-use meridian::server::Handler;
+use meridian::server;
 use meridian::state::{self, Published, Reader, Sender};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{RegionSet, Snapshot, View};
@@ -41,9 +40,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Serves what `config` says, with no geo data: every client is nowhere, regions come in the order of the
+    /// Serves what `config` says through our engine, with no geo data: every client is nowhere, regions come in the order of the
     /// configuration. The regions of `down` are down.
     pub async fn start(config: &str, down: &[&str]) -> Proxy {
+        Proxy::start_on(Engine::Native, config, down).await
+    }
+
+    /// The same through that mover.
+    pub async fn start_on(engine: Engine, config: &str, down: &[&str]) -> Proxy {
         let config = world::compile(config);
         let atlas = Arc::new(AtlasBuilder::new().build());
         let down: RegionSet = down.iter().map(|name| config.fleet.region_named(name).expect("a region")).collect();
@@ -51,11 +55,11 @@ impl Proxy {
         let metrics = Metrics::new();
         let handles = metrics.published(&snapshot, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
-        Proxy::over(reader, &metrics).await
+        Proxy::over(engine, reader, &metrics).await
     }
 
     /// Over a living world, in which every endpoint passed its probes: regions come in the order of the configuration.
-    pub async fn live(config: &str) -> (Proxy, Sender) {
+    pub async fn live_on(engine: Engine, config: &str) -> (Proxy, Sender) {
         let config = world::compile(config);
         let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
         let metrics = Metrics::new();
@@ -66,18 +70,18 @@ impl Proxy {
             sender.probed(endpoint.id, ProbeResult::Pass).await;
             sender.probed(endpoint.id, ProbeResult::Pass).await;
         }
-        (Proxy::over(reader, &metrics).await, sender)
+        (Proxy::over(engine, reader, &metrics).await, sender)
     }
 
-    async fn over(reader: Reader, metrics: &Metrics) -> Proxy {
+    async fn over(engine: Engine, reader: Reader, metrics: &Metrics) -> Proxy {
         let snapshot = reader.load().snapshot.clone();
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("access.log");
         let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
-        let handler = Arc::new(Handler(Mover::new(shared, 2)));
-        let any = [SocketAddr::from(([127, 0, 0, 1], 0))];
-        let mut service = HttpService::bind(&any, handler, reader, 1, PATIENCE).expect("it can listen");
+        let any = [Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine }];
+        let listen = server::listeners(&any, &shared, metrics, 2);
+        let mut service = HttpService::bind(listen, reader, 1, PATIENCE).expect("it can listen");
         let (address, drain) = (service.local_addresses()[0], service.drain());
         let (shutdown, watch) = watch::channel(false);
         let service = tokio::spawn(async move { service.start_service(None, watch, 1).await });

@@ -8,7 +8,7 @@ use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, Boot, Listen};
+use crate::config::{AccessLog, Boot, Engine, Listen};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -42,10 +42,12 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
             .hint("add `[[listen]]` and below it `address = \"0.0.0.0:8080\"`");
     }
     for section in sections {
+        let engine =
+            section.choice("engine", Engine::Native, &[("native", Engine::Native), ("pingora", Engine::Pingora)]);
         match section.text("address") {
             Some(text) => {
                 if let Some(address) = socket(&section, text) {
-                    listen.push(Listen { address });
+                    listen.push(Listen { address, engine });
                     // Port 0 means any free port: it never collides.
                     taken.extend((address.port() != 0).then_some((address, text.place)));
                 }

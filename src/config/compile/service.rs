@@ -294,7 +294,11 @@ fn timeouts(section: Section<'_>) -> Timeouts {
 }
 
 fn upstream(section: Section<'_>) -> Upstream {
-    let upstream = Upstream { idle: section.duration("idle", 60 * SECOND, MS..=DAY) };
+    let upstream = Upstream {
+        idle: section.duration("idle", 60 * SECOND, MS..=DAY),
+        max_age: section.duration("max_age", 3600 * SECOND, MS..=7 * DAY),
+        max_connections: section.integer("max_connections", 0u32, 0..=1_000_000),
+    };
     section.finish();
     upstream
 }
@@ -312,6 +316,7 @@ fn retry(section: Section<'_>) -> RetryPolicy {
         budget: section.integer("budget", 20, 0..=100),
         on,
         idempotency_key: section.boolean("idempotency_key", false),
+        replay: section.size("replay", 64 << 10, 0..=64 << 20),
     };
     section.finish();
     retry

@@ -27,13 +27,16 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
 use crate::proxy::retry::Failure;
-use crate::proxy::{Exchange, Head, Outcome, Shared, headers};
+use crate::proxy::{Exchange, Head, Outcome, Shared, framing, headers};
 use crate::steering::walk::MAX_ATTEMPTS;
 use watched::{Alarm, Watched};
 
 /// Unused upstream connections kept, over all endpoints and for each thread: a pool smaller than the concurrency costs more than
 /// twice the CPU time per request.
 const POOL_SIZE: usize = 16_384;
+
+/// As the access log and metrics name this mover.
+pub const NAME: &str = "pingora";
 
 /// The mover.
 pub struct Mover {
@@ -182,6 +185,11 @@ impl ProxyHttp for Hooks {
         let exchange = carried.exchange()?;
         // Pingora carries no trailers of HTTP/1.1 answers.
         headers::request(request, exchange.edge(), &exchange.forward(false));
+        let (before, rest) = headers::forwarded_target(&request.method, request.raw_path());
+        if !before.is_empty() || rest.len() != request.raw_path().len() {
+            let target = [before.as_bytes(), rest].concat();
+            request.set_raw_path(&target)?;
+        }
         Ok(())
     }
 
@@ -216,6 +224,11 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let replayable = !session.as_ref().retry_buffer_truncated();
         let status = response.status.as_u16();
+        let (to_head, is_http_10) =
+            (session.req_header().method == http::Method::HEAD, response.version == Version::HTTP_10);
+        if framing::response(to_head, status, response, is_http_10).is_err() {
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "ambiguous framing").into_up());
+        }
         if response.status == StatusCode::SWITCHING_PROTOCOLS && !carried.exchange()?.websocket() {
             // The client would take what follows for an answer, or for whatever the upstream likes.
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a protocol that nobody asked for").into_up());
@@ -257,7 +270,10 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let upgraded = carried.upgraded;
         let exchange = carried.exchange()?;
-        exchange.passed_on();
+        match response.status.is_informational() && !upgraded {
+            true => exchange.interim_passed_on(),
+            false => exchange.passed_on(),
+        }
         let version = if response.version == Version::HTTP_10 { "1.0" } else { "1.1" };
         headers::response(response, exchange.via(), version, upgraded);
         if session.req_header().version == Version::HTTP_10 {
@@ -343,7 +359,7 @@ fn begin(shared: &Arc<Shared>, session: &Session) -> Exchange {
         fields: request,
         peer: session.client_addr().and_then(|address| address.as_inet()).copied(),
         scheme: if tls { "https" } else { "http" },
-        mover: "pingora",
+        mover: NAME,
         now: Instant::now(),
         at_us: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64),
         chance: fastrand::u64(..),

@@ -24,7 +24,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::proxy::exchange::Vigil;
@@ -129,9 +129,12 @@ impl Alarm {
     }
 }
 
+/// Bytes of answer that are gathered, so that head and body of a short one leave in one packet: pingora writes them one by one.
+const WRITE_BUFFER: usize = 4096;
+
 /// A client's connection with an [`Alarm`].
 pub(super) struct Watched {
-    inner: Stream,
+    inner: BufWriter<Stream>,
     alarm: Arc<Alarm>,
     timer: Option<Pin<Box<Sleep>>>,
     held: Option<u8>,
@@ -139,7 +142,12 @@ pub(super) struct Watched {
 
 impl Watched {
     pub(super) fn new(inner: Stream, now: Instant) -> Watched {
-        Watched { inner, alarm: Arc::new(Alarm::new(now)), timer: None, held: None }
+        Watched {
+            inner: BufWriter::with_capacity(WRITE_BUFFER, inner),
+            alarm: Arc::new(Alarm::new(now)),
+            timer: None,
+            held: None,
+        }
     }
 
     pub(super) fn alarm(&self) -> Arc<Alarm> {
@@ -233,23 +241,25 @@ impl AsyncWrite for Watched {
 #[async_trait]
 impl Shutdown for Watched {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        // The connection is given up either way.
+        let _ = self.inner.flush().await;
+        Shutdown::shutdown(&mut **self.inner.get_mut()).await;
     }
 }
 
 impl UniqueID for Watched {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.get_ref().id()
     }
 }
 
 impl Ssl for Watched {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.get_ref().get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.selected_alpn_proto()
+        self.inner.get_ref().selected_alpn_proto()
     }
 }
 
@@ -258,19 +268,19 @@ impl Peek for Watched {}
 
 impl GetTimingDigest for Watched {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.get_ref().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Watched {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.inner.get_ref().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Watched {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.get_ref().get_socket_digest()
     }
 }
 

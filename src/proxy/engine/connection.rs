@@ -1,0 +1,467 @@
+//! A client's connection: one request after the other, until one side has had enough.
+//!
+//! What a request needs beyond its relay is here: the wait for a head, the attempts, answers of our own, the line in the log. The request
+//! under way is held outside the future that serves it, so that it is counted, logged and, if nothing went out yet, answered even if serving it
+//! panics.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use http::{Method, StatusCode, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::buffer::Buffer;
+use super::lines::Lines;
+use super::relay::{Asked, Client, End, Relay, Times, Upload, write_length};
+use super::timer::Timer;
+use super::upstream::{Connect, Place, Upstream};
+use super::{Core, Downstream, NAME, head, now};
+use crate::proxy::caught::caught;
+use crate::proxy::retry::Failure;
+use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome, headers};
+
+/// Empty lines before a request line that are left out.
+const EMPTY_LINES: u8 = 2;
+
+/// What the line ends and spaces of a head may add to what `header_bytes` counts.
+const SLACK: usize = 1 << 10;
+
+/// What the log keeps of a head that could not be read.
+const GARBLED: usize = 200;
+
+pub(super) struct Connection<'a, C: Connect, S> {
+    core: &'a Core<C>,
+    client: Client<S>,
+    from: Downstream,
+    draining: &'a watch::Receiver<bool>,
+    drained: Pin<Box<dyn Future<Output = ()> + Send>>,
+    accepted: Instant,
+    requests: u32,
+    /// The request under way.
+    exchange: Option<Exchange>,
+}
+
+/// What waiting for a head came to.
+enum Waited {
+    /// A head of that length is at the front of the input.
+    Head(usize),
+    Refused(Outcome),
+    /// Nobody is there, or nothing is wanted any more.
+    Closed,
+}
+
+/// What becomes of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Request,
+    Close,
+    Reset,
+}
+
+impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C, S> {
+    pub(super) fn new(core: &'a Core<C>, stream: S, from: Downstream, draining: &'a watch::Receiver<bool>) -> Self {
+        let mut watched = draining.clone();
+        Connection {
+            core,
+            client: Client { stream, input: Buffer::default(), timer: Timer::default(), closed: None },
+            from,
+            draining,
+            // Whoever could begin a drain being gone is as good a reason.
+            drained: Box::pin(async move { drop(watched.wait_for(|draining| *draining).await) }),
+            accepted: now(),
+            requests: 0,
+            exchange: None,
+        }
+    }
+
+    /// Serves to the end; a stream that comes back is to be reset.
+    pub(super) async fn run(mut self) -> Option<S> {
+        loop {
+            let next = match self.wait().await {
+                Waited::Closed => return None,
+                Waited::Refused(outcome) => {
+                    self.exchange = Some(self.garbled(outcome));
+                    self.refuse(Asked::unknown(), outcome, false).await
+                }
+                Waited::Head(length) => match caught(self.request(length)).await {
+                    Ok(next) => next,
+                    Err(panic) => self.panicked(&panic).await,
+                },
+            };
+            match next {
+                Next::Request => self.requests = self.requests.saturating_add(1),
+                Next::Close => return None,
+                Next::Reset => return Some(self.client.stream),
+            }
+        }
+    }
+
+    /// Waits for a whole head. Nothing is held while nothing came.
+    async fn wait(&mut self) -> Waited {
+        let published = self.core.shared.reader.load();
+        let limits = &published.edge.limits;
+        let most = limits.header_bytes as usize + SLACK;
+        let begun = now();
+        let first = self.requests == 0;
+        let (mut seen, mut empty_lines) = (0, 0);
+        // A new connection is expected to say something, one that was kept may be silent for longer.
+        let head_due = if first { self.accepted + limits.header_timeout } else { begun + limits.header_timeout };
+        let silent = self.client.input.is_empty();
+        self.client.timer.set(Some(if first || !silent { head_due } else { begun + limits.idle_timeout }));
+        let Connection { client, drained, .. } = self;
+        poll_fn(|cx: &mut Context<'_>| {
+            loop {
+                while seen == 0 && client.input.bytes().starts_with(b"\r\n") {
+                    empty_lines += 1;
+                    if empty_lines > EMPTY_LINES {
+                        return Poll::Ready(Waited::Refused(Outcome::BadRequest));
+                    }
+                    client.input.consume(2);
+                }
+                let bytes = client.input.bytes();
+                match bytes {
+                    [] | [b'\r'] => {}
+                    // No method begins like this: whatever speaks here, it is not HTTP.
+                    [byte, ..] if !byte.is_ascii_alphanumeric() && !b"!#$%&'*+-.^_`|~".contains(byte) => {
+                        return Poll::Ready(Waited::Refused(Outcome::BadRequest));
+                    }
+                    _ => match head::end(bytes, &mut seen) {
+                        Err(head::BareLine) => return Poll::Ready(Waited::Refused(Outcome::BadRequest)),
+                        Ok(Some(length)) if length <= most => return Poll::Ready(Waited::Head(length)),
+                        Ok(None) if bytes.len() < most => {}
+                        _ => {
+                            let one_line = memchr::memchr(b'\n', bytes).is_none_or(|end| end > limits.uri + SLACK);
+                            let outcome = if one_line { Outcome::TargetTooLong } else { Outcome::HeadTooLarge };
+                            return Poll::Ready(Waited::Refused(outcome));
+                        }
+                    },
+                }
+                let nothing_yet = client.input.is_empty();
+                if client.closed.is_some() {
+                    return Poll::Ready(Waited::Closed);
+                }
+                if !client.input.has_room() {
+                    client.input.grow();
+                }
+                match client.input.poll_fill(&mut client.stream, cx) {
+                    Poll::Ready(Ok(1..)) => {
+                        if nothing_yet && !first {
+                            client.timer.set(Some(now() + limits.header_timeout));
+                        }
+                        continue;
+                    }
+                    Poll::Ready(_) => return Poll::Ready(Waited::Closed),
+                    Poll::Pending => {}
+                }
+                if nothing_yet && drained.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Waited::Closed);
+                }
+                return match client.timer.poll(cx) {
+                    Poll::Ready(()) if nothing_yet => Poll::Ready(Waited::Closed),
+                    Poll::Ready(()) => Poll::Ready(Waited::Refused(Outcome::RequestTimeout)),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+        })
+        .await
+    }
+
+    /// Serves the request whose head is at the front of the input.
+    async fn request(&mut self, length: usize) -> Next {
+        let (asked, mut upload) = match self.begin(length) {
+            Ok(begun) => begun,
+            Err((asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
+        };
+        loop {
+            let Some(exchange) = &mut self.exchange else { return Next::Close };
+            let attempt = match exchange.next_attempt(now()) {
+                Ok(attempt) => attempt,
+                Err(outcome) => return self.refuse_after(asked, &upload, outcome).await,
+            };
+            upload.rewind();
+            let connected = self.connect(&attempt).await;
+            let Some(exchange) = &mut self.exchange else { return Next::Close };
+            let mut upstream = match connected {
+                Ok(upstream) => upstream,
+                Err(failure) => {
+                    if exchange.attempt_failed(failure, upload.replayable(), now()) {
+                        continue;
+                    }
+                    let outcome = exchange.outcome();
+                    return self.refuse_after(asked, &upload, outcome).await;
+                }
+            };
+            exchange.connected(now());
+            let mut relay =
+                Relay::new(&mut self.client, &mut upstream, exchange, &mut upload, asked, self.draining, now());
+            let end = relay.run().await;
+            let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
+            let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out, relay.tunnel_in);
+            let Some(exchange) = &mut self.exchange else { return Next::Close };
+            let outcome = match end {
+                End::Elsewhere => continue,
+                End::Failed(failure) => {
+                    if exchange.attempt_failed(failure, upload.replayable(), now()) {
+                        continue;
+                    }
+                    exchange.outcome()
+                }
+                End::Broken => Outcome::AnswerBroken,
+                End::Over(outcome) => outcome,
+                End::Complete => Outcome::Answered,
+            };
+            let Some(status) = status else { return self.refuse_after(asked, &upload, outcome).await };
+            exchange.end(outcome);
+            if end == End::Complete && clean {
+                self.core.pool.put(upstream, now());
+            }
+            self.finish(status, upload.payload() + tunnel_in, payload_out);
+            return match end {
+                End::Complete if keep => Next::Request,
+                End::Complete => Next::Close,
+                _ if until_close => Next::Reset,
+                _ => Next::Close,
+            };
+        }
+    }
+
+    /// From the head to a planned attempt and the bytes to send, or to why there is none and whether the connection can go on.
+    fn begin(&mut self, length: usize) -> Result<(Asked, Upload), (Asked, Outcome, bool)> {
+        let shared = &self.core.shared;
+        let most = shared.reader.load().edge.limits.headers;
+        let mut request = match head::request(&self.client.input.bytes()[..length], most) {
+            Ok(request) => request,
+            Err(outcome) => {
+                self.exchange = Some(self.garbled(outcome));
+                return Err((Asked::unknown(), outcome, false));
+            }
+        };
+        let exchange = Exchange::begin(
+            shared,
+            &Head {
+                method: &request.method,
+                target: request.target,
+                version: request.version,
+                fields: &request.lines,
+                peer: self.from.peer,
+                scheme: self.from.scheme,
+                mover: NAME,
+                now: now(),
+                at_us: unix_us(),
+                chance: fastrand::u64(..),
+                id: fastrand::u128(..),
+            },
+        );
+        let framing = exchange.framing();
+        let limits = &exchange.edge().limits;
+        let wants = |option: &[u8]| request.lines.members("connection").any(|o| o.eq_ignore_ascii_case(option));
+        let last = limits.requests > 0 && self.requests + 1 >= limits.requests;
+        let is_http_11 = request.version == Version::HTTP_11;
+        let expects = request.lines.members("expect").any(|what| what.eq_ignore_ascii_case(b"100-continue"));
+        let service = exchange.service();
+        let asked = Asked {
+            version: request.version,
+            to_head: request.method == Method::HEAD,
+            websocket: exchange.websocket(),
+            expects: expects && is_http_11 && !framing.is_empty(),
+            keep_alive: !last && !wants(b"close") && (is_http_11 || wants(b"keep-alive")),
+            times: Times {
+                body: limits.body_timeout,
+                idle: service.map_or(limits.body_timeout, |service| service.timeouts.idle),
+                tunnel: service.map_or(limits.body_timeout, |service| service.timeouts.tunnel_idle),
+                min_rate: limits.min_rate,
+            },
+        };
+        if let Some(outcome) = exchange.refusal() {
+            let keep = asked.keep_alive && framing.is_empty() && outcome.keeps_connection();
+            self.exchange = Some(exchange);
+            self.client.input.consume(length);
+            return Err((asked, outcome, keep));
+        }
+        let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
+        headers::request(&mut request.lines, exchange.edge(), &exchange.forward(true));
+        if !asked.expects {
+            request.lines.remove("expect");
+        }
+        let mut out = Vec::with_capacity(length + 512);
+        write_request(&mut out, &mut request, framing);
+        self.exchange = Some(exchange);
+        self.client.input.consume(length);
+        Ok((asked, Upload::new(out, framing, max_body, replay)))
+    }
+
+    /// A connection for that attempt: a kept one, or a new one in time.
+    async fn connect(&mut self, attempt: &Attempt) -> Result<Upstream<C::Stream>, Failure> {
+        let begun = now();
+        if !attempt.fresh
+            && let Some(upstream) = self.core.pool.take(attempt, begun)
+        {
+            return Ok(upstream);
+        }
+        let meter = self.exchange.as_ref().and_then(Exchange::meter).ok_or(Failure::NotConnected)?;
+        let place = Place::take(meter, attempt.max_connections).ok_or(Failure::NoRoom)?;
+        let mut connecting = pin!(self.core.connect.connect(attempt.address));
+        let timer = &mut self.client.timer;
+        timer.set(Some(begun + attempt.connect));
+        let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+            Poll::Ready(connected) => Poll::Ready(connected.map_err(|_| Failure::NotConnected)),
+            Poll::Pending => timer.poll(cx).map(|()| Err(Failure::ConnectTimeout)),
+        })
+        .await?;
+        Ok(Upstream::new(stream, attempt, place, now()))
+    }
+
+    /// The request ends with an answer of ours, after attempts or while its body was on its way.
+    async fn refuse_after(&mut self, asked: Asked, upload: &Upload, outcome: Outcome) -> Next {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.end(outcome);
+        }
+        let keep = asked.keep_alive && upload.ended() && outcome.keeps_connection() && !*self.draining.borrow();
+        self.answer(asked, outcome, keep, upload.payload()).await
+    }
+
+    async fn refuse(&mut self, asked: Asked, outcome: Outcome, keep: bool) -> Next {
+        let keep = keep && !*self.draining.borrow();
+        self.answer(asked, outcome, keep, 0).await
+    }
+
+    /// Sends what an outcome calls for, and ends the request.
+    async fn answer(&mut self, asked: Asked, outcome: Outcome, keep: bool, bytes_in: u64) -> Next {
+        let status = outcome.status();
+        if status == 0 {
+            self.finish(0, bytes_in, 0);
+            return Next::Close;
+        }
+        let body = if asked.to_head { "" } else { outcome.body() };
+        let bytes = write_answer(outcome, keep, asked);
+        let sent = self.send(&bytes, asked.times.idle).await;
+        match sent {
+            true => self.finish(status, bytes_in, body.len() as u64),
+            false => self.finish(0, bytes_in, 0),
+        }
+        if keep && sent { Next::Request } else { Next::Close }
+    }
+
+    /// Writes all of `bytes`, as long as the client takes some of them from time to time.
+    async fn send(&mut self, mut bytes: &[u8], patience: Duration) -> bool {
+        let Client { stream, timer, .. } = &mut self.client;
+        timer.set(Some(now() + patience));
+        poll_fn(|cx| {
+            while !bytes.is_empty() {
+                match Pin::new(&mut *stream).poll_write(cx, bytes) {
+                    Poll::Ready(Ok(count @ 1..)) => bytes = &bytes[count..],
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => return timer.poll(cx).map(|()| false),
+                }
+            }
+            match Pin::new(&mut *stream).poll_flush(cx) {
+                Poll::Ready(flushed) => Poll::Ready(flushed.is_ok()),
+                Poll::Pending => timer.poll(cx).map(|()| false),
+            }
+        })
+        .await
+    }
+
+    /// Serving the request panicked: a mistake of ours, and of this request only.
+    async fn panicked(&mut self, panic: &str) -> Next {
+        self.core.metrics.panicked(NAME);
+        tracing::error!(panic, mover = NAME, "a request ended with a panic: this is a mistake of meridian's");
+        let Some(exchange) = &mut self.exchange else { return Next::Close };
+        let begun = exchange.has_begun();
+        exchange.end(Outcome::Internal);
+        if begun {
+            self.finish(0, 0, 0);
+            return Next::Reset;
+        }
+        self.answer(Asked::unknown(), Outcome::Internal, false, 0).await
+    }
+
+    fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish(status, bytes_in, bytes_out, now());
+        }
+    }
+
+    /// A request of which only the beginning of what came is known.
+    fn garbled(&self, outcome: Outcome) -> Exchange {
+        let bytes = self.client.input.bytes();
+        let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        let shown = &line[..line.len().min(GARBLED)];
+        let method = Method::from_bytes(b"-").unwrap_or_default();
+        let head = Head {
+            method: &method,
+            target: shown,
+            version: Version::HTTP_09,
+            fields: &Lines::default(),
+            peer: self.from.peer,
+            scheme: self.from.scheme,
+            mover: NAME,
+            now: now(),
+            at_us: unix_us(),
+            chance: 0,
+            id: fastrand::u128(..),
+        };
+        Exchange::refused(&self.core.shared, &head, outcome)
+    }
+}
+
+impl Asked {
+    /// Nothing is known of the request but that it came.
+    fn unknown() -> Asked {
+        let patience = Duration::from_secs(10);
+        Asked {
+            version: Version::HTTP_11,
+            to_head: false,
+            websocket: false,
+            expects: false,
+            keep_alive: false,
+            times: Times { body: patience, idle: patience, tunnel: patience, min_rate: 0 },
+        }
+    }
+}
+
+/// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
+fn write_request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
+    request.lines.remove("content-length");
+    request.lines.remove("transfer-encoding");
+    let (before, target) = headers::forwarded_target(&request.method, request.target);
+    for part in [request.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    request.lines.write_to(out);
+    match framing {
+        Framing::Length(length) => write_length(out, length),
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::None | Framing::UntilClose => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer of our own.
+fn write_answer(outcome: Outcome, keep: bool, asked: Asked) -> Vec<u8> {
+    let status = outcome.status();
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
+    let mut out = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n").into_bytes();
+    write_length(&mut out, outcome.body().len() as u64);
+    out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    if let Some(seconds) = outcome.retry_after_s() {
+        out.extend_from_slice(format!("Retry-After: {seconds}\r\n").as_bytes());
+    }
+    match (keep, asked.version) {
+        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (true, Version::HTTP_10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (true, _) => {}
+    }
+    out.extend_from_slice(b"\r\n");
+    if !asked.to_head {
+        out.extend_from_slice(outcome.body().as_bytes());
+    }
+    out
+}
+
+fn unix_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}

@@ -1,0 +1,891 @@
+//! One request and its answer between a client and one upstream connection, both directions at once.
+//!
+//! No task, channel or lock: one poll moves what can be moved either way, then sets the connection's timer for whatever must happen next. Back
+//! pressure is in the buffers: what was read is written before more is read. The request's bytes are made once, head and body in
+//! one piece, and kept up to the replay limit, so another attempt begins by sending them again ([`Upload`]). The answer's head is read, judged
+//! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]).
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use http::Version;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::body::{self, Body, Step};
+use super::buffer::{Buffer, SIZE};
+use super::head;
+use super::timer::Timer;
+use super::upstream::Upstream;
+use crate::proxy::exchange::Vigil;
+use crate::proxy::retry::Failure;
+use crate::proxy::{Exchange, Fields, Framing, Outcome, framing, headers};
+
+/// How often a waiting request looks whether its endpoint was found down.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a client that closed its side is thought to wait for an answer still to begin. It may have left altogether, which nothing shows.
+const HALF_CLOSED: Duration = Duration::from_secs(3);
+
+/// The most informational answers before a final one.
+const INTERIMS: u8 = 32;
+
+/// Over how long the least rate of `[limits] min_rate` is measured.
+const PACE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Bytes that may wait to be written before no more are read.
+const WINDOW: usize = SIZE;
+
+/// The client's side of a connection.
+pub(super) struct Client<S> {
+    pub(super) stream: S,
+    pub(super) input: Buffer,
+    pub(super) timer: Timer,
+    /// Since when its side is closed.
+    pub(super) closed: Option<Instant>,
+}
+
+/// What of a request its relay has to know.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) version: Version,
+    pub(super) to_head: bool,
+    pub(super) websocket: bool,
+    /// It waits for `100 Continue`.
+    pub(super) expects: bool,
+    /// The client's connection may serve another request.
+    pub(super) keep_alive: bool,
+    pub(super) times: Times,
+}
+
+/// How long what may be silent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// A client inside its body.
+    pub(super) body: Duration,
+    /// Whoever has to take bytes, and an upstream inside its body.
+    pub(super) idle: Duration,
+    /// Both directions of a tunnel.
+    pub(super) tunnel: Duration,
+    /// Bytes a second that a client has to send or take; 0: any.
+    pub(super) min_rate: u64,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The answer is with the client, whole.
+    Complete,
+    /// The attempt failed before anything of a final answer was passed on.
+    Failed(Failure),
+    /// The answer was thrown away, because another attempt is planned.
+    Elsewhere,
+    /// The upstream broke inside an answer that the client has begun to get.
+    Broken,
+    /// The request ends for another reason than its upstream.
+    Over(Outcome),
+}
+
+/// A request as it is sent upstream: its bytes so far and where they come from.
+pub(super) struct Upload {
+    /// The head, and the body as far as it is kept or waits to be sent.
+    staged: Vec<u8>,
+    /// Bytes of `staged` that were sent in this attempt.
+    sent: usize,
+    /// All bytes from the first on are in `staged`.
+    whole: bool,
+    head_len: usize,
+    replay: u64,
+    max_body: u64,
+    body: Body,
+    chunked: bool,
+    /// The last byte is staged or sent.
+    ended: bool,
+    /// The upstream took a byte in this attempt.
+    begun: bool,
+    /// The upstream takes no more bytes in this attempt.
+    refused: bool,
+}
+
+impl Upload {
+    /// A request whose head is `head` as it is to be sent, and whose body is framed like this on both sides.
+    pub(super) fn new(head: Vec<u8>, framing: Framing, max_body: u64, replay: u64) -> Upload {
+        Upload {
+            head_len: head.len(),
+            staged: head,
+            sent: 0,
+            whole: true,
+            replay,
+            max_body,
+            body: Body::new(framing),
+            chunked: framing == Framing::Chunked,
+            ended: framing.is_empty(),
+            begun: false,
+            refused: false,
+        }
+    }
+
+    /// From the first byte again, for another attempt.
+    pub(super) fn rewind(&mut self) {
+        self.sent = 0;
+        self.begun = false;
+        self.refused = false;
+    }
+
+    /// Whether all of it that was read can be sent again.
+    pub(super) fn replayable(&self) -> bool {
+        self.whole
+    }
+
+    /// Whether all of the request was read from the client.
+    pub(super) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Body bytes read from the client.
+    pub(super) fn payload(&self) -> u64 {
+        self.body.payload()
+    }
+
+    fn pending(&self) -> &[u8] {
+        &self.staged[self.sent..]
+    }
+
+    fn is_sent(&self) -> bool {
+        self.ended && self.sent == self.staged.len()
+    }
+
+    /// Moves what the client sent into `staged`, as far as there is room.
+    fn stage(&mut self, input: &mut Buffer) -> Result<(), Outcome> {
+        while !self.ended && !input.is_empty() && self.pending().len() < WINDOW {
+            match self.body.step(input.bytes()).map_err(|_| Outcome::BadRequest)? {
+                Step::Data { skip, len } => {
+                    if self.body.payload() > self.max_body {
+                        return Err(Outcome::BodyTooLarge);
+                    }
+                    let payload = &input.bytes()[skip..skip + len];
+                    match self.chunked {
+                        true => body::write_chunk(&mut self.staged, payload),
+                        false => self.staged.extend_from_slice(payload),
+                    }
+                    input.consume(skip + len);
+                    self.ended = !self.chunked && self.body.is_done();
+                }
+                Step::More(skip) => input.consume(skip),
+                Step::End(skip) => {
+                    self.body.write_end(&mut self.staged);
+                    input.consume(skip);
+                    self.ended = true;
+                }
+            }
+        }
+        self.whole &= (self.staged.len() - self.head_len) as u64 <= self.replay;
+        Ok(())
+    }
+
+    /// So many more bytes were sent.
+    fn advance(&mut self, count: usize) {
+        self.begun = true;
+        self.sent += count;
+        if !self.whole && self.sent == self.staged.len() {
+            self.staged.clear();
+            (self.sent, self.head_len) = (0, 0);
+        }
+    }
+}
+
+/// Where an answer is.
+#[derive(Debug)]
+enum Phase {
+    Head,
+    Body(Body),
+    /// Nothing more comes from the upstream; what is left is to be written.
+    Over,
+    Tunnel(Tunnel),
+}
+
+#[derive(Debug, Default)]
+struct Tunnel {
+    up: Way,
+    down: Way,
+}
+
+/// One direction of a tunnel.
+#[derive(Debug, Default)]
+struct Way {
+    /// Who sends closed its side.
+    ended: bool,
+    /// Who receives was told.
+    told: bool,
+}
+
+/// See the module.
+pub(super) struct Relay<'a, S, U> {
+    client: &'a mut Client<S>,
+    upstream: &'a mut Upstream<U>,
+    exchange: &'a mut Exchange,
+    upload: &'a mut Upload,
+    asked: Asked,
+    draining: &'a watch::Receiver<bool>,
+    vigil: Option<(Vigil, Instant)>,
+    phase: Phase,
+    /// How much of the upstream's input was searched for the end of a head.
+    seen: usize,
+    interims: u8,
+    continued: bool,
+    /// Bytes for the client: heads, and bodies that do not pass as they are.
+    out: Vec<u8>,
+    out_sent: usize,
+    /// Payload at the front of the upstream's input that passes as it is.
+    ready: usize,
+    chunk: bool,
+    broken: bool,
+    unflushed: bool,
+    /// When the last byte of the request was sent.
+    asked_at: Option<Instant>,
+    head_sent_at: Option<Instant>,
+    up_moved: Instant,
+    down_moved: Instant,
+    up_pace: Pace,
+    down_pace: Pace,
+    /// Status of the final answer, once its head is on its way to the client.
+    pub(super) status: Option<u16>,
+    /// Body bytes for the client.
+    pub(super) payload_out: u64,
+    /// Bytes from the client in a tunnel.
+    pub(super) tunnel_in: u64,
+    pub(super) keep_client: bool,
+    keep_upstream: bool,
+    /// The end of the connection is the end of the answer.
+    pub(super) until_close: bool,
+}
+
+/// Bytes since a moment.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+/// What a deadline is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Answer,
+    Look,
+    HalfClosed,
+    ClientBody,
+    UpstreamTakes,
+    ClientTakes,
+    UpstreamBody,
+    UpPace,
+    DownPace,
+    Tunnel,
+}
+
+impl<'a, S, U> Relay<'a, S, U>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(
+        client: &'a mut Client<S>,
+        upstream: &'a mut Upstream<U>,
+        exchange: &'a mut Exchange,
+        upload: &'a mut Upload,
+        asked: Asked,
+        draining: &'a watch::Receiver<bool>,
+        now: Instant,
+    ) -> Relay<'a, S, U> {
+        let vigil = exchange.vigil().map(|vigil| (vigil, now + LOOK));
+        let pace = Pace { since: now, bytes: 0 };
+        Relay {
+            client,
+            upstream,
+            exchange,
+            upload,
+            asked,
+            draining,
+            vigil,
+            phase: Phase::Head,
+            seen: 0,
+            interims: 0,
+            continued: false,
+            out: Vec::new(),
+            out_sent: 0,
+            ready: 0,
+            chunk: false,
+            broken: false,
+            unflushed: false,
+            asked_at: None,
+            head_sent_at: None,
+            up_moved: now,
+            down_moved: now,
+            up_pace: pace,
+            down_pace: pace,
+            status: None,
+            payload_out: 0,
+            tunnel_in: 0,
+            keep_client: false,
+            keep_upstream: false,
+            until_close: false,
+        }
+    }
+
+    /// Whether the upstream's connection can serve another request: the answer ended where its framing says, nothing came
+    /// after it, and all of the request was taken.
+    pub(super) fn upstream_is_clean(&self) -> bool {
+        self.keep_upstream && !self.broken && self.upstream.input.is_empty() && self.upload.is_sent()
+    }
+
+    /// Runs to the end.
+    pub(super) async fn run(&mut self) -> End {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            if let Err(end) = self.advance(cx, super::now()) {
+                return Poll::Ready(end);
+            }
+            self.client.timer.set(self.deadlines().iter().map(|(at, _)| *at).min());
+            if self.client.timer.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(end) = self.expire(super::now()) {
+                return Poll::Ready(end);
+            }
+        }
+    }
+
+    /// Moves whatever can be moved.
+    fn advance(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        loop {
+            let moved = match self.phase {
+                Phase::Tunnel(_) if self.out.is_empty() => self.tunnel(cx, now)?,
+                _ => self.upload(cx, now)? | self.download(cx, now)?,
+            };
+            if !moved {
+                break;
+            }
+        }
+        // Rates are measured while the client is waited for, and only then.
+        if !self.waits_for_body() {
+            self.up_pace = Pace { since: now, bytes: 0 };
+        }
+        if !self.is_blocked() {
+            self.down_pace = Pace { since: now, bytes: 0 };
+        }
+        Ok(())
+    }
+
+    /// Whether the client has to send more of its body before anything goes on.
+    fn waits_for_body(&self) -> bool {
+        !self.upload.ended && !self.upload.refused && self.upload.pending().is_empty() && !self.awaits_continue()
+    }
+
+    /// Whether the client has to take bytes before anything goes on.
+    fn is_blocked(&self) -> bool {
+        self.out_sent < self.out.len() || self.ready > 0 || self.unflushed
+    }
+
+    /// From the client to the upstream, as far as it goes; then a look whether the client is still there.
+    fn upload(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let mut moved = false;
+        loop {
+            let mut again = false;
+            self.upload.stage(&mut self.client.input).map_err(End::Over)?;
+            if !self.upload.refused && !self.upload.pending().is_empty() {
+                match Pin::new(&mut self.upstream.stream).poll_write(cx, self.upload.pending()) {
+                    Poll::Ready(Ok(count @ 1..)) => {
+                        self.upload.advance(count);
+                        self.up_moved = now;
+                        self.head_sent_at.get_or_insert(now);
+                        again = true;
+                    }
+                    // It may have answered before it stopped reading: the answer decides.
+                    Poll::Ready(_) => self.upload.refused = true,
+                    Poll::Pending => {}
+                }
+                if self.upload.is_sent() {
+                    self.asked_at = Some(now);
+                    // What cannot be flushed now is flushed by reading: streams that buffer flush when they are read.
+                    let _ = Pin::new(&mut self.upstream.stream).poll_flush(cx);
+                }
+            }
+            let wants = !self.upload.ended && !self.upload.refused && self.upload.pending().len() < WINDOW;
+            let listens = self.upload.ended && self.client.closed.is_none();
+            if (wants || listens) && self.client.input.has_room() {
+                match self.client.input.poll_fill(&mut self.client.stream, cx) {
+                    Poll::Ready(Ok(0)) if wants => return Err(End::Over(Outcome::ClientGone)),
+                    Poll::Ready(Ok(0)) => self.client.closed = Some(now),
+                    Poll::Ready(Ok(count)) => {
+                        self.up_moved = now;
+                        self.up_pace.bytes += count as u64;
+                        again |= wants;
+                    }
+                    Poll::Ready(Err(_)) => return Err(End::Over(Outcome::ClientGone)),
+                    Poll::Pending => {}
+                }
+            }
+            if !again {
+                return Ok(moved);
+            }
+            moved = true;
+        }
+    }
+
+    /// From the upstream to the client, as far as it goes.
+    fn download(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let mut moved = false;
+        loop {
+            if let Phase::Head = self.phase {
+                match head::end(self.upstream.input.bytes(), &mut self.seen) {
+                    Ok(Some(length)) => self.head(length, now)?,
+                    Ok(None) if self.upstream.input.len() < head::RESPONSE_BYTES => {}
+                    _ => return Err(End::Failed(Failure::BadAnswer)),
+                }
+            }
+            self.take_payload();
+            let mut again = self.write(cx, now)?;
+            if let Phase::Tunnel(_) = self.phase
+                && self.out.is_empty()
+            {
+                return Ok(true);
+            }
+            let reads = match self.phase {
+                Phase::Head => true,
+                Phase::Body(_) => self.upstream.input.is_empty(),
+                Phase::Over | Phase::Tunnel(_) => false,
+            };
+            if reads && self.out.len() - self.out_sent < WINDOW {
+                again |= self.read(cx, now)?;
+            }
+            if !again {
+                return Ok(moved);
+            }
+            moved = true;
+        }
+    }
+
+    /// Reads once from the upstream.
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        if !self.upstream.input.has_room() {
+            // A head that does not fit: bodies are taken as they come.
+            self.upstream.input.grow();
+        }
+        let begun = !self.upstream.input.is_empty() || self.interims > 0;
+        match self.upstream.input.poll_fill(&mut self.upstream.stream, cx) {
+            Poll::Ready(Ok(count @ 1..)) => {
+                let _: usize = count;
+                self.down_moved = now;
+                Ok(true)
+            }
+            Poll::Ready(ended) => {
+                match &self.phase {
+                    Phase::Head => return Err(End::Failed(self.lost(begun))),
+                    Phase::Body(body) => self.broken = ended.is_err() || !body.ends_with_connection(),
+                    Phase::Over | Phase::Tunnel(_) => {}
+                }
+                self.over();
+                Ok(true)
+            }
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// What it means that the upstream's connection ended before a final head.
+    fn lost(&self, begun: bool) -> Failure {
+        let reused = self.upstream.reused && !begun;
+        match self.upload.begun {
+            true => Failure::Lost { reused },
+            false if reused => Failure::Stale,
+            false => Failure::NotConnected,
+        }
+    }
+
+    /// Takes the payload that is at hand: into `out`, or as it is when nothing waits before it.
+    fn take_payload(&mut self) {
+        let Phase::Body(body) = &mut self.phase else { return };
+        while !self.upstream.input.is_empty() && self.ready == 0 && self.out.len() - self.out_sent < WINDOW {
+            match body.step(self.upstream.input.bytes()) {
+                Ok(Step::Data { skip, len }) => {
+                    self.upstream.input.consume(skip);
+                    self.payload_out += len as u64;
+                    if self.chunk {
+                        body::write_chunk(&mut self.out, &self.upstream.input.bytes()[..len]);
+                    } else if !self.out.is_empty() {
+                        self.out.extend_from_slice(&self.upstream.input.bytes()[..len]);
+                    } else {
+                        self.ready = len;
+                        break;
+                    }
+                    self.upstream.input.consume(len);
+                }
+                Ok(Step::More(skip)) => self.upstream.input.consume(skip),
+                Ok(Step::End(skip)) => {
+                    self.upstream.input.consume(skip);
+                    break;
+                }
+                Err(_) => {
+                    self.broken = true;
+                    return self.over();
+                }
+            }
+        }
+        if body.is_done() && self.ready == 0 {
+            self.over();
+        }
+    }
+
+    /// Nothing more comes.
+    fn over(&mut self) {
+        if let Phase::Body(body) = std::mem::replace(&mut self.phase, Phase::Over)
+            && self.chunk
+            && !self.broken
+        {
+            body.write_end(&mut self.out);
+        }
+    }
+
+    /// Writes to the client what waits; ends the relay when the answer is over and written.
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let mut moved = false;
+        loop {
+            let waits = &self.out[self.out_sent..];
+            let direct = waits.is_empty();
+            let bytes = if direct { &self.upstream.input.bytes()[..self.ready] } else { waits };
+            if bytes.is_empty() {
+                break;
+            }
+            match Pin::new(&mut self.client.stream).poll_write(cx, bytes) {
+                Poll::Ready(Ok(count @ 1..)) => {
+                    if direct {
+                        self.ready -= count;
+                        self.upstream.input.consume(count);
+                    } else {
+                        self.out_sent += count;
+                        if self.out_sent == self.out.len() {
+                            self.out.clear();
+                            self.out_sent = 0;
+                        }
+                    }
+                    self.down_moved = now;
+                    self.down_pace.bytes += count as u64;
+                    (moved, self.unflushed) = (true, true);
+                }
+                Poll::Ready(_) => return Err(End::Over(Outcome::ClientGone)),
+                Poll::Pending => return Ok(moved),
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.client.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(_)) => return Err(End::Over(Outcome::ClientGone)),
+                Poll::Pending => return Ok(moved),
+            }
+        }
+        match self.phase {
+            Phase::Over if self.broken => Err(End::Broken),
+            Phase::Over => Err(End::Complete),
+            _ => Ok(moved),
+        }
+    }
+
+    /// A whole head came: an informational one goes by, a final one decides what follows.
+    fn head(&mut self, length: usize, now: Instant) -> Result<(), End> {
+        let bad = End::Failed(Failure::BadAnswer);
+        let asked = self.asked;
+        let Ok(mut head) = head::response(&self.upstream.input.bytes()[..length]) else { return Err(bad) };
+        let (status, from_http_10) = (head.status, head.version == Version::HTTP_10);
+        let Ok(framing) = framing::response(asked.to_head, status, &head.lines, from_http_10) else { return Err(bad) };
+        let version = if from_http_10 { "1.0" } else { "1.1" };
+        let upgraded = status == 101;
+        if status < 200 && !upgraded {
+            self.interims += 1;
+            if self.interims > INTERIMS || from_http_10 {
+                return Err(bad);
+            }
+            let to_http_11 = asked.version == Version::HTTP_11;
+            if to_http_11 && (status != 100 || asked.expects) {
+                self.exchange.interim_passed_on();
+                headers::response(&mut head.lines, self.exchange.via(), version, false);
+                head.lines.remove_where(is_framing);
+                write_status(&mut self.out, &head);
+                head.lines.write_to(&mut self.out);
+                self.out.extend_from_slice(b"\r\n");
+            }
+            self.continued |= status == 100;
+        } else {
+            if upgraded && !(asked.websocket && is_upgrade(&head.lines)) {
+                return Err(bad);
+            }
+            if self.exchange.response_head(status, self.upload.replayable(), now) {
+                return Err(End::Elsewhere);
+            }
+            self.exchange.passed_on();
+            self.status = Some(status);
+            let closes = head.lines.members("connection").any(|option| option.eq_ignore_ascii_case(b"close"));
+            self.keep_upstream = !closes && !from_http_10 && !upgraded && framing != Framing::UntilClose;
+            let has_body = matches!(framing, Framing::Chunked | Framing::UntilClose);
+            self.chunk = has_body && asked.version == Version::HTTP_11;
+            self.until_close = has_body && !self.chunk;
+            self.keep_client =
+                asked.keep_alive && self.upload.ended && !upgraded && !self.until_close && !*self.draining.borrow();
+            headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
+            let describes = asked.to_head || status == 304;
+            head.lines
+                .remove_where(|name| is_framing(name) && !(describes && name.eq_ignore_ascii_case("content-length")));
+            write_status(&mut self.out, &head);
+            head.lines.write_to(&mut self.out);
+            match framing {
+                Framing::Length(length) => write_length(&mut self.out, length),
+                _ if self.chunk => self.out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+                _ => {}
+            }
+            match (self.keep_client, asked.version) {
+                _ if upgraded => {}
+                (false, _) => self.out.extend_from_slice(b"Connection: close\r\n"),
+                (true, Version::HTTP_10) => self.out.extend_from_slice(b"Connection: keep-alive\r\n"),
+                (true, _) => {}
+            }
+            self.out.extend_from_slice(b"\r\n");
+            self.phase = match upgraded {
+                true => Phase::Tunnel(Tunnel::default()),
+                false => Phase::Body(Body::new(framing)),
+            };
+            self.vigil = None;
+        }
+        self.upstream.input.consume(length);
+        self.seen = 0;
+        if let Phase::Head = self.phase {
+            // The next one may be here already.
+            match head::end(self.upstream.input.bytes(), &mut self.seen) {
+                Ok(Some(length)) => return self.head(length, now),
+                Ok(None) => {}
+                Err(_) => return Err(bad),
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes both ways, until both sides closed theirs.
+    fn tunnel(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
+        let Phase::Tunnel(tunnel) = &mut self.phase else { return Ok(false) };
+        let (client, upstream) = (&mut *self.client, &mut *self.upstream);
+        let up = tunnel.up.pass(&mut client.stream, &mut client.input, &mut upstream.stream, cx);
+        let down = tunnel.down.pass(&mut upstream.stream, &mut upstream.input, &mut client.stream, cx);
+        // A tunnel has no other end than one side's leaving, in whatever way it leaves.
+        let (Ok(up), Ok(down)) = (up, down) else { return Err(End::Complete) };
+        self.tunnel_in += up.bytes;
+        self.payload_out += down.bytes;
+        if tunnel.up.told && tunnel.down.told {
+            return Err(End::Complete);
+        }
+        if up.moved || down.moved {
+            self.down_moved = now;
+        }
+        Ok(up.moved || down.moved)
+    }
+
+    /// What is due when, as things are.
+    fn deadlines(&self) -> ArrayVec<(Instant, Due), 8> {
+        let mut due = ArrayVec::new();
+        let times = &self.asked.times;
+        if let Phase::Tunnel(tunnel) = &self.phase {
+            let half = tunnel.up.ended || tunnel.down.ended;
+            due.push((self.down_moved + if half { times.idle.min(times.tunnel) } else { times.tunnel }, Due::Tunnel));
+            return due;
+        }
+        if let Phase::Head = self.phase {
+            due.push((self.answer_due(), Due::Answer));
+            if let (Some((_, look)), true) = (&self.vigil, self.upload.is_sent() && self.upload.whole) {
+                due.push((*look, Due::Look));
+            }
+            if let Some(closed) = self.client.closed {
+                due.push((closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed));
+            }
+        }
+        let takes = !self.upload.refused && !self.upload.pending().is_empty();
+        let (waits_for_body, blocked) = (self.waits_for_body(), self.is_blocked());
+        if takes {
+            due.push((self.up_moved + times.idle, Due::UpstreamTakes));
+        } else if waits_for_body {
+            due.push((self.up_moved + times.body, Due::ClientBody));
+        }
+        if blocked {
+            due.push((self.down_moved + times.idle, Due::ClientTakes));
+        } else if let Phase::Body(_) = self.phase {
+            due.push((self.down_moved + times.idle, Due::UpstreamBody));
+        }
+        if times.min_rate > 0 {
+            if waits_for_body {
+                due.push((self.up_pace.since + PACE_WINDOW, Due::UpPace));
+            }
+            if blocked {
+                due.push((self.down_pace.since + PACE_WINDOW, Due::DownPace));
+            }
+        }
+        due
+    }
+
+    /// The client holds its body back until the upstream says something.
+    fn awaits_continue(&self) -> bool {
+        self.asked.expects && !self.continued && self.upload.payload() == 0 && !self.upload.ended
+    }
+
+    /// By when a final answer must begin: its share runs from the moment at which nothing but the upstream was waited for.
+    fn answer_due(&self) -> Instant {
+        let from = match self.asked_at {
+            Some(at) => Some(at),
+            None if self.awaits_continue() => self.head_sent_at,
+            None => None,
+        };
+        from.map_or_else(|| self.exchange.deadline(), |from| self.exchange.answer_due(true, from))
+    }
+
+    /// The timer went off: what is over, if anything.
+    fn expire(&mut self, now: Instant) -> Option<End> {
+        let due: ArrayVec<_, 8> = self.deadlines().into_iter().filter(|(at, _)| *at <= now).collect();
+        due.into_iter().find_map(|(_, due)| self.pass_due(due, now))
+    }
+
+    fn pass_due(&mut self, due: Due, now: Instant) -> Option<End> {
+        let takes = !self.upload.refused && !self.upload.pending().is_empty();
+        let answered = self.status.is_some();
+        match due {
+            // Until the request is complete, nobody but the client was waited for.
+            Due::Answer if self.asked_at.is_none() && !takes && !self.upload.refused && !self.awaits_continue() => {
+                Some(End::Over(Outcome::RequestTimeout))
+            }
+            Due::Answer => Some(End::Failed(Failure::Silent)),
+            Due::UpstreamTakes if answered => {
+                // It has answered, and wants no more of the request.
+                self.upload.refused = true;
+                None
+            }
+            Due::UpstreamTakes => Some(End::Failed(Failure::Silent)),
+            Due::Look => {
+                let (vigil, look) = self.vigil.as_mut()?;
+                *look = now + LOOK;
+                vigil.is_lost().then_some(End::Failed(Failure::Silent))
+            }
+            Due::HalfClosed | Due::ClientTakes => Some(End::Over(Outcome::ClientGone)),
+            Due::ClientBody => Some(End::Over(Outcome::RequestTimeout)),
+            Due::UpstreamBody => {
+                self.broken = true;
+                Some(End::Broken)
+            }
+            Due::UpPace => {
+                self.up_pace.is_slow(self.asked.times.min_rate, now).then_some(End::Over(Outcome::RequestTimeout))
+            }
+            Due::DownPace => {
+                self.down_pace.is_slow(self.asked.times.min_rate, now).then_some(End::Over(Outcome::ClientGone))
+            }
+            Due::Tunnel => Some(End::Complete),
+        }
+    }
+}
+
+impl Pace {
+    /// At the end of a window: whether it was too slow. Begins the next one.
+    fn is_slow(&mut self, min_rate: u64, now: Instant) -> bool {
+        let slow = self.bytes < min_rate.saturating_mul(PACE_WINDOW.as_secs());
+        *self = Pace { since: now, bytes: 0 };
+        slow
+    }
+}
+
+/// What one direction of a tunnel did.
+struct Passed {
+    moved: bool,
+    bytes: u64,
+}
+
+impl Way {
+    fn pass<A, B>(&mut self, from: &mut A, held: &mut Buffer, to: &mut B, cx: &mut Context<'_>) -> io::Result<Passed>
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
+        let mut passed = Passed { moved: false, bytes: 0 };
+        loop {
+            if !held.is_empty() {
+                match Pin::new(&mut *to).poll_write(cx, held.bytes()) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(count)) => {
+                        held.consume(count);
+                        passed.moved = true;
+                        passed.bytes += count as u64;
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => return Ok(passed),
+                }
+            }
+            if self.ended {
+                if !self.told {
+                    match Pin::new(&mut *to).poll_shutdown(cx) {
+                        Poll::Ready(done) => {
+                            done?;
+                            self.told = true;
+                        }
+                        Poll::Pending => {}
+                    }
+                }
+                return Ok(passed);
+            }
+            match held.poll_fill(from, cx) {
+                Poll::Ready(Ok(0)) => {
+                    self.ended = true;
+                    passed.moved = true;
+                }
+                Poll::Ready(Ok(_)) => passed.moved = true,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => {
+                    let _ = Pin::new(&mut *to).poll_flush(cx)?;
+                    return Ok(passed);
+                }
+            }
+        }
+    }
+}
+
+fn is_framing(name: &str) -> bool {
+    name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
+}
+
+/// Whether a 101 is the answer to the upgrade that we pass on (RFC 6455, 4.1).
+fn is_upgrade(lines: &impl Fields) -> bool {
+    let mut protocols = lines.members("upgrade");
+    protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+        && protocols.next().is_none()
+        && lines.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
+fn write_status(out: &mut Vec<u8>, head: &head::Response<'_>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend([head.status / 100, head.status / 10 % 10, head.status % 10].map(|digit| b'0' + digit as u8));
+    out.push(b' ');
+    out.extend_from_slice(head.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a Content-Length line.
+pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
+    let mut digits: ArrayVec<u8, 20> = ArrayVec::new();
+    let mut left = length;
+    loop {
+        digits.push(b'0' + (left % 10) as u8);
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(b"Content-Length: ");
+    out.extend(digits.iter().rev());
+    out.extend_from_slice(b"\r\n");
+}

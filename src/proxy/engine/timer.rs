@@ -1,0 +1,70 @@
+//! One timer for all deadlines of a connection.
+//!
+//! Deadlines come and go with every read and write, and almost none of them passes. So moving one is a store: the runtime's timer is armed anew
+//! only for a moment earlier than the one it is armed for, and when it goes off too early it is armed for what is due by then.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::time::{Sleep, sleep_until};
+
+/// When a connection is to be woken whatever else happens.
+#[derive(Debug, Default)]
+pub(super) struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    due: Option<Instant>,
+}
+
+impl Timer {
+    /// Goes off at `due`, instead of whatever was set before; `None`: never.
+    pub(super) fn set(&mut self, due: Option<Instant>) {
+        self.due = due;
+    }
+
+    /// Ready once what was set last is past.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(due) = self.due else { return Poll::Pending };
+        let due = tokio::time::Instant::from_std(due);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if due < sleep.deadline() {
+            sleep.as_mut().reset(due);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() >= due {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a timer's test looks at the clock")]
+    async fn it_goes_off_at_the_moment_set_last() {
+        let mut timer = Timer::default();
+        let begun = Instant::now();
+        let ms = |n| Some(begun + Duration::from_millis(n));
+        assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx))).await.is_pending());
+        // Later, earlier, and later again than what it is armed for.
+        for due in [ms(60_000), ms(20), ms(40)] {
+            timer.set(due);
+            assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx))).await.is_pending());
+        }
+        poll_fn(|cx| timer.poll(cx)).await;
+        assert!(begun.elapsed() >= Duration::from_millis(40));
+        // What is past goes off at once, also after it went off.
+        timer.set(ms(0));
+        poll_fn(|cx| timer.poll(cx)).await;
+        timer.set(ms(80));
+        poll_fn(|cx| timer.poll(cx)).await;
+        assert!(begun.elapsed() >= Duration::from_millis(80));
+    }
+}

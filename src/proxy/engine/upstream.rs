@@ -1,0 +1,254 @@
+//! Connections to endpoints: made, kept while nobody uses them, and used again only while that is safe.
+//!
+//! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that found its own shard empty. A connection is
+//! kept under its endpoint's id, and with the epoch of its pool: when a region goes down its epoch rises, and no connection from before is used
+//! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. A sweep a second closes
+//! what is too old, what the upstream closed and what is of another epoch.
+//!
+//! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::buffer::Buffer;
+use crate::proxy::Attempt;
+use crate::steering::meter::Meter;
+use crate::steering::snapshot::{EndpointId, Snapshot};
+
+/// Makes connections to endpoints.
+pub trait Connect: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Connects. Who calls bounds how long it may take.
+    fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// Plain TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tcp;
+
+impl Connect for Tcp {
+    type Stream = TcpStream;
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        // An upstream whose machine vanished is noticed, whatever the state of the connection.
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(20)).with_interval(Duration::from_secs(5));
+        socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
+        Ok(stream)
+    }
+}
+
+/// A connection in use.
+#[derive(Debug)]
+pub(super) struct Upstream<U> {
+    pub(super) stream: U,
+    /// What came and was not used yet.
+    pub(super) input: Buffer,
+    /// Whether it served a request before.
+    pub(super) reused: bool,
+    endpoint: EndpointId,
+    epoch: u32,
+    born: Instant,
+    idle: Duration,
+    max_age: Duration,
+    /// Counts it at its endpoint.
+    _place: Place,
+}
+
+/// A connection counted at its endpoint.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Meter>);
+
+impl Place {
+    /// Counts one in, unless as many are open as may be.
+    pub(super) fn take(meter: &Arc<Meter>, limit: u32) -> Option<Place> {
+        meter.try_connect(limit).then(|| Place(Arc::clone(meter)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.disconnect();
+    }
+}
+
+impl<U> Upstream<U> {
+    /// A new connection for that attempt.
+    pub(super) fn new(stream: U, attempt: &Attempt, place: Place, now: Instant) -> Upstream<U> {
+        Upstream {
+            stream,
+            input: Buffer::default(),
+            reused: false,
+            endpoint: attempt.endpoint,
+            epoch: attempt.epoch,
+            born: now,
+            idle: attempt.pool_idle,
+            max_age: attempt.max_age,
+            _place: place,
+        }
+    }
+}
+
+struct Idle<U> {
+    upstream: Upstream<U>,
+    since: Instant,
+}
+
+impl<U: AsyncRead + Unpin> Idle<U> {
+    /// Whether it may be used at `now`: young enough, and silent.
+    fn is_good(&mut self, now: Instant) -> bool {
+        let upstream = &mut self.upstream;
+        let young = now.saturating_duration_since(self.since) < upstream.idle
+            && now.saturating_duration_since(upstream.born) < upstream.max_age;
+        let mut byte = [0];
+        let mut look = ReadBuf::new(&mut byte);
+        let mut nobody = Context::from_waker(Waker::noop());
+        young && matches!(Pin::new(&mut upstream.stream).poll_read(&mut nobody, &mut look), Poll::Pending)
+    }
+}
+
+type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>>;
+
+/// Connections that nobody uses.
+pub(super) struct Pool<U> {
+    shards: Box<[Mutex<Shard<U>>]>,
+}
+
+impl<U: AsyncRead + Unpin> Pool<U> {
+    /// A pool for a runtime of that many workers.
+    pub(super) fn new(workers: usize) -> Pool<U> {
+        Pool { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
+    }
+
+    fn shard(&self, index: usize) -> std::sync::MutexGuard<'_, Shard<U>> {
+        self.shards[index % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection for that attempt, the one used last first: it is the least likely to be closing.
+    pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<U>> {
+        let own = worker();
+        (0..self.shards.len()).find_map(|offset| {
+            let mut shard = self.shard(own + offset);
+            let kept = shard.get_mut(&attempt.endpoint)?;
+            while let Some(mut idle) = kept.pop() {
+                if idle.upstream.epoch > attempt.epoch {
+                    // From after an outage that this request has not seen. All others of the shard may be so too.
+                    kept.push(idle);
+                    return None;
+                }
+                if idle.upstream.epoch == attempt.epoch && idle.is_good(now) {
+                    idle.upstream.reused = true;
+                    return Some(idle.upstream);
+                }
+            }
+            None
+        })
+    }
+
+    /// Keeps a connection whose last exchange ended cleanly.
+    pub(super) fn put(&self, upstream: Upstream<U>, now: Instant) {
+        debug_assert!(upstream.input.is_empty());
+        let mut shard = self.shard(worker());
+        shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
+    }
+
+    /// Closes what must not be used any more: too old, closed, speaking unasked, or of another epoch than the endpoint's pool has in `snapshot`.
+    pub(super) fn sweep(&self, snapshot: &Snapshot, now: Instant) {
+        let epochs: HashMap<EndpointId, u32> =
+            snapshot.pools.iter().flat_map(|pool| pool.endpoints.iter().map(|e| (e.id, pool.epoch))).collect();
+        for index in 0..self.shards.len() {
+            let mut shard = self.shard(index);
+            shard.retain(|endpoint, kept| {
+                let epoch = epochs.get(endpoint);
+                kept.retain_mut(|idle| epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(now));
+                !kept.is_empty()
+            });
+        }
+    }
+
+    /// Connections kept now.
+    pub(super) fn len(&self) -> usize {
+        (0..self.shards.len()).map(|index| self.shard(index).values().map(Vec::len).sum::<usize>()).sum()
+    }
+}
+
+/// A number of this thread, small and steady: which shard is its own.
+fn worker() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static WORKER: usize = NEXT.fetch_add(1, Relaxed);
+    }
+    WORKER.with(|worker| *worker)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an instant can only be had from the clock")]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    fn attempt(endpoint: u64, epoch: u32) -> Attempt {
+        let mut attempt = Attempt::for_tests();
+        (attempt.endpoint, attempt.epoch) = (EndpointId(endpoint), epoch);
+        attempt
+    }
+
+    fn kept(pool: &Pool<DuplexStream>, attempt: &Attempt, meter: &Arc<Meter>, now: Instant) -> DuplexStream {
+        let (near, far) = duplex(64);
+        pool.put(Upstream::new(near, attempt, Place::take(meter, 0).unwrap(), now), now);
+        far
+    }
+
+    #[tokio::test]
+    async fn only_what_is_safe_is_used_again() {
+        let (pool, meter, now) = (Pool::new(2), Arc::new(Meter::default()), Instant::now());
+        let first = attempt(1, 0);
+        let far = kept(&pool, &first, &meter, now);
+        assert!(pool.take(&attempt(2, 0), now).is_none(), "another endpoint's");
+        let upstream = pool.take(&first, now).unwrap();
+        assert!(upstream.reused && meter.connections() == 1);
+        drop((upstream, far));
+        assert_eq!(meter.connections(), 0);
+
+        let _far = kept(&pool, &first, &meter, now);
+        assert!(pool.take(&first, now + first.pool_idle).is_none(), "idle too long");
+        let closed = kept(&pool, &first, &meter, now);
+        drop(closed);
+        assert!(pool.take(&first, now).is_none(), "closed by the other side");
+        let mut speaking = kept(&pool, &first, &meter, now);
+        speaking.write_all(b"x").await.unwrap();
+        assert!(pool.take(&first, now).is_none(), "bytes that nobody asked for");
+        let _far = kept(&pool, &first, &meter, now);
+        assert!(pool.take(&attempt(1, 1), now).is_none(), "from before the region's fall");
+        assert_eq!((pool.len(), meter.connections()), (0, 0));
+
+        let _far = kept(&pool, &attempt(1, 1), &meter, now);
+        assert!(pool.take(&first, now).is_none(), "a request from before");
+        assert!(pool.take(&attempt(1, 1), now).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_busy_endpoint_takes_no_more_connections_than_it_may() {
+        let meter = Arc::new(Meter::default());
+        let places = [Place::take(&meter, 2).unwrap(), Place::take(&meter, 2).unwrap()];
+        assert!(Place::take(&meter, 2).is_none());
+        drop(places);
+        assert!(Place::take(&meter, 2).is_some());
+    }
+}
