@@ -30,6 +30,7 @@ use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
 use crate::proxy::caught::caught;
+use crate::proxy::engine::{Gate, Served};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Reader, Sender};
@@ -145,23 +146,25 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Each address with the mover that its `engine` names; listeners with the same one share it, and its upstream connections.
+/// Each address with the mover that its `engine` names; there is one of each, so upstream connections are shared.
 pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, threads: usize) -> Vec<Listener> {
-    let mut movers: [Option<Arc<dyn ConnectionHandler>>; 2] = [None, None];
-    let mut handler = |engine: Engine| {
-        let handler = movers[engine as usize].get_or_insert_with(|| match engine {
-            Engine::Native => Arc::new(Native(engine::Mover::new(Arc::clone(shared), metrics.clone(), threads))),
-            Engine::Pingora => {
-                Arc::new(Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() })
-            }
-        });
-        Arc::clone(handler)
+    let pingora =
+        Arc::new(Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() });
+    let engine = engine::Mover::new(Arc::clone(shared), metrics.clone(), threads);
+    let native: Arc<dyn ConnectionHandler> = Arc::new(Native { engine, pingora: Arc::clone(&pingora) });
+    let pingora: Arc<dyn ConnectionHandler> = pingora;
+    let handler = |engine: Engine| match engine {
+        Engine::Native => Arc::clone(&native),
+        Engine::Pingora => Arc::clone(&pingora),
     };
     listen.iter().map(|listen| Listener { address: listen.address, handler: handler(listen.engine) }).collect()
 }
 
-/// Joins the listening service to our engine.
-struct Native(engine::Mover<engine::Tcp>);
+/// Joins the listening service to our engine, and the engine to the mover of what it does not speak.
+struct Native {
+    engine: engine::Mover<engine::Tcp>,
+    pingora: Arc<Pingora>,
+}
 
 #[async_trait]
 impl ConnectionHandler for Native {
@@ -169,7 +172,19 @@ impl ConnectionHandler for Native {
         let digest = stream.get_socket_digest();
         let peer = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet()).copied();
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
-        self.0.serve(stream, engine::Downstream { peer, scheme }, shutdown).await
+        let from = engine::Downstream { peer, scheme };
+        let mut served = self.engine.serve(stream, from, shutdown).await;
+        loop {
+            let request = match served {
+                Served::Closed => return None,
+                Served::Reset(stream) => return Some(stream),
+                Served::HandOver(request) => request,
+            };
+            let requests = request.requests + 1;
+            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), shutdown).await?;
+            let (stream, input) = gate.into_any().downcast::<Gate>().ok()?.into_inner()?;
+            served = self.engine.resume(stream, from, shutdown, &input, requests).await;
+        }
     }
 
     /// Its connections watch the drain themselves.
@@ -182,16 +197,26 @@ struct Pingora {
     metrics: Metrics,
 }
 
+impl Pingora {
+    /// One request, handed over by the engine. The stream comes back if another one may follow.
+    async fn serve_one(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        caught(self.mover.serve_one(stream, shutdown)).await.unwrap_or_else(|panic| {
+            self.panicked(&panic);
+            None
+        })
+    }
+
+    fn panicked(&self, panic: &str) {
+        self.metrics.panicked(pingora::NAME);
+        tracing::error!(panic, mover = pingora::NAME, "a request ended with a panic: this is a mistake of meridian's");
+    }
+}
+
 #[async_trait]
 impl ConnectionHandler for Pingora {
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         if let Err(panic) = caught(self.mover.serve(stream, shutdown)).await {
-            self.metrics.panicked(pingora::NAME);
-            tracing::error!(
-                panic,
-                mover = pingora::NAME,
-                "a request ended with a panic: this is a mistake of meridian's"
-            );
+            self.panicked(&panic);
         }
         None
     }

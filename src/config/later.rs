@@ -52,7 +52,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.on_exceed", &[], "data freshness"),
     key("services.*.health.passive", &[], "passive health"),
     key("services.*.health.stall", &[Same::Text("off")], "stall detection"),
-    key("services.*.upstream.protocol", &[Same::Text("http1")], "HTTP/2 to upstreams"),
     key("services.*.upstream.tls", &[], "TLS to upstreams"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
     key("services.*.retry.race", &[Same::Boolean(false)], "racing connects"),
@@ -65,6 +64,7 @@ pub(crate) const KEYS: &[Key] = &[
 pub(crate) const CHOICES: &[Choice] = &[
     choice("services.*.health.kind", "tls", "TLS probes"),
     choice("services.*.health.kind", "grpc", "gRPC probes"),
+    choice("services.*.upstream.protocol", "h2", "HTTP/2 to upstreams over TLS"),
 ];
 
 impl Key {

@@ -21,7 +21,7 @@ use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
-use crate::steering::fleet::Service;
+use crate::steering::fleet::{Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Query, ServiceId, Take, Walk};
@@ -87,6 +87,8 @@ pub struct Attempt {
     pub epoch: u32,
     /// A connection from the pool must not be used.
     pub fresh: bool,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// For connecting.
     pub connect: Duration,
     /// For the first byte of the answer.
@@ -118,6 +120,7 @@ impl Attempt {
             address: ([127, 0, 0, 1], 1).into(),
             epoch: 0,
             fresh: false,
+            protocol: Protocol::Http1,
             connect: second,
             first_byte: second,
             pool_idle: minute,
@@ -269,8 +272,6 @@ impl Exchange {
         }
         self.idempotent |= service.retry.idempotency_key && head.fields.has("idempotency-key");
         self.deadline = head.now + service.timeouts.request;
-        self.shared.budgets.of(&published.snapshot, id).request(head.now);
-
         // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
         let address = self.client.map(|client| client.address);
         let client = address.unwrap_or(crate::geo::Canonical::new(std::net::Ipv4Addr::UNSPECIFIED.into()));
@@ -352,6 +353,11 @@ impl Exchange {
         let take = attempt.take;
         let endpoint = &self.published.snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)];
         self.in_flight = Some(InFlight::enter(&endpoint.meter));
+        if self.record.attempts == 0
+            && let Some(id) = self.record.service
+        {
+            self.shared.budgets.of(&self.published.snapshot, id).request(now);
+        }
         self.record.attempts = self.record.attempts.saturating_add(1);
         self.record.region = Some(take.region);
         self.record.endpoint = Some(attempt.address);
@@ -529,6 +535,7 @@ impl Exchange {
             address: endpoint.address,
             epoch: pool.epoch,
             fresh,
+            protocol: service.upstream.protocol,
             connect: timeouts.connect.min(remaining),
             first_byte: share,
             pool_idle: service.upstream.idle,

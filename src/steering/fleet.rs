@@ -276,12 +276,24 @@ pub struct Timeouts {
 /// Pooled upstream connections.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
+    /// What is spoken to endpoints.
+    pub protocol: Protocol,
     /// How long an unused connection is kept.
     pub idle: Duration,
     /// How long a connection is used at all. Native engine only.
     pub max_age: Duration,
     /// The most connections to one endpoint, in this process; 0: no bound. Native engine only.
     pub max_connections: u32,
+}
+
+/// What is spoken to endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
 }
 
 /// What may be tried again.

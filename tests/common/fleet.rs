@@ -15,7 +15,7 @@ use meridian::geo::{Area, Atlas, Point, Prefix};
 use meridian::steering::accept;
 use meridian::steering::fleet::{
     Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HealthPolicy, HostRule, Intent, Panic, Pin, Pool, Probe,
-    Region, Residency, RetryPolicy, Service, Steering, Timeouts, Upstream,
+    Protocol, Region, Residency, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
 use meridian::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use meridian::steering::networks::Networks;
@@ -213,7 +213,12 @@ fn default_service(name: &str) -> Service {
             idle: Duration::from_secs(30),
             tunnel_idle: Duration::from_secs(3600),
         },
-        upstream: Upstream { idle: Duration::from_secs(60), max_age: Duration::from_secs(3600), max_connections: 0 },
+        upstream: Upstream {
+            protocol: Protocol::Http1,
+            idle: Duration::from_secs(60),
+            max_age: Duration::from_secs(3600),
+            max_connections: 0,
+        },
         retry: RetryPolicy { attempts: 3, budget: 20, on: vec![502, 503, 504], idempotency_key: false, replay: 65_536 },
         max_body: 1 << 30,
         host: HostRule::Pass,

@@ -13,7 +13,7 @@ use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, RetryPolicy, Service, Steering, Timeouts, Upstream,
+    Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -295,6 +295,7 @@ fn timeouts(section: Section<'_>) -> Timeouts {
 
 fn upstream(section: Section<'_>) -> Upstream {
     let upstream = Upstream {
+        protocol: section.choice("protocol", Protocol::Http1, &[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
         idle: section.duration("idle", 60 * SECOND, MS..=DAY),
         max_age: section.duration("max_age", 3600 * SECOND, MS..=7 * DAY),
         max_connections: section.integer("max_connections", 0u32, 0..=1_000_000),

@@ -45,6 +45,17 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// A buffer that holds these bytes.
+    pub(super) fn holding(bytes: &[u8]) -> Buffer {
+        let mut buffer = Buffer::default();
+        while !bytes.is_empty() && buffer.storage.len() < bytes.len() {
+            buffer.grow();
+        }
+        buffer.storage[..bytes.len()].copy_from_slice(bytes);
+        buffer.end = bytes.len();
+        buffer
+    }
+
     /// What is held.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.storage[self.start..self.end]

@@ -18,10 +18,11 @@ use super::lines::Lines;
 use super::relay::{Asked, Client, End, Relay, Times, Upload, write_length};
 use super::timer::Timer;
 use super::upstream::{Connect, Place, Upstream};
-use super::{Core, Downstream, NAME, head, now};
+use super::{Core, Downstream, HandOver, NAME, Served, head, now};
 use crate::proxy::caught::caught;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome, headers};
+use crate::steering::fleet::Protocol;
 
 /// Empty lines before a request line that are left out.
 const EMPTY_LINES: u8 = 2;
@@ -53,35 +54,52 @@ enum Waited {
     Closed,
 }
 
+/// What a request is instead of one to send on.
+enum Other {
+    /// Refused, and whether the connection can go on.
+    Refused(Asked, Outcome, bool),
+    /// The other mover's.
+    HandOver(Framing),
+}
+
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Request,
     Close,
     Reset,
+    /// The request whose head is at the front of the input, of that length, is the other mover's.
+    HandOver(usize, Framing),
 }
 
 impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C, S> {
-    pub(super) fn new(core: &'a Core<C>, stream: S, from: Downstream, draining: &'a watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        core: &'a Core<C>,
+        stream: S,
+        from: Downstream,
+        draining: &'a watch::Receiver<bool>,
+        input: &[u8],
+        requests: u32,
+    ) -> Self {
         let mut watched = draining.clone();
         Connection {
             core,
-            client: Client { stream, input: Buffer::default(), timer: Timer::default(), closed: None },
+            client: Client { stream, input: Buffer::holding(input), timer: Timer::default(), closed: None },
             from,
             draining,
             // Whoever could begin a drain being gone is as good a reason.
             drained: Box::pin(async move { drop(watched.wait_for(|draining| *draining).await) }),
             accepted: now(),
-            requests: 0,
+            requests,
             exchange: None,
         }
     }
 
-    /// Serves to the end; a stream that comes back is to be reset.
-    pub(super) async fn run(mut self) -> Option<S> {
+    /// Serves to the end, or to a request that is not ours to serve.
+    pub(super) async fn run(mut self) -> Served<S> {
         loop {
             let next = match self.wait().await {
-                Waited::Closed => return None,
+                Waited::Closed => return Served::Closed,
                 Waited::Refused(outcome) => {
                     self.exchange = Some(self.garbled(outcome));
                     self.refuse(Asked::unknown(), outcome, false).await
@@ -93,8 +111,12 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             };
             match next {
                 Next::Request => self.requests = self.requests.saturating_add(1),
-                Next::Close => return None,
-                Next::Reset => return Some(self.client.stream),
+                Next::Close => return Served::Closed,
+                Next::Reset => return Served::Reset(self.client.stream),
+                Next::HandOver(head, framing) => {
+                    let (input, requests) = (self.client.input.bytes().to_vec(), self.requests);
+                    return Served::HandOver(HandOver { stream: self.client.stream, input, head, framing, requests });
+                }
             }
         }
     }
@@ -173,7 +195,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     async fn request(&mut self, length: usize) -> Next {
         let (asked, mut upload) = match self.begin(length) {
             Ok(begun) => begun,
-            Err((asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
+            Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
+            Err(Other::HandOver(framing)) => return Next::HandOver(length, framing),
         };
         loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
@@ -228,15 +251,15 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
     }
 
-    /// From the head to a planned attempt and the bytes to send, or to why there is none and whether the connection can go on.
-    fn begin(&mut self, length: usize) -> Result<(Asked, Upload), (Asked, Outcome, bool)> {
+    /// From the head to a planned attempt and the bytes to send.
+    fn begin(&mut self, length: usize) -> Result<(Asked, Upload), Other> {
         let shared = &self.core.shared;
         let most = shared.reader.load().edge.limits.headers;
         let mut request = match head::request(&self.client.input.bytes()[..length], most) {
             Ok(request) => request,
             Err(outcome) => {
                 self.exchange = Some(self.garbled(outcome));
-                return Err((Asked::unknown(), outcome, false));
+                return Err(Other::Refused(Asked::unknown(), outcome, false));
             }
         };
         let exchange = Exchange::begin(
@@ -279,7 +302,11 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let keep = asked.keep_alive && framing.is_empty() && outcome.keeps_connection();
             self.exchange = Some(exchange);
             self.client.input.consume(length);
-            return Err((asked, outcome, keep));
+            return Err(Other::Refused(asked, outcome, keep));
+        }
+        if service.is_some_and(|service| service.upstream.protocol != Protocol::Http1) {
+            // Begun anew by whom it is handed to; here it leaves no trace.
+            return Err(Other::HandOver(framing));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
         headers::request(&mut request.lines, exchange.edge(), &exchange.forward(true));

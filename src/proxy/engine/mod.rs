@@ -45,6 +45,7 @@
 pub mod body;
 mod buffer;
 mod connection;
+pub mod gate;
 pub mod head;
 mod lines;
 mod relay;
@@ -62,6 +63,7 @@ use tokio::sync::watch;
 use crate::proxy::Shared;
 use crate::telemetry::Metrics;
 use connection::Connection;
+pub use gate::{Gate, HandOver};
 use upstream::Pool;
 pub use upstream::{Connect, Tcp};
 
@@ -94,6 +96,17 @@ pub struct Downstream {
     pub scheme: &'static str,
 }
 
+/// How a connection was left.
+#[derive(Debug)]
+pub enum Served<S> {
+    /// Served to its end.
+    Closed,
+    /// To be reset: its client cannot tell otherwise that an answer is not whole.
+    Reset(S),
+    /// At a request for a service that does not speak HTTP/1.1 upstream: checked, and to be served by the other mover.
+    HandOver(HandOver<S>),
+}
+
 impl Mover<Tcp> {
     /// A mover for a runtime of that many threads.
     pub fn new(shared: Arc<Shared>, metrics: Metrics, threads: usize) -> Mover<Tcp> {
@@ -108,16 +121,31 @@ impl<C: Connect> Mover<C> {
         Mover { core: Arc::new(core), sweeping: AtomicBool::new(false) }
     }
 
-    /// Serves a connection to its end. Once `draining` is true it closes after the request it is at, and at once when it is at none. A
-    /// stream that comes back is to be reset: its client cannot tell otherwise that an answer is not whole.
-    pub async fn serve<S>(&self, stream: S, from: Downstream, draining: &watch::Receiver<bool>) -> Option<S>
+    /// Serves a connection to its end, or to a request that is to be handed over. Once `draining` is true it closes after the
+    /// request it is at, and at once when it is at none.
+    pub async fn serve<S>(&self, stream: S, from: Downstream, draining: &watch::Receiver<bool>) -> Served<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        self.resume(stream, from, draining, &[], 0).await
+    }
+
+    /// The same for a connection of which `input` was read already, and on which so many requests were served.
+    pub async fn resume<S>(
+        &self,
+        stream: S,
+        from: Downstream,
+        draining: &watch::Receiver<bool>,
+        input: &[u8],
+        requests: u32,
+    ) -> Served<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         if !self.sweeping.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(&self.core)));
         }
-        Connection::new(&self.core, stream, from, draining).run().await
+        Connection::new(&self.core, stream, from, draining, input, requests).run().await
     }
 
     /// Upstream connections that are kept and not in use.

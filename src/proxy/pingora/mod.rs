@@ -16,9 +16,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, Version};
-use pingora::apps::ServerApp;
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Digest, Stream};
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::server::ShutdownWatch;
@@ -64,6 +65,14 @@ impl Mover {
         while let Some(stream) = next {
             next = self.proxy.process_new(stream, shutdown).await;
         }
+    }
+
+    /// Serves the one request that can be read from `stream`. The stream comes back if another one may follow.
+    pub async fn serve_one(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let watched = Box::new(Watched::new(stream, Instant::now()));
+        let session = ServerSession::new_http1(watched);
+        let (stream, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
+        stream.into_any().downcast::<Watched>().ok().map(|watched| watched.into_inner())
     }
 
     /// Closes the connections that wait for a request, now and from now on.

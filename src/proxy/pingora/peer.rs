@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use pingora::protocols::ALPN;
 use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::proxy::Attempt;
+use crate::steering::fleet::Protocol;
 
 /// The bit of a pool key that marks a connection which nobody else may have used.
 const FRESH: u64 = 1 << 63;
+
+/// Requests at once on one connection of HTTP/2, as most servers allow.
+const STREAMS: usize = 100;
 
 /// Where an attempt goes. `nonce` makes the key of a fresh connection its own.
 pub(super) fn of(attempt: &Attempt, nonce: u64) -> HttpPeer {
@@ -30,6 +35,10 @@ pub(super) fn of(attempt: &Attempt, nonce: u64) -> HttpPeer {
     // The phases make the whole head, the same for every mover.
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
     options.idle_timeout = Some(attempt.pool_idle);
+    if attempt.protocol == Protocol::H2c {
+        options.alpn = ALPN::H2;
+        options.max_h2_streams = STREAMS;
+    }
     peer.group_key = u64::from(attempt.epoch);
     if attempt.fresh {
         // Nobody asks for that key again, so the connection need not be kept.
