@@ -7,7 +7,7 @@
 //! - [`config`]: text to what a process can run with, every mistake reported at once.
 //! - [`telemetry`]: metrics, the line per request, the process log.
 //! - [`state`]: the one writer's task, and what it publishes.
-//! - [`proxy`]: the phases of a request, free of sockets; `proxy::pingora` moves the bytes.
+//! - [`proxy`]: the phases of a request, free of sockets; `proxy::engine` (ours) and `proxy::pingora` move the bytes.
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.

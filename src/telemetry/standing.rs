@@ -125,6 +125,12 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         endpoints().map(|(labels, view)| (labels, f64::from(view.meter.in_flight()))),
     );
     gauges.family(
+        "meridian_endpoint_connections",
+        "Connections to the endpoint that are open, in use or kept. Those of pingora are not counted.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, f64::from(view.meter.connections()))),
+    );
+    gauges.family(
         "meridian_panic",
         "Whether the service is without any region that is up.",
         &["service"],

@@ -163,3 +163,124 @@ fn with_headers<'b, T>(most: usize, parse: impl FnOnce(&mut [MaybeUninit<Header<
         parse(&mut vec![MaybeUninit::uninit(); most])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &[u8]) -> Result<Option<Result<Request<'_>, Outcome>>, BareLine> {
+        Ok(end(text, &mut 0)?.map(|length| request(&text[..length], 10)))
+    }
+
+    #[test]
+    fn request_heads_are_read_by_the_letter() {
+        let good = |text: &str| matches!(read(text.as_bytes()), Ok(Some(Ok(_))));
+        for text in [
+            "GET / HTTP/1.1\r\n\r\n",
+            "get / HTTP/1.0\r\n\r\n",
+            "M-SEARCH /a?b=c|{} HTTP/1.1\r\nA:b\r\nC:\t d \r\nE:\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nA: \u{e9}\r\n\r\n",
+        ] {
+            assert!(good(text), "{text:?}");
+        }
+        for text in [
+            "GET  / HTTP/1.1\r\n\r\n",
+            "GET /  HTTP/1.1\r\n\r\n",
+            " GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1 \r\n\r\n",
+            "GET\t/ HTTP/1.1\r\n\r\n",
+            "GET / x HTTP/1.1\r\n\r\n",
+            "GET /\r\n\r\n",
+            "GET HTTP/1.1\r\n\r\n",
+            "GET / HTTP/2.0\r\n\r\n",
+            "GET / HTTP/1.2\r\n\r\n",
+            "GET / HTTP/1.10\r\n\r\n",
+            "GET / http/1.1\r\n\r\n",
+            "GET / HTTP/1\r\n\r\n",
+            "G@T / HTTP/1.1\r\n\r\n",
+            "GET /a#b HTTP/1.1\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\n\r\n",
+            "GET /\u{1} HTTP/1.1\r\n\r\n",
+            "GET /\u{7f} HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nA : b\r\n\r\n",
+            "GET / HTTP/1.1\r\n A: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\r\n\tc\r\n\r\n",
+            "GET / HTTP/1.1\r\nA b\r\n\r\n",
+            "GET / HTTP/1.1\r\nA\r\n\r\n",
+            "GET / HTTP/1.1\r\n: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nA(: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\r\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\0c\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: \u{1b}\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: \u{7f}\r\n\r\n",
+            "GET / HTTP/1.1\nA: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\r\n\n",
+        ] {
+            assert!(!good(text), "{text:?}");
+        }
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(11));
+        assert!(matches!(read(many.as_bytes()), Ok(Some(Err(Outcome::HeadTooLarge)))));
+    }
+
+    #[test]
+    fn answer_heads_are_read_by_the_letter() {
+        let good =
+            |text: &str| end(text.as_bytes(), &mut 0) == Ok(Some(text.len())) && response(text.as_bytes()).is_ok();
+        for text in [
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.0 599 \r\n\r\n",
+            "HTTP/1.1 204\r\nA : b\r\n\r\n",
+            "HTTP/1.1 200 Fine, thanks\r\nA:\r\n\r\n",
+        ] {
+            assert!(good(text), "{text:?}");
+        }
+        for text in [
+            "\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 099 OK\r\n\r\n",
+            "HTTP/1.1 600 OK\r\n\r\n",
+            "HTTP/1.1 99 OK\r\n\r\n",
+            "HTTP/1.1 2000 OK\r\n\r\n",
+            "HTTP/1.1 20x OK\r\n\r\n",
+            "HTTP/1.1 -20 OK\r\n\r\n",
+            "HTTP/1.1  200 OK\r\n\r\n",
+            "HTTP/2.0 200 OK\r\n\r\n",
+            "HTTP/1.1200 OK\r\n\r\n",
+            "ICY 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n A: b\r\n\r\n",
+            "HTTP/1.1 200 OK\nA: b\r\n\r\n",
+        ] {
+            assert!(!good(text), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_change_nothing(text in proptest::collection::vec(proptest::sample::select(b"GET / HTTP/1.1\r\n\r\n\r\n:ab \t\0\n\r".to_vec()), 0..80), piece in 1usize..80) {
+            let whole = end(&text, &mut 0);
+            let (mut seen, mut at) = (0, 0);
+            let cut = loop {
+                at = text.len().min(at + piece);
+                match end(&text[..at], &mut seen) {
+                    Ok(None) if at < text.len() => {}
+                    found => break found,
+                }
+            };
+            prop_assert_eq!(cut, whole);
+        }
+
+        #[test]
+        fn any_head_is_read_without_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&text);
+            let _ = response(&text);
+            let _ = trailers(&text);
+        }
+    }
+}

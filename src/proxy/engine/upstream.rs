@@ -8,12 +8,14 @@
 //! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
@@ -32,6 +34,15 @@ pub trait Connect: Send + Sync + 'static {
 
     /// Connects. Who calls bounds how long it may take.
     fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Whether nothing came on a connection that nobody uses: no byte, and no end.
+    fn is_quiet(stream: &mut Self::Stream) -> bool {
+        let mut byte = [0];
+        let mut look = ReadBuf::new(&mut byte);
+        // Not a task's own reading: it must not be told to wait because that task did much already.
+        let mut read = tokio::task::unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut look)));
+        Pin::new(&mut read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
 }
 
 /// Plain TCP.
@@ -51,6 +62,12 @@ impl Connect for Tcp {
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
         Ok(stream)
+    }
+
+    /// Asks the kernel: what the runtime knows is as old as its last look, and a late byte of one answer would be read as the next.
+    fn is_quiet(stream: &mut TcpStream) -> bool {
+        let looked = SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()]);
+        looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -110,38 +127,35 @@ struct Idle<U> {
     since: Instant,
 }
 
-impl<U: AsyncRead + Unpin> Idle<U> {
-    /// Whether it may be used at `now`: young enough, and silent.
-    fn is_good(&mut self, now: Instant) -> bool {
+impl<U> Idle<U> {
+    /// Whether it may be used at `now`: young enough, and quiet.
+    fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant) -> bool {
         let upstream = &mut self.upstream;
         let young = now.saturating_duration_since(self.since) < upstream.idle
             && now.saturating_duration_since(upstream.born) < upstream.max_age;
-        let mut byte = [0];
-        let mut look = ReadBuf::new(&mut byte);
-        let mut nobody = Context::from_waker(Waker::noop());
-        young && matches!(Pin::new(&mut upstream.stream).poll_read(&mut nobody, &mut look), Poll::Pending)
+        young && C::is_quiet(&mut upstream.stream)
     }
 }
 
 type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>>;
 
 /// Connections that nobody uses.
-pub(super) struct Pool<U> {
-    shards: Box<[Mutex<Shard<U>>]>,
+pub(super) struct Pool<C: Connect> {
+    shards: Box<[Mutex<Shard<C::Stream>>]>,
 }
 
-impl<U: AsyncRead + Unpin> Pool<U> {
+impl<C: Connect> Pool<C> {
     /// A pool for a runtime of that many workers.
-    pub(super) fn new(workers: usize) -> Pool<U> {
+    pub(super) fn new(workers: usize) -> Pool<C> {
         Pool { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
     }
 
-    fn shard(&self, index: usize) -> std::sync::MutexGuard<'_, Shard<U>> {
+    fn shard(&self, index: usize) -> MutexGuard<'_, Shard<C::Stream>> {
         self.shards[index % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection for that attempt, the one used last first: it is the least likely to be closing.
-    pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<U>> {
+    pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
         let own = worker();
         (0..self.shards.len()).find_map(|offset| {
             let mut shard = self.shard(own + offset);
@@ -152,7 +166,7 @@ impl<U: AsyncRead + Unpin> Pool<U> {
                     kept.push(idle);
                     return None;
                 }
-                if idle.upstream.epoch == attempt.epoch && idle.is_good(now) {
+                if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
                 }
@@ -162,7 +176,7 @@ impl<U: AsyncRead + Unpin> Pool<U> {
     }
 
     /// Keeps a connection whose last exchange ended cleanly.
-    pub(super) fn put(&self, upstream: Upstream<U>, now: Instant) {
+    pub(super) fn put(&self, upstream: Upstream<C::Stream>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
         let mut shard = self.shard(worker());
         shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
@@ -176,7 +190,9 @@ impl<U: AsyncRead + Unpin> Pool<U> {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
-                kept.retain_mut(|idle| epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(now));
+                kept.retain_mut(|idle| {
+                    epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good::<C>(now)
+                });
                 !kept.is_empty()
             });
         }
@@ -209,7 +225,17 @@ mod tests {
         attempt
     }
 
-    fn kept(pool: &Pool<DuplexStream>, attempt: &Attempt, meter: &Arc<Meter>, now: Instant) -> DuplexStream {
+    struct Pipes;
+
+    impl Connect for Pipes {
+        type Stream = DuplexStream;
+
+        async fn connect(&self, _address: SocketAddr) -> io::Result<DuplexStream> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    fn kept(pool: &Pool<Pipes>, attempt: &Attempt, meter: &Arc<Meter>, now: Instant) -> DuplexStream {
         let (near, far) = duplex(64);
         pool.put(Upstream::new(near, attempt, Place::take(meter, 0).unwrap(), now), now);
         far
