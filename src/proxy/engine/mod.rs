@@ -104,7 +104,7 @@ impl Mover<Tcp> {
 impl<C: Connect> Mover<C> {
     /// A mover whose upstream connections are made like that.
     pub fn over(connect: C, shared: Arc<Shared>, metrics: Metrics, threads: usize) -> Mover<C> {
-        let core = Core { shared, metrics, pool: Pool::new(threads), connect };
+        let core = Core { shared, metrics, pool: Pool::new(threads, C::is_silent), connect };
         Mover { core: Arc::new(core), sweeping: AtomicBool::new(false) }
     }
 

@@ -9,11 +9,12 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
@@ -32,6 +33,17 @@ pub trait Connect: Send + Sync + 'static {
 
     /// Connects. Who calls bounds how long it may take.
     fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Whether nothing came on a connection at rest, not even its end: what came would be read as the answer to the next request.
+    fn is_silent(stream: &mut Self::Stream) -> bool {
+        reads_nothing(stream)
+    }
+}
+
+/// Whether reading finds nothing.
+fn reads_nothing<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
+    let (mut byte, mut nobody) = ([0], Context::from_waker(Waker::noop()));
+    Pin::new(stream).poll_read(&mut nobody, &mut ReadBuf::new(&mut byte)).is_pending()
 }
 
 /// Plain TCP.
@@ -51,6 +63,13 @@ impl Connect for Tcp {
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
         Ok(stream)
+    }
+
+    /// Asks the kernel. The runtime would answer from what it last heard of the socket, which misses bytes that came since: for a
+    /// connection used again at once, those right behind the last answer.
+    fn is_silent(stream: &mut TcpStream) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        SockRef::from(&*stream).peek(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -110,16 +129,13 @@ struct Idle<U> {
     since: Instant,
 }
 
-impl<U: AsyncRead + Unpin> Idle<U> {
+impl<U> Idle<U> {
     /// Whether it may be used at `now`: young enough, and silent.
-    fn is_good(&mut self, now: Instant) -> bool {
+    fn is_good(&mut self, is_silent: fn(&mut U) -> bool, now: Instant) -> bool {
         let upstream = &mut self.upstream;
         let young = now.saturating_duration_since(self.since) < upstream.idle
             && now.saturating_duration_since(upstream.born) < upstream.max_age;
-        let mut byte = [0];
-        let mut look = ReadBuf::new(&mut byte);
-        let mut nobody = Context::from_waker(Waker::noop());
-        young && matches!(Pin::new(&mut upstream.stream).poll_read(&mut nobody, &mut look), Poll::Pending)
+        young && is_silent(&mut upstream.stream)
     }
 }
 
@@ -128,12 +144,13 @@ type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>>;
 /// Connections that nobody uses.
 pub(super) struct Pool<U> {
     shards: Box<[Mutex<Shard<U>>]>,
+    is_silent: fn(&mut U) -> bool,
 }
 
-impl<U: AsyncRead + Unpin> Pool<U> {
-    /// A pool for a runtime of that many workers.
-    pub(super) fn new(workers: usize) -> Pool<U> {
-        Pool { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
+impl<U> Pool<U> {
+    /// A pool for a runtime of that many workers, of connections of which [`Connect::is_silent`] tells whether they are silent.
+    pub(super) fn new(workers: usize, is_silent: fn(&mut U) -> bool) -> Pool<U> {
+        Pool { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect(), is_silent }
     }
 
     fn shard(&self, index: usize) -> std::sync::MutexGuard<'_, Shard<U>> {
@@ -152,7 +169,7 @@ impl<U: AsyncRead + Unpin> Pool<U> {
                     kept.push(idle);
                     return None;
                 }
-                if idle.upstream.epoch == attempt.epoch && idle.is_good(now) {
+                if idle.upstream.epoch == attempt.epoch && idle.is_good(self.is_silent, now) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
                 }
@@ -176,7 +193,7 @@ impl<U: AsyncRead + Unpin> Pool<U> {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
-                kept.retain_mut(|idle| epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(now));
+                kept.retain_mut(|idle| epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(self.is_silent, now));
                 !kept.is_empty()
             });
         }
@@ -217,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_is_safe_is_used_again() {
-        let (pool, meter, now) = (Pool::new(2), Arc::new(Meter::default()), Instant::now());
+        let (pool, meter, now) = (Pool::new(2, reads_nothing), Arc::new(Meter::default()), Instant::now());
         let first = attempt(1, 0);
         let far = kept(&pool, &first, &meter, now);
         assert!(pool.take(&attempt(2, 0), now).is_none(), "another endpoint's");
@@ -241,6 +258,26 @@ mod tests {
         let _far = kept(&pool, &attempt(1, 1), &meter, now);
         assert!(pool.take(&first, now).is_none(), "a request from before");
         assert!(pool.take(&attempt(1, 1), now).is_some());
+    }
+
+    #[tokio::test]
+    async fn bytes_that_the_runtime_has_not_heard_of_are_heard() {
+        let (pool, meter, now) = (Pool::new(1, Tcp::is_silent), Arc::new(Meter::default()), Instant::now());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for last in [&b"HTTP/1.1 200 OK\r\n\r\n"[..], b""] {
+            let mut near = Tcp.connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut far, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut far, b"answer").unwrap();
+            // Less than there is room for: to the runtime the socket is empty from here on.
+            assert_eq!(tokio::io::AsyncReadExt::read(&mut near, &mut [0; 64]).await.unwrap(), 6);
+            let place = Place::take(&meter, 0).unwrap();
+            pool.put(Upstream::new(near, &attempt(1, 0), place, now), now);
+            match last {
+                b"" => drop(far),
+                last => std::io::Write::write_all(&mut far, last).unwrap(),
+            }
+            assert!(pool.take(&attempt(1, 0), now).is_none(), "{last:?}");
+        }
     }
 
     #[tokio::test]
