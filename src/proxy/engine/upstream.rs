@@ -193,7 +193,9 @@ impl<U> Pool<U> {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
-                kept.retain_mut(|idle| epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(self.is_silent, now));
+                kept.retain_mut(|idle| {
+                    epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good(self.is_silent, now)
+                });
                 !kept.is_empty()
             });
         }
