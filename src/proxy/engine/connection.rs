@@ -153,6 +153,10 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     _ => match head::end(bytes, &mut seen) {
                         Err(head::BareLine) => return Poll::Ready(Waited::Refused(Outcome::BadRequest)),
                         Ok(Some(length)) if length <= most => return Poll::Ready(Waited::Head(length)),
+                        // Not HTTP, or HTTP/0.9: whoever sent that may wait for an answer instead of going on.
+                        Ok(None) if !head::may_begin(bytes) => {
+                            return Poll::Ready(Waited::Refused(Outcome::BadRequest));
+                        }
                         Ok(None) if bytes.len() < most => {}
                         _ => {
                             let one_line = memchr::memchr(b'\n', bytes).is_none_or(|end| end > limits.uri + SLACK);

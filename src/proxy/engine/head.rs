@@ -81,6 +81,14 @@ pub fn end(bytes: &[u8], seen: &mut usize) -> Result<Option<usize>, BareLine> {
     Ok(None)
 }
 
+/// Whether a request can begin like that, of which there may be less than a head: its first line, once it is whole, names a version.
+pub fn may_begin(bytes: &[u8]) -> bool {
+    memchr::memchr(b'\n', bytes).is_none_or(|end| {
+        let line = &bytes[..end];
+        line.ends_with(b" HTTP/1.1\r") || line.ends_with(b" HTTP/1.0\r")
+    })
+}
+
 /// Parses a whole request head, as found by [`end`], of at most `most` fields.
 pub fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
     with_headers(most, |headers| {

@@ -40,6 +40,9 @@ const PACE_WINDOW: Duration = Duration::from_secs(5);
 /// Bytes that may wait to be written before no more are read.
 const WINDOW: usize = SIZE;
 
+/// Sent bytes before others that wait, of which the room is given back.
+const SPENT: usize = 4 * WINDOW;
+
 /// The client's side of a connection.
 pub(super) struct Client<S> {
     pub(super) stream: S,
@@ -191,9 +194,8 @@ impl Upload {
     fn advance(&mut self, count: usize) {
         self.begun = true;
         self.sent += count;
-        if !self.whole && self.sent == self.staged.len() {
-            self.staged.clear();
-            (self.sent, self.head_len) = (0, 0);
+        if !self.whole && is_spent(&mut self.staged, &mut self.sent) {
+            self.head_len = 0;
         }
     }
 }
@@ -568,10 +570,7 @@ where
                         self.upstream.input.consume(count);
                     } else {
                         self.out_sent += count;
-                        if self.out_sent == self.out.len() {
-                            self.out.clear();
-                            self.out_sent = 0;
-                        }
+                        is_spent(&mut self.out, &mut self.out_sent);
                     }
                     self.down_moved = now;
                     self.down_pace.bytes += count as u64;
@@ -854,6 +853,15 @@ impl Way {
     }
 }
 
+/// Gives the room of sent bytes back: when all are sent, and when a side that takes them slowly never comes to that. Returns whether it did.
+fn is_spent(bytes: &mut Vec<u8>, sent: &mut usize) -> bool {
+    let spent = *sent == bytes.len() || *sent >= SPENT;
+    if spent {
+        bytes.drain(..std::mem::take(sent));
+    }
+    spent
+}
+
 fn is_framing(name: &str) -> bool {
     name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
 }
@@ -888,4 +896,38 @@ pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"Content-Length: ");
     out.extend(digits.iter().rev());
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn an_upload_that_never_catches_up_holds_little() {
+        let (mut client, mut far) = tokio::io::duplex(SIZE);
+        let length = 1_000 * SIZE as u64;
+        for framing in [Framing::Length(length), Framing::Chunked] {
+            let mut upload = Upload::new(b"head".to_vec(), framing, u64::MAX, 0);
+            let (mut input, mut most) = (Buffer::default(), 0);
+            for _ in 0..1_000 {
+                let piece = match framing {
+                    Framing::Chunked => {
+                        let mut chunk = Vec::new();
+                        body::write_chunk(&mut chunk, &[7; SIZE / 2]);
+                        chunk
+                    }
+                    _ => vec![7; SIZE / 2],
+                };
+                client.write_all(&piece).await.unwrap();
+                poll_fn(|cx| input.poll_fill(&mut far, cx)).await.unwrap();
+                upload.stage(&mut input).unwrap();
+                // All but one byte is taken each time.
+                upload.advance(upload.pending().len() - 1);
+                most = most.max(upload.staged.len());
+            }
+            assert!(most <= SPENT + 2 * WINDOW, "{most}");
+            assert!(upload.payload() > 400 * SIZE as u64);
+        }
+    }
 }

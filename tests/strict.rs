@@ -1,0 +1,26 @@
+//! Our HTTP/1.1 engine against peers that break rules, on raw sockets on both sides: each row of the tables in `proxy/engine/mod.rs`, and what
+//! else a hostile or odd client or upstream can do. What is asked of every row: the right answer, nothing beyond it, nothing
+//! on the other side that should not be there, the right line in the log, and nothing in flight afterwards.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
+mod common;
+
+#[path = "strict/answers.rs"]
+mod answers;
+#[path = "strict/bodies.rs"]
+mod bodies;
+#[path = "strict/connections.rs"]
+mod connections;
+#[path = "strict/forwarding.rs"]
+mod forwarding;
+#[path = "strict/kit.rs"]
+mod kit;
+#[path = "strict/refusals.rs"]
+mod refusals;
+#[path = "strict/slow.rs"]
+mod slow;
+#[path = "strict/tunnels.rs"]
+mod tunnels;

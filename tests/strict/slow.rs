@@ -1,0 +1,254 @@
+//! Clients and upstreams that take their time: who is waited for, for how long, and what they are told.
+
+use std::time::{Duration, Instant};
+
+use super::common::harness::{status, until};
+use super::kit::{GET, OK, POST, Peer, always, ask, before, ended, field, witness};
+
+/// Says one byte after the other, without end, until an answer came; returns it.
+async fn drip(client: Peer, byte: u8, pause: Duration) -> String {
+    let (mut read, mut write) = client.0.into_split();
+    let dripping = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while write.write_all(&[byte]).await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+    });
+    let mut answer = Vec::new();
+    let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut answer);
+    // What is said after the end may be answered with a reset.
+    let _ = tokio::time::timeout(super::common::process::PATIENCE, reading).await.expect("it ends");
+    dripping.abort();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn slow_heads() {
+    let (upstream, heard) = witness().await;
+    let proxy = before(upstream, "[limits]\nheader_timeout = \"200ms\"\nidle_timeout = \"60s\"", "").await;
+    let mut count = 0;
+    for begun in ["G", "GET / HTTP/1.1", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: test\r\nA: ", "\r\nG", "\r"] {
+        for drips in [false, true] {
+            let begun_at = Instant::now();
+            let mut client = Peer::connect(proxy.address).await;
+            client.say(begun).await;
+            let answer = match drips && begun != "\r" {
+                true => drip(client, b'x', Duration::from_millis(20)).await,
+                false => client.rest().await.0,
+            };
+            assert_eq!(status(&answer), 408, "{begun:?} {drips}: {answer}");
+            assert_eq!(field(&answer, "connection"), Some("close"), "{answer}");
+            assert!(begun_at.elapsed() >= Duration::from_millis(190), "{:?}", begun_at.elapsed());
+            count += 1;
+            ended(&proxy, count, "request_timeout", 408).await;
+        }
+    }
+    // The second head of a connection has its own time, from its first byte on.
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(GET).await;
+    assert_eq!(client.answer().await.1, "good");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.say("GET ").await;
+    let (answer, _) = client.rest().await;
+    assert_eq!(status(&answer), 408, "{answer}");
+    ended(&proxy, count + 2, "request_timeout", 408).await;
+    // Whoever says nothing at all is not answered.
+    assert_eq!(ask(proxy.address, "").await, (String::new(), false));
+    assert_eq!(proxy.lines_now().len(), count + 2);
+    assert_eq!(String::from_utf8_lossy(&heard.lock().unwrap()).matches("HTTP/1.1").count(), 1);
+}
+
+#[tokio::test]
+async fn a_line_that_cannot_begin_a_head_is_not_waited_on() {
+    let (upstream, heard) = witness().await;
+    let proxy = before(upstream, "[limits]\nheader_timeout = \"600s\"", "").await;
+    for (count, line) in
+        ["GET /\r\n", "GET /", "HELO me\r\n", "SSH-2.0-x\r\n", "*1\r\n$4\r\nPING\r\n"].iter().enumerate()
+    {
+        let line = if *line == "GET /" { "GET / HTTP/1.2\r\n" } else { line };
+        let (answer, _) = ask(proxy.address, line).await;
+        assert_eq!(status(&answer), 400, "{line:?}: {answer}");
+        ended(&proxy, count + 1, "bad_request", 400).await;
+    }
+    assert!(heard.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn idle_connections_end_without_a_word() {
+    let (upstream, _) = witness().await;
+    let proxy = before(upstream, "[limits]\nheader_timeout = \"600s\"\nidle_timeout = \"100ms\"", "").await;
+    for empty_line in ["", "\r\n"] {
+        let mut client = Peer::connect(proxy.address).await;
+        client.say(GET).await;
+        assert_eq!(client.answer().await.1, "good");
+        client.say(empty_line).await;
+        if empty_line.is_empty() {
+            assert_eq!(client.rest().await, (String::new(), false));
+        }
+    }
+    assert_eq!(proxy.lines(2).await.len(), 2);
+    until("the idle one is gone", || proxy.drain.open() == 0).await;
+}
+
+#[tokio::test]
+async fn silent_bodies() {
+    let (upstream, _) = super::common::harness::silent().await;
+    let proxy = before(upstream, "[limits]\nbody_timeout = \"150ms\"", "").await;
+    for (count, begun) in [
+        "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nh",
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n2",
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (answer, _) = ask(proxy.address, begun).await;
+        assert_eq!((status(&answer), field(&answer, "connection")), (408, Some("close")), "{begun:?}: {answer}");
+        ended(&proxy, count + 1, "request_timeout", 408).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_drips_below_the_least_rate() {
+    let (upstream, _) = super::common::harness::silent().await;
+    let proxy = before(upstream, "[limits]\nmin_rate = \"1KiB\"\nbody_timeout = \"600s\"", "").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n").await;
+    let begun = Instant::now();
+    let answer = drip(client, b'x', Duration::from_millis(50)).await;
+    assert_eq!(status(&answer), 408, "{answer}");
+    assert!(begun.elapsed() >= Duration::from_secs(4), "{:?}", begun.elapsed());
+    ended(&proxy, 1, "request_timeout", 408).await;
+}
+
+/// An upstream that says a head and then bytes without end, and how many bytes of them were taken.
+async fn gushing(head: &'static str) -> (std::net::SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counts = std::sync::Arc::clone(&taken);
+    let (address, _) = always(move |mut peer, script| {
+        let taken = std::sync::Arc::clone(&counts);
+        async move {
+            script.request(&mut peer.0).await;
+            let _ = peer.try_say(head).await;
+            let piece: Vec<u8> = match head.contains("chunked") {
+                true => [&b"1000\r\n"[..], &[b'x'; 4_096], b"\r\n"].concat(),
+                false => vec![b'x'; 4_096],
+            };
+            use tokio::io::AsyncWriteExt;
+            while peer.0.write_all(&piece).await.is_ok() {
+                taken.fetch_add(4_096, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    (address, taken)
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_stops_the_upstream() {
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n\r\n",
+    ] {
+        let (upstream, taken) = gushing(head).await;
+        let proxy = before(upstream, "", "[services.web.timeouts]\nidle = \"1s\"").await;
+        let mut client = Peer::connect(proxy.address).await;
+        client.say(GET).await;
+        assert_eq!(status(&client.head().await), 200);
+        let count = || taken.load(std::sync::atomic::Ordering::SeqCst);
+        // It goes on until every buffer of the kernel is full, and then no more.
+        let mut before = usize::MAX;
+        while before != count() {
+            before = count();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert!(before < 32 << 20, "{head:?}: {before}");
+        // A client that takes nothing for so long is given up, and the upstream with it.
+        ended(&proxy, 1, "client_gone", 200).await;
+        drop(client);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_read_stops_the_client() {
+    let (upstream, script) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        // Reads no further, but stays.
+        std::future::pending::<()>().await;
+        peer.say("").await;
+    })
+    .await;
+    let proxy = before(upstream, "", "[services.web.timeouts]\nidle = \"1s\"").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 900000000\r\n\r\n").await;
+    let mut said = 0usize;
+    let piece = [b'x'; 1 << 16];
+    while let Ok(taken) =
+        tokio::time::timeout(Duration::from_millis(500), tokio::io::AsyncWriteExt::write(&mut client.0, &piece)).await
+    {
+        said += taken.unwrap();
+        assert!(said < 32 << 20, "{said}");
+    }
+    let (answer, _) = client.rest().await;
+    assert_eq!(status(&answer), 504, "{answer}");
+    assert_eq!(script.count(), 1);
+    ended(&proxy, 1, "first_byte_timeout", 504).await;
+}
+
+#[tokio::test]
+async fn slow_upstreams_within_their_time() {
+    // Byte by byte, head and body, in both framings.
+    for answer in
+        [OK, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\ngo\r\n2\r\nod\r\n0\r\nA: b\r\n\r\n"]
+    {
+        let (upstream, _) = always(move |mut peer, script| async move {
+            while script.request(&mut peer.0).await.is_some() {
+                for byte in answer.as_bytes() {
+                    peer.say([*byte]).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        })
+        .await;
+        let proxy = before(upstream, "", "").await;
+        for _ in 0..2 {
+            let (answer, reset) = ask(proxy.address, GET.replace("1.1", "1.0")).await;
+            assert!(answer.ends_with("\r\n\r\ngood") && !reset, "{answer}");
+        }
+        ended(&proxy, 2, "answered", 200).await;
+    }
+    // A head that drips beyond the time for it is none.
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.exactly(2).await;
+        peer.say("HTTP/1.1 200 OK\r\nA: ").await;
+        while peer.try_say("x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let proxy = before(upstream, "", "[services.web.timeouts]\nfirst_byte = \"150ms\"").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(POST).await;
+    assert_eq!(status(&client.answer().await.0), 504);
+    ended(&proxy, 1, "first_byte_timeout", 504).await;
+    // Hints do not extend it either.
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        for _ in 0..20 {
+            if peer.try_say("HTTP/1.1 103 Early Hints\r\n\r\n").await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let proxy = before(upstream, "", "[services.web.timeouts]\nfirst_byte = \"150ms\"").await;
+    let (answer, _) = ask(proxy.address, GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+    assert_eq!(status(&answer[answer.rfind("HTTP/1.1").unwrap()..]), 504, "{answer}");
+    ended(&proxy, 1, "first_byte_timeout", 504).await;
+}
