@@ -8,7 +8,7 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Each of `rows` is refused with that status and outcome, in one piece and cut anywhere.
 async fn refused(proxy: &Proxy, heard: &std::sync::Mutex<Vec<u8>>, rows: &[(Vec<u8>, u16, &str)]) {
-    for (bytes, code, outcome) in rows {
+    for (bytes, code, _) in rows {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
         for piece in [usize::MAX, 5] {
             let mut client = Peer::connect(proxy.address).await;

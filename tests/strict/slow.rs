@@ -1,21 +1,31 @@
 //! Clients and upstreams that take their time: who is waited for, for how long, and what they are told.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::common::harness::{status, until};
+use meridian::config::AccessLog;
+use meridian::geo::AtlasBuilder;
+use meridian::proxy::Shared;
+use meridian::proxy::engine::{Downstream, Mover};
+use meridian::state::{Published, Reader};
+use meridian::steering::{RegionSet, Snapshot, View};
+use meridian::telemetry::{AccessLogger, Metrics};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::common::harness::{config, status, until};
+use super::common::world;
 use super::kit::{GET, OK, POST, Peer, always, ask, before, ended, field, witness};
 
 /// Says one byte after the other, without end, until an answer came; returns it.
 async fn drip(client: Peer, byte: u8, pause: Duration) -> String {
     let (mut read, mut write) = client.0.into_split();
     let dripping = tokio::spawn(async move {
-        use tokio::io::AsyncWriteExt;
         while write.write_all(&[byte]).await.is_ok() {
             tokio::time::sleep(pause).await;
         }
     });
     let mut answer = Vec::new();
-    let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut answer);
+    let reading = read.read_to_end(&mut answer);
     // What is said after the end may be answered with a reset.
     let _ = tokio::time::timeout(super::common::process::PATIENCE, reading).await.expect("it ends");
     dripping.abort();
@@ -125,11 +135,11 @@ async fn a_body_that_drips_below_the_least_rate() {
 }
 
 /// An upstream that says a head and then bytes without end, and how many bytes of them were taken.
-async fn gushing(head: &'static str) -> (std::net::SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
-    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counts = std::sync::Arc::clone(&taken);
+async fn gushing(head: &'static str) -> (std::net::SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+    let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counts = Arc::clone(&taken);
     let (address, _) = always(move |mut peer, script| {
-        let taken = std::sync::Arc::clone(&counts);
+        let taken = Arc::clone(&counts);
         async move {
             script.request(&mut peer.0).await;
             let _ = peer.try_say(head).await;
@@ -137,7 +147,6 @@ async fn gushing(head: &'static str) -> (std::net::SocketAddr, std::sync::Arc<st
                 true => [&b"1000\r\n"[..], &[b'x'; 4_096], b"\r\n"].concat(),
                 false => vec![b'x'; 4_096],
             };
-            use tokio::io::AsyncWriteExt;
             while peer.0.write_all(&piece).await.is_ok() {
                 taken.fetch_add(4_096, std::sync::atomic::Ordering::SeqCst);
             }
@@ -187,9 +196,7 @@ async fn an_upstream_that_does_not_read_stops_the_client() {
     client.say("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 900000000\r\n\r\n").await;
     let mut said = 0usize;
     let piece = [b'x'; 1 << 16];
-    while let Ok(taken) =
-        tokio::time::timeout(Duration::from_millis(500), tokio::io::AsyncWriteExt::write(&mut client.0, &piece)).await
-    {
+    while let Ok(taken) = tokio::time::timeout(Duration::from_millis(500), client.0.write(&piece)).await {
         said += taken.unwrap();
         assert!(said < 32 << 20, "{said}");
     }
@@ -251,4 +258,39 @@ async fn slow_upstreams_within_their_time() {
     let (answer, _) = ask(proxy.address, GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
     assert_eq!(status(&answer[answer.rfind("HTTP/1.1").unwrap()..]), 504, "{answer}");
     ended(&proxy, 1, "first_byte_timeout", 504).await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_inside_a_hint() {
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.say(format!("HTTP/1.1 103 Early Hints\r\nA: {}\r\n\r\n", "x".repeat(50_000))).await;
+        peer.rest().await;
+    })
+    .await;
+    // A pipe, for sockets take more than any hint holds.
+    let config = world::compile(&config("", "[services.web.timeouts]\nrequest = \"200ms\"", &[("only", upstream)]));
+    let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
+    let (snapshot, metrics) = (Arc::new(Snapshot::assuming(view, RegionSet::default())), Metrics::new());
+    let handles = metrics.published(&snapshot, 0);
+    let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
+    let folder = tempfile::tempdir().unwrap();
+    let (access, _guard) = AccessLogger::start(&AccessLog::File(folder.path().join("log")), &metrics).unwrap();
+    let mover = Mover::new(Arc::new(Shared::new(reader, access, Instant::now())), metrics, 1);
+    let (mut client, near) = tokio::io::duplex(1_000);
+    let (_drain, draining) = tokio::sync::watch::channel(false);
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let serving = tokio::spawn(async move {
+        let from = Downstream { peer: None, scheme: "http" };
+        mover.serve(near, from, &draining).await.is_none()
+    });
+    // The request's time ends inside the hint.
+    let mut heard = vec![0; 100];
+    client.read_exact(&mut heard).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let reading = client.read_to_end(&mut heard);
+    tokio::time::timeout(super::common::process::PATIENCE, reading).await.expect("it ends").unwrap();
+    let heard = String::from_utf8_lossy(&heard).into_owned();
+    assert!(heard.starts_with("HTTP/1.1 103 ") && heard.ends_with('x'), "{}", &heard[heard.len() - 300..]);
+    assert!(serving.await.unwrap());
 }

@@ -227,6 +227,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let end = relay.run().await;
             let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
             let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out, relay.tunnel_in);
+            let inside_interim = relay.is_inside_interim();
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let outcome = match end {
                 End::Elsewhere => continue,
@@ -240,7 +241,14 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 End::Over(outcome) => outcome,
                 End::Complete => Outcome::Answered,
             };
-            let Some(status) = status else { return self.refuse_after(asked, &upload, outcome).await };
+            let Some(status) = status else {
+                if inside_interim {
+                    exchange.end(outcome);
+                    self.finish(0, upload.payload(), 0);
+                    return Next::Close;
+                }
+                return self.refuse_after(asked, &upload, outcome).await;
+            };
             exchange.end(outcome);
             if end == End::Complete && clean {
                 self.core.pool.put(upstream, now());
