@@ -27,8 +27,7 @@ use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Query, ServiceId, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord};
 
-/// The most bytes of a host that the log keeps; of a target [`TARGET_BYTES`].
-const HOST_BYTES: usize = 255;
+/// The most bytes of a target that the log keeps.
 const TARGET_BYTES: usize = 2_048;
 
 /// What all requests of a process share.
@@ -260,7 +259,7 @@ impl Exchange {
         self.framing = framing::request(head.fields, is_http_10)?;
         let host = headers::host(head.target, head.fields, is_http_10)?;
         let path = headers::path(head.method, head.target)?;
-        self.record.host.push_str(host.get(..HOST_BYTES).unwrap_or(host));
+        self.record.host.push_str(host);
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
         self.counted = Some(self.published.handles.in_flight(id));

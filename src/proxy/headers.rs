@@ -131,8 +131,14 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
     Some(rest.split_at(end))
 }
 
+/// The longest host: no name is longer (RFC 1035, 2.3.4), and neither the log nor a forwarded field cuts one.
+pub const HOST_BYTES: usize = 255;
+
 /// A non-empty host with an optional port.
 fn is_host(text: &[u8]) -> bool {
+    if text.len() > HOST_BYTES {
+        return false;
+    }
     let (name, port) = match text {
         [b'[', ..] => match text.iter().position(|byte| *byte == b']') {
             Some(end) => text.split_at(end + 1),

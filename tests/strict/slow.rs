@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use meridian::config::AccessLog;
 use meridian::geo::AtlasBuilder;
 use meridian::proxy::Shared;
-use meridian::proxy::engine::{Downstream, Mover};
+use meridian::proxy::engine::{Downstream, Mover, Served};
 use meridian::state::{Published, Reader};
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogger, Metrics};
@@ -282,7 +282,7 @@ async fn nothing_is_said_inside_a_hint() {
     client.write_all(GET.as_bytes()).await.unwrap();
     let serving = tokio::spawn(async move {
         let from = Downstream { peer: None, scheme: "http" };
-        mover.serve(near, from, &draining).await.is_none()
+        matches!(mover.serve(near, from, &draining).await, Served::Closed)
     });
     // The request's time ends inside the hint.
     let mut heard = vec![0; 100];

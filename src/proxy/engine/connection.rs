@@ -206,7 +206,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let attempt = match exchange.next_attempt(now()) {
                 Ok(attempt) => attempt,
-                Err(outcome) => return self.refuse_after(asked, &upload, outcome).await,
+                Err(outcome) => return self.refuse_after(asked, &mut upload, outcome).await,
             };
             upload.rewind();
             let connected = self.connect(&attempt).await;
@@ -218,7 +218,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                         continue;
                     }
                     let outcome = exchange.outcome();
-                    return self.refuse_after(asked, &upload, outcome).await;
+                    return self.refuse_after(asked, &mut upload, outcome).await;
                 }
             };
             exchange.connected(now());
@@ -247,7 +247,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     self.finish(0, upload.payload(), 0);
                     return Next::Close;
                 }
-                return self.refuse_after(asked, &upload, outcome).await;
+                return self.refuse_after(asked, &mut upload, outcome).await;
             };
             exchange.end(outcome);
             if end == End::Complete && clean {
@@ -354,9 +354,13 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     /// The request ends with an answer of ours, after attempts or while its body was on its way.
-    async fn refuse_after(&mut self, asked: Asked, upload: &Upload, outcome: Outcome) -> Next {
+    async fn refuse_after(&mut self, asked: Asked, upload: &mut Upload, outcome: Outcome) -> Next {
         if let Some(exchange) = &mut self.exchange {
             exchange.end(outcome);
+        }
+        if outcome.keeps_connection() {
+            // A body that is at hand need not cost the connection; whether it was a good one shows in whether it ended.
+            let _ = upload.stage(&mut self.client.input);
         }
         let keep = asked.keep_alive && upload.ended() && outcome.keeps_connection() && !*self.draining.borrow();
         self.answer(asked, outcome, keep, upload.payload()).await
@@ -486,6 +490,10 @@ fn write_answer(outcome: Outcome, keep: bool, asked: Asked) -> Vec<u8> {
     let mut out = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n").into_bytes();
     write_length(&mut out, outcome.body().len() as u64);
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    if outcome == Outcome::Connect {
+        // Any method but that one passes; these are the registered ones (RFC 9110, 15.5.6, wants a list).
+        out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n");
+    }
     if let Some(seconds) = outcome.retry_after_s() {
         out.extend_from_slice(format!("Retry-After: {seconds}\r\n").as_bytes());
     }

@@ -163,7 +163,7 @@ impl Upload {
     }
 
     /// Moves what the client sent into `staged`, as far as there is room.
-    fn stage(&mut self, input: &mut Buffer) -> Result<(), Outcome> {
+    pub(super) fn stage(&mut self, input: &mut Buffer) -> Result<(), Outcome> {
         while !self.ended && !input.is_empty() && self.pending().len() < WINDOW {
             match self.body.step(input.bytes()).map_err(|_| Outcome::BadRequest)? {
                 Step::Data { skip, len } => {
@@ -782,19 +782,26 @@ where
                 vigil.is_lost().then_some(End::Failed(Failure::Silent))
             }
             Due::HalfClosed | Due::ClientTakes => Some(End::Over(Outcome::ClientGone)),
-            Due::ClientBody => Some(End::Over(Outcome::RequestTimeout)),
+            Due::ClientBody => self.give_up_upload(),
             Due::UpstreamBody => {
                 self.broken = true;
                 Some(End::Broken)
             }
-            Due::UpPace => {
-                self.up_pace.is_slow(self.asked.times.min_rate, now).then_some(End::Over(Outcome::RequestTimeout))
-            }
+            Due::UpPace if self.up_pace.is_slow(self.asked.times.min_rate, now) => self.give_up_upload(),
+            Due::UpPace => None,
             Due::DownPace => {
                 self.down_pace.is_slow(self.asked.times.min_rate, now).then_some(End::Over(Outcome::ClientGone))
             }
             Due::Tunnel => Some(End::Complete),
         }
+    }
+}
+
+impl<S, U> Relay<'_, S, U> {
+    /// The client is too slow with its body: that ends the request, unless its answer is on the way already and needs no more of it.
+    fn give_up_upload(&mut self) -> Option<End> {
+        self.upload.refused = true;
+        self.status.is_none().then_some(End::Over(Outcome::RequestTimeout))
     }
 }
 
