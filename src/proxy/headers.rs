@@ -200,6 +200,14 @@ pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> 
         && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
+/// Whether a 101 is the answer to the upgrade that we pass on (RFC 6455, 4.1).
+pub fn is_upgrade(fields: &impl Fields) -> bool {
+    let mut protocols = fields.members("upgrade");
+    protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+        && protocols.next().is_none()
+        && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+}
+
 /// A request id from a trusted peer, if it is sane: 128 bits as 32 hexadecimal digits, or as a UUID.
 pub fn request_id(client: Option<&Client>, fields: &impl Fields) -> Option<u128> {
     client.filter(|client| client.peer_trusted)?;
@@ -248,6 +256,10 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     strip(fields);
     fields.remove("te");
     fields.remove("upgrade");
+    if forward.version == "1.0" {
+        // Such a client does not wait, and could not read what it would get (RFC 9110, 10.1.1).
+        fields.remove("expect");
+    }
     let mut connection = String::new();
     if forward.websocket {
         connection.push_str("Upgrade");

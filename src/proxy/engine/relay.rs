@@ -628,7 +628,7 @@ where
             }
             self.continued |= status == 100;
         } else {
-            if upgraded && !(asked.websocket && is_upgrade(&head.lines)) {
+            if upgraded && !(asked.websocket && headers::is_upgrade(&head.lines)) {
                 return Err(bad);
             }
             if self.exchange.response_head(status, self.upload.replayable(), now) {
@@ -880,14 +880,6 @@ fn is_spent(bytes: &mut Vec<u8>, sent: &mut usize) -> bool {
 
 fn is_framing(name: &str) -> bool {
     name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
-}
-
-/// Whether a 101 is the answer to the upgrade that we pass on (RFC 6455, 4.1).
-fn is_upgrade(lines: &impl Fields) -> bool {
-    let mut protocols = lines.members("upgrade");
-    protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
-        && protocols.next().is_none()
-        && lines.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn write_status(out: &mut Vec<u8>, head: &head::Response<'_>) {

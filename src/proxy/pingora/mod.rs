@@ -238,7 +238,8 @@ impl ProxyHttp for Hooks {
         if framing::response(to_head, status, response, is_http_10).is_err() {
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "ambiguous framing").into_up());
         }
-        if response.status == StatusCode::SWITCHING_PROTOCOLS && !carried.exchange()?.websocket() {
+        let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if switches && !(carried.exchange()?.websocket() && headers::is_upgrade(response)) {
             // The client would take what follows for an answer, or for whatever the upstream likes.
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a protocol that nobody asked for").into_up());
         }
@@ -285,9 +286,24 @@ impl ProxyHttp for Hooks {
         }
         let version = if response.version == Version::HTTP_10 { "1.0" } else { "1.1" };
         headers::response(response, exchange.via(), version, upgraded);
+        // What we speak, not what the upstream spoke (RFC 9110, 2.5).
+        response.set_version(Version::HTTP_11);
+        // What frames no body has no fields for it (RFC 9112, 6.1; RFC 9110, 8.6).
+        let bare = response.status.is_informational() || response.status == StatusCode::NO_CONTENT;
+        if bare {
+            response.remove_header(&http::header::CONTENT_LENGTH);
+        }
+        let to_head = session.req_header().method == http::Method::HEAD;
+        if bare || to_head || response.status == StatusCode::NOT_MODIFIED {
+            response.remove_header(&http::header::TRANSFER_ENCODING);
+        }
         if session.req_header().version == Version::HTTP_10 {
             // A client of HTTP/1.0 cannot read chunks: the end of the connection ends the body.
             response.remove_header(&http::header::TRANSFER_ENCODING);
+            if !response.headers.contains_key(http::header::CONTENT_LENGTH) {
+                // Nor is it to be told that the connection is kept.
+                session.set_keepalive(None);
+            }
         }
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
