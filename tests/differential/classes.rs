@@ -111,6 +111,7 @@ fn without_own_refusal(native: &mut String, pingora: &mut String) {
     }
 }
 
+#[expect(clippy::ptr_arg, reason = "it is one of several")]
 fn without_head_first(native: &mut String, pingora: &mut String) {
     let lone = pingora.lines().filter(|line| line.ends_with(" HTTP/1.1") && line.starts_with('>')).count() == 1;
     if lone && has(native, "> (nothing)") && has(pingora, "> (its body never ended)") {

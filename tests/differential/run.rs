@@ -48,6 +48,12 @@ pub async fn run(case: &Case, engine: Engine) -> String {
     transcript::write(&came, &upstream.seen())
 }
 
+/// What is over is to leave nothing behind: thousands of connections a minute that wait for their last packets would use up the ports of a
+/// machine on which this test runs again and again.
+fn vanish(stream: &TcpStream) {
+    let _ = stream.set_zero_linger();
+}
+
 /// The request whose answer a case is.
 fn request_for(case: &Case) -> Vec<u8> {
     let method = ["HEAD", "POST", "OPTIONS"].into_iter().find(|method| case.has(method)).unwrap_or("GET");
@@ -144,6 +150,7 @@ impl<'a> Client<'a> {
                 ending = Ending::Reset;
             }
         }
+        vanish(&stream);
         Came { bytes: self.bytes, to_head: self.to_head, ending }
     }
 
@@ -235,6 +242,7 @@ impl Upstream {
     async fn settle(&self, address: SocketAddr) {
         let last = TcpStream::connect(address).await.expect("it accepts");
         let from = last.local_addr().unwrap();
+        vanish(&last);
         drop(last);
         until("the upstream has read everything", || {
             let inner = self.inner.lock().unwrap();
@@ -269,6 +277,9 @@ impl Upstream {
                     self.enter(connection, State::Busy);
                 }
             };
+            if !whole {
+                vanish(&stream);
+            }
             if !whole && bytes.is_empty() {
                 return;
             }
@@ -293,6 +304,11 @@ impl Upstream {
             if websocket && answer.starts_with(b"HTTP/1.1 101") {
                 let (mut read, mut write) = stream.split();
                 let _ = tokio::io::copy(&mut read, &mut write).await;
+                return;
+            }
+            if self.case.has("early") && !is_probe {
+                // The body that was not waited for is nobody's next request.
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
                 return;
             }
             if self.case.has("close") && !is_probe {

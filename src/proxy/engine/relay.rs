@@ -466,9 +466,10 @@ where
             {
                 return Ok(true);
             }
-            let reads = match self.phase {
+            let reads = match &self.phase {
                 Phase::Head => true,
-                Phase::Body(_) => self.upstream.input.is_empty(),
+                // A body that is all there is not read on: that the connection ends after it is no fault.
+                Phase::Body(body) => self.upstream.input.is_empty() && !body.is_done(),
                 Phase::Over | Phase::Tunnel(_) => false,
             };
             if reads && self.out.len() - self.out_sent < WINDOW {
@@ -644,15 +645,19 @@ where
             self.keep_client =
                 asked.keep_alive && self.upload.ended && !upgraded && !self.until_close && !*self.draining.borrow();
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
-            let describes = asked.to_head || status == 304;
-            head.lines
-                .remove_where(|name| is_framing(name) && !(describes && name.eq_ignore_ascii_case("content-length")));
+            // What a body would have been is told too, in our own digits.
+            let described = (asked.to_head || status == 304)
+                .then(|| {
+                    head.lines.values("content-length").next().and_then(|v| std::str::from_utf8(v).ok()?.parse().ok())
+                })
+                .flatten();
+            head.lines.remove_where(is_framing);
             write_status(&mut self.out, &head);
             head.lines.write_to(&mut self.out);
             match framing {
                 Framing::Length(length) => write_length(&mut self.out, length),
                 _ if self.chunk => self.out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-                _ => {}
+                _ => described.into_iter().for_each(|length| write_length(&mut self.out, length)),
             }
             match (self.keep_client, asked.version) {
                 _ if upgraded => {}

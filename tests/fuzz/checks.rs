@@ -1,0 +1,130 @@
+//! What each fuzz target demands of its input. Here and not in the targets, so that `cargo test` demands it of the seeds too, in which
+//! every input that once failed stays.
+
+use meridian::proxy::Framing;
+use meridian::proxy::engine::body::{Body, Step};
+use meridian::proxy::engine::head;
+
+use crate::common::model::{self, Field, Manner};
+use crate::common::pipes::{Given, exchange};
+
+/// A target's name and what it demands.
+pub(crate) type Check = (&'static str, fn(&[u8]));
+
+pub(crate) const ALL: [Check; 4] = [
+    ("request_head", request_head),
+    ("response_head", response_head),
+    ("chunked_body", chunked_body),
+    ("exchange", whole_exchange),
+];
+
+/// The end of a head is the same however it is cut. Returns its length.
+fn head_length(data: &[u8]) -> Option<usize> {
+    let mut seen = 0;
+    let whole = head::end(data, &mut seen);
+    let (mut seen, mut cut) = (0, Ok(None));
+    for end in 0..=data.len() {
+        cut = head::end(&data[..end], &mut seen);
+        if cut != Ok(None) {
+            break;
+        }
+    }
+    assert_eq!(whole, cut);
+    whole.ok().flatten()
+}
+
+fn lower<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<Field> {
+    fields.map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect()
+}
+
+/// What is taken as a request's head is one in the model's eyes, with the same parts.
+pub(crate) fn request_head(data: &[u8]) {
+    let Some(length) = head_length(data) else { return };
+    let Ok(request) = head::request(&data[..length], 100) else { return };
+    let (fields, rest) = model::request_parts(&data[..length]).expect("the model finds a head too");
+    assert_eq!(lower(request.fields()), fields);
+    assert_eq!(format!("{} {} {:?}", request.method, String::from_utf8_lossy(request.target), request.version), rest);
+}
+
+/// The same for an answer's head.
+pub(crate) fn response_head(data: &[u8]) {
+    let Some(length) = head_length(data) else { return };
+    let Ok(answer) = head::response(&data[..length]) else { return };
+    let (fields, status, minor) = model::answer_parts(&data[..length]).expect("the model finds a head too");
+    assert_eq!(lower(answer.fields()), fields);
+    assert_eq!((answer.status, format!("{:?}", answer.version)), (status, format!("HTTP/1.{minor}")));
+}
+
+/// Payload, what was left after the end if it came, and the end as it is written.
+type Read = (Vec<u8>, Option<usize>, Vec<u8>);
+
+fn read(pieces: &[Vec<u8>]) -> Result<Read, ()> {
+    let (mut body, mut payload, mut held) = (Body::new(Framing::Chunked), Vec::new(), Vec::new());
+    for (index, piece) in pieces.iter().enumerate() {
+        held.extend_from_slice(piece);
+        loop {
+            match body.step(&held).map_err(|_| ())? {
+                Step::Data { skip, len } => {
+                    assert!(len > 0);
+                    payload.extend_from_slice(&held[skip..skip + len]);
+                    held.drain(..skip + len);
+                }
+                Step::More(skip) => {
+                    held.drain(..skip);
+                    assert!(held.is_empty(), "framing is taken as it comes");
+                    break;
+                }
+                Step::End(skip) => {
+                    assert_eq!(body.payload(), payload.len() as u64);
+                    let mut end = Vec::new();
+                    body.write_end(&mut end);
+                    let later: usize = pieces[index + 1..].iter().map(Vec::len).sum();
+                    return Ok((payload, Some(held.len() - skip + later), end));
+                }
+            }
+        }
+    }
+    Ok((payload, None, Vec::new()))
+}
+
+/// The first byte says how to cut the others. Cuts change nothing, the model reads the same, and what is written is read again as the same.
+pub(crate) fn chunked_body(data: &[u8]) {
+    let Some((seed, bytes)) = data.split_first() else { return };
+    let whole = read(&[bytes.to_vec()]);
+    let (mut pieces, mut rest, mut chance) = (Vec::new(), bytes, u32::from(*seed));
+    while !rest.is_empty() {
+        chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (piece, after) = rest.split_at((1 + (chance >> 24) as usize % 9).min(rest.len()));
+        pieces.push(piece.to_vec());
+        rest = after;
+    }
+    assert_eq!(read(&pieces), whole);
+    assert_eq!(read(&bytes.iter().map(|byte| vec![*byte]).collect::<Vec<_>>()), whole);
+
+    let Ok((payload, left, end)) = whole else { return };
+    let (modelled, error) = model::chunked(bytes, Manner::Theirs);
+    assert_eq!((modelled.whole, error), (left.is_some(), None));
+    assert_eq!(modelled.data, payload);
+    if left.is_some() {
+        let mut again = Vec::new();
+        for chunk in payload.chunks(7) {
+            again.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            again.extend_from_slice(chunk);
+            again.extend_from_slice(b"\r\n");
+        }
+        again.extend_from_slice(&end);
+        let (ours, error) = model::chunked(&again, Manner::Ours);
+        assert_eq!((ours.whole, error, &ours.data), (true, None, &payload));
+        assert!(ours.trailers.iter().all(|trailer| modelled.trailers.contains(trailer)));
+        assert_eq!(read(&[again]), Ok((payload, Some(0), end)));
+    }
+}
+
+/// A whole exchange keeps the model's laws.
+pub(crate) fn whole_exchange(data: &[u8]) {
+    let Some(given) = Given::from_bytes(data) else { return };
+    let got = exchange(&given);
+    if let Err(broken) = model::check(&given, &got) {
+        panic!("{broken}\n{}", got.shown(&given));
+    }
+}
