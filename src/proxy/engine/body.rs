@@ -221,7 +221,8 @@ impl Body {
 
     fn trailer_byte(&mut self, byte: u8) -> Result<(), Broken> {
         self.trailers.push(byte);
-        if self.trailers.len() > TRAILER_BYTES {
+        let after_cr = self.trailers.len() > 1 && self.trailers[self.trailers.len() - 2] == b'\r';
+        if self.trailers.len() > TRAILER_BYTES || after_cr && byte != b'\n' {
             return Err(Broken);
         }
         if byte != b'\n' {
@@ -337,6 +338,7 @@ mod tests {
             ("00000000000000002\r\nhi\r\n0\r\n\r\n", None),
             ("ffffffffffffffff\r\nhi\r\n0\r\n\r\n", None),
             ("0\r\nX : y\r\n\r\n", None),
+            ("0\r\n\rX: y\r\n\r\n", None),
             ("0\r\n X: y\r\n\r\n", None),
             ("0\r\nX: a\r\n b\r\n\r\n", None),
             ("0\r\nX: a\0\r\n\r\n", None),
