@@ -535,7 +535,9 @@ pub fn check(given: &Given, got: &Got) -> Result<(), String> {
             return Err("a mistake of meridian's own: 500".into());
         }
         let Some(request) = request else {
-            let refusable = stopped < bytes.len() || asked.last().is_some_and(|asked| !asked.body.whole);
+            // Empty lines alone are no request, but more of them than are left out are refused.
+            let lines_only = bytes.starts_with(b"\r\n\r\n\r\n");
+            let refusable = lines_only || stopped < bytes.len() || asked.last().is_some_and(|asked| !asked.body.whole);
             if !own || !refusable || !rest.is_empty() {
                 return Err(format!("answer {k} to no request: {answer:?}, then {} bytes", rest.len()));
             }

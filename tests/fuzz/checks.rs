@@ -103,7 +103,9 @@ pub(crate) fn chunked_body(data: &[u8]) {
 
     let Ok((payload, left, end)) = whole else { return };
     let (modelled, error) = model::chunked(bytes, Manner::Theirs);
-    assert_eq!((modelled.whole, error), (left.is_some(), None));
+    // A trailer section is judged when it is whole; until then the model may know more than the engine says.
+    assert!(error.is_none() || left.is_none(), "{error:?}");
+    assert_eq!(modelled.whole, left.is_some());
     assert_eq!(modelled.data, payload);
     if left.is_some() {
         let mut again = Vec::new();
