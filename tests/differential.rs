@@ -55,26 +55,37 @@ async fn answers_arrive_the_same_through_both_movers() {
     check(Side::Answers, 60).await;
 }
 
+/// Rounds in which the list may be met: some cases are about time limits, which a machine that is busy elsewhere can miss. A true difference is
+/// there in every round.
+const ROUNDS: usize = 3;
+
 /// Runs one half of the corpus, which has at least so many cases, and holds it against the list.
 async fn check(side: Side, least: usize) {
-    let cases = corpus::read(side);
-    assert!(cases.len() >= least, "only {} cases", cases.len());
-    let compared = run_all(cases).await;
-    if std::env::var_os("SHOW").is_some() {
-        for one in &compared {
-            println!("{}", readable(one));
-        }
-    }
     let listed = List::read(side);
-    let entries = compared.iter().map(|one| list::compare(&one.case.name, &one.native, &one.pingora));
-    let found = List::of(entries.collect(), &listed);
-    if std::env::var_os("UPDATE").is_some() {
-        found.write(side);
+    let mut wrong = String::new();
+    for _ in 0..ROUNDS {
+        let cases = corpus::read(side);
+        assert!(cases.len() >= least, "only {} cases", cases.len());
+        let compared = run_all(cases).await;
+        if std::env::var_os("SHOW").is_some() {
+            for one in &compared {
+                println!("{}", readable(one));
+            }
+        }
+        let entries = compared.iter().map(|one| list::compare(&one.case.name, &one.native, &one.pingora));
+        let found = List::of(entries.collect(), &listed);
+        if std::env::var_os("UPDATE").is_some() {
+            found.write(side);
+        }
+        wrong = listed.disagreements(&found, |name| {
+            compared.iter().find(|one| one.case.name == name).map_or_else(String::new, readable)
+        });
+        if wrong.is_empty() {
+            return;
+        }
+        eprintln!("{wrong}");
     }
-    let wrong = listed.disagreements(&found, |name| {
-        compared.iter().find(|one| one.case.name == name).map_or_else(String::new, readable)
-    });
-    assert!(wrong.is_empty(), "{wrong}\n(UPDATE=1 writes the list anew; give new differences a reason)");
+    panic!("{wrong}\n(UPDATE=1 writes the list anew; give new differences a reason)");
 }
 
 async fn run_all(cases: Vec<Case>) -> Vec<Compared> {
