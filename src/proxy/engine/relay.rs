@@ -435,7 +435,8 @@ where
                     Poll::Ready(Ok(count)) => {
                         self.up_moved = now;
                         self.up_pace.bytes += count as u64;
-                        again |= wants;
+                        // Read on until there is nothing: only then is the next byte, or the client's leaving, noticed.
+                        again = true;
                     }
                     Poll::Ready(Err(_)) => return Err(End::Over(Outcome::ClientGone)),
                     Poll::Pending => {}
@@ -627,7 +628,11 @@ where
                 head.lines.write_to(&mut self.out);
                 self.out.extend_from_slice(b"\r\n");
             }
-            self.continued |= status == 100;
+            if status == 100 {
+                // The client's time for its body begins now.
+                self.continued = true;
+                self.up_moved = now;
+            }
         } else {
             if upgraded && !(asked.websocket && headers::is_upgrade(&head.lines)) {
                 return Err(bad);
