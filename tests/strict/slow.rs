@@ -294,3 +294,56 @@ async fn nothing_is_said_inside_a_hint() {
     assert!(heard.starts_with("HTTP/1.1 103 ") && heard.ends_with('x'), "{}", &heard[heard.len() - 300..]);
     assert!(serving.await.unwrap());
 }
+
+#[tokio::test]
+async fn an_early_answer_outlives_a_body_that_never_comes() {
+    // A client that is answered early may stop sending (RFC 9112, 9.3); what it is told is told to the end.
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.say("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n").await;
+        for byte in b"answered" {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let _ = peer.try_say([*byte]).await;
+        }
+        peer.rest().await;
+    })
+    .await;
+    let proxy = before(upstream, "[limits]\nbody_timeout = \"200ms\"", "").await;
+    let (answer, _) = ask(proxy.address, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\nx").await;
+    assert!(answer.ends_with("answered"), "{answer}");
+    ended(&proxy, 1, "answered", 200).await;
+}
+
+#[tokio::test]
+async fn a_late_continue_leaves_the_client_its_time() {
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        peer.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+        peer.exactly(2).await;
+        peer.say(OK).await;
+    })
+    .await;
+    let proxy = before(upstream, "[limits]\nbody_timeout = \"300ms\"", "").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(POST.replace("\r\n\r\nhi", "\r\nExpect: 100-continue\r\n\r\n")).await;
+    assert_eq!(status(&client.head().await), 100);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client.say("hi").await;
+    assert_eq!(client.answer().await.1, "good");
+    ended(&proxy, 1, "answered", 200).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_a_stray_byte_is_noticed() {
+    let (upstream, _) = super::common::harness::silent().await;
+    let proxy = before(upstream, "", "").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(POST).await;
+    until("it is in flight", || proxy.in_flight() == 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.say("\r\n").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.reset();
+    until("its place is free", || proxy.in_flight() == 0).await;
+}

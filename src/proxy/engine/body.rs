@@ -18,7 +18,7 @@ const EXTENSION_SLACK: u64 = 16 << 10;
 const TRAILER_BYTES: usize = 8 << 10;
 
 /// Fields that mean something before the body only, or to one connection: left out of trailers (RFC 9110, 6.5.1).
-const NO_TRAILERS: [&str; 24] = [
+const NO_TRAILERS: [&str; 29] = [
     "age",
     "authorization",
     "cache-control",
@@ -31,8 +31,11 @@ const NO_TRAILERS: [&str; 24] = [
     "expect",
     "forwarded",
     "host",
+    "http2-settings",
     "keep-alive",
     "location",
+    "proxy",
+    "proxy-authenticate",
     "proxy-authorization",
     "proxy-connection",
     "set-cookie",
@@ -43,6 +46,8 @@ const NO_TRAILERS: [&str; 24] = [
     "vary",
     "via",
     "www-authenticate",
+    "x-real-ip",
+    "x-request-id",
 ];
 
 /// Reads one body.
@@ -360,7 +365,7 @@ mod tests {
 
     #[test]
     fn trailers_lose_what_means_something_elsewhere() {
-        let bytes = b"0\r\nX-Sum: 1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: 1\r\nHost: x\r\na_b: c\r\nx-2: 2\r\n\r\nGET";
+        let bytes = b"0\r\nX-Sum: 1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: 1\r\nX-Real-IP: 1\r\nProxy: x\r\nHost: x\r\na_b: c\r\nx-2: 2\r\n\r\nGET";
         let (_, left, end) = read(Framing::Chunked, bytes, 7).unwrap();
         assert_eq!(left, Some(3));
         assert_eq!(String::from_utf8(end).unwrap(), "0\r\nX-Sum: 1\r\nx-2: 2\r\n\r\n");

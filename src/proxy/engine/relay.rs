@@ -622,6 +622,8 @@ where
             let to_http_11 = asked.version == Version::HTTP_11;
             if to_http_11 && (status != 100 || asked.expects) {
                 self.exchange.interim_passed_on();
+                // It cannot go elsewhere any more, so there is nothing to look out for.
+                self.vigil = None;
                 headers::response(&mut head.lines, self.exchange.via(), version, false);
                 head.lines.remove_where(is_framing);
                 write_status(&mut self.out, &head);
@@ -737,7 +739,9 @@ where
         if blocked {
             due.push((self.down_moved + times.idle, Due::ClientTakes));
         } else if let Phase::Body(_) = self.phase {
-            due.push((self.down_moved + times.idle, Due::UpstreamBody));
+            // An upstream that answered early may wait for the rest of the request before it goes on.
+            let moved = if self.upload.is_sent() { self.down_moved } else { self.down_moved.max(self.up_moved) };
+            due.push((moved + times.idle, Due::UpstreamBody));
         }
         if times.min_rate > 0 {
             if waits_for_body {
