@@ -2,6 +2,8 @@
 
 CARGO ?= cargo
 TOOLS := target/tools
+FUZZ_TARGETS := request_head response_head chunked_body exchange
+FUZZ_SECONDS ?= 60
 
 .PHONY: help run demo build test test-all lint bench fuzz geoip setup clean
 
@@ -41,12 +43,12 @@ bench: setup
 	$(CARGO) bench --locked
 
 ## make fuzz       each fuzz target for FUZZ_SECONDS (60); see tests/fuzz/README.md
-FUZZ_SECONDS ?= 60
 fuzz: setup
-	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
-	cd tests/fuzz && for target in request_head response_head chunked_body exchange; do \
-		mkdir -p corpus/$$target && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir . -s none $$target \
-			corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
+	set -e; for target in $(FUZZ_TARGETS); do \
+		mkdir -p tests/fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
+			tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); \
 	done
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package

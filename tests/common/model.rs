@@ -90,10 +90,10 @@ fn trim(mut text: &[u8]) -> &[u8] {
 }
 
 /// A line without its CRLF, and the bytes after it.
-type Split<'a> = (&'a [u8], &'a [u8]);
+type Line<'b> = (&'b [u8], &'b [u8]);
 
 /// The first line; `None`: there is none yet.
-fn line(bytes: &[u8]) -> Result<Option<Split<'_>>, String> {
+fn line(bytes: &[u8]) -> Result<Option<Line<'_>>, String> {
     let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     match bytes[..end].split_last() {
         Some((b'\r', line)) if !line.contains(&b'\r') => Ok(Some((line, &bytes[end + 1..]))),
@@ -325,14 +325,15 @@ pub fn answers(bytes: &[u8], method: &[u8], closed: bool, manner: Manner) -> (Ve
     }
 }
 
-/// All requests in what a client sent, where each begins, and where reading stopped. Only the last may lack its end.
+/// All requests in what a client sent, and where the last one ends. Only that may lack its end.
 pub fn requests(bytes: &[u8]) -> (Vec<Request>, usize) {
     let (mut requests, mut at) = (Vec::new(), 0);
     loop {
+        let ended = at;
         while bytes[at..].starts_with(b"\r\n") {
             at += 2;
         }
-        let Front::Message(request) = request(&bytes[at..], Manner::Theirs) else { return (requests, at) };
+        let Front::Message(request) = request(&bytes[at..], Manner::Theirs) else { return (requests, ended) };
         at += request.length;
         let whole = request.body.whole;
         requests.push(request);
@@ -517,7 +518,7 @@ pub fn check(given: &Given, got: &Got) -> Result<(), String> {
         let mut method = request.map_or(&b"-"[..], |request| &request.method);
         let (mut interims, mut last) = answers(rest, method, !got.reset, Manner::Ours);
         let lacks = |last: &Front<Answer>| matches!(last, Front::Message(answer) if !answer.body.whole);
-        if request.is_none() && bytes[stopped..].starts_with(b"HEAD ") && lacks(&last) {
+        if request.is_none() && bytes[stopped..].trim_ascii_start().starts_with(b"HEAD ") && lacks(&last) {
             // What is refused as a whole may still be known to be HEAD.
             method = b"HEAD";
             (interims, last) = answers(rest, method, !got.reset, Manner::Ours);
@@ -535,9 +536,7 @@ pub fn check(given: &Given, got: &Got) -> Result<(), String> {
             return Err("a mistake of meridian's own: 500".into());
         }
         let Some(request) = request else {
-            // Empty lines alone are no request, but more of them than are left out are refused.
-            let lines_only = bytes.starts_with(b"\r\n\r\n\r\n");
-            let refusable = lines_only || stopped < bytes.len() || asked.last().is_some_and(|asked| !asked.body.whole);
+            let refusable = stopped < bytes.len() || asked.last().is_some_and(|asked| !asked.body.whole);
             if !own || !refusable || !rest.is_empty() {
                 return Err(format!("answer {k} to no request: {answer:?}, then {} bytes", rest.len()));
             }
@@ -552,18 +551,21 @@ pub fn check(given: &Given, got: &Got) -> Result<(), String> {
         if request.minor == 1 && answer.body.until_close {
             return Err("an answer to HTTP/1.1 that ends with the connection".into());
         }
-        let mut tunnel = None;
+        let is_tunnel = answer.status == 101;
         if !own {
-            let fits = |sent: &&Sent| {
-                forwards(&sent.request, request) && sent.answer.as_ref().is_some_and(|given| passes_on(&answer, given))
+            // Several upstreams may have offered a tunnel: the one that was taken passes all bytes.
+            let passes_all =
+                |(up, down): &(Vec<u8>, Vec<u8>)| rest_after(&bytes, k).starts_with(up) && down.starts_with(rest);
+            let fits = |sent: &Sent| {
+                forwards(&sent.request, request)
+                    && sent.answer.as_ref().is_some_and(|given| passes_on(&answer, given))
+                    && (!is_tunnel || sent.tunnel.as_ref().is_some_and(passes_all))
             };
-            let Some(position) = all[next..].iter().position(|sent| fits(&sent)).map(|at| next + at) else {
+            let Some(position) = all[next..].iter().position(fits).map(|at| next + at) else {
                 let given: Vec<_> = all[next..].iter().map(|sent| (&sent.request, &sent.answer)).collect();
                 return Err(format!("answer {k} is nobody's: {answer:?}, of {given:?}"));
             };
-            let sent = &all[position];
             next = position + 1;
-            tunnel = sent.tunnel.as_ref();
         }
         let statuses: Vec<_> = interims.iter().map(|answer| answer.status).collect();
         let passes = |sent: &Sent| {
@@ -573,12 +575,8 @@ pub fn check(given: &Given, got: &Got) -> Result<(), String> {
         if !statuses.is_empty() && !all.iter().any(passes) {
             return Err(format!("informational answers of nobody: {statuses:?}"));
         }
-        if let Some((up, down)) = tunnel {
-            let begins: usize = bytes.len() - rest_after(&bytes, k).len();
-            return match bytes[begins..].starts_with(up) && down.starts_with(rest) {
-                true => Ok(()),
-                false => Err("a tunnel that does not pass what it got".into()),
-            };
+        if is_tunnel {
+            return Ok(());
         }
         let closes = has_member(&answer.fields, "connection", "close")
             || request.minor == 0 && !has_member(&answer.fields, "connection", "keep-alive")

@@ -278,7 +278,7 @@ async fn nothing_is_said_inside_a_hint() {
     let (access, _guard) = AccessLogger::start(&AccessLog::File(folder.path().join("log")), &metrics).unwrap();
     let mover = Mover::new(Arc::new(Shared::new(reader, access, Instant::now())), metrics, 1);
     let (mut client, near) = tokio::io::duplex(1_000);
-    let (_drain, draining) = tokio::sync::watch::channel(false);
+    let (drain, draining) = tokio::sync::watch::channel(false);
     client.write_all(GET.as_bytes()).await.unwrap();
     let serving = tokio::spawn(async move {
         let from = Downstream { peer: None, scheme: "http" };
@@ -288,10 +288,13 @@ async fn nothing_is_said_inside_a_hint() {
     let mut heard = vec![0; 100];
     client.read_exact(&mut heard).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(drain);
     let reading = client.read_to_end(&mut heard);
     tokio::time::timeout(super::common::process::PATIENCE, reading).await.expect("it ends").unwrap();
     let heard = String::from_utf8_lossy(&heard).into_owned();
-    assert!(heard.starts_with("HTTP/1.1 103 ") && heard.ends_with('x'), "{}", &heard[heard.len() - 300..]);
+    // The hint is told to its end, and only then why there is no more.
+    assert!(heard.starts_with("HTTP/1.1 103 "), "{}", &heard[..100]);
+    assert!(heard.contains("\r\n\r\nHTTP/1.1 504 "), "{}", &heard[heard.len() - 300..]);
     assert!(serving.await.unwrap());
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Connection<'a, C: Connect, S> {
     requests: u32,
     /// The request under way.
     exchange: Option<Exchange>,
+    /// What is left of informational answers: one that has begun ends before another answer begins.
+    owed: Vec<u8>,
 }
 
 /// What waiting for a head came to.
@@ -92,6 +94,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             accepted: now(),
             requests,
             exchange: None,
+            owed: Vec::new(),
         }
     }
 
@@ -227,7 +230,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let end = relay.run().await;
             let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
             let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out, relay.tunnel_in);
-            let inside_interim = relay.is_inside_interim();
+            let unsent = relay.into_unsent();
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let outcome = match end {
                 End::Elsewhere => continue,
@@ -242,11 +245,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 End::Complete => Outcome::Answered,
             };
             let Some(status) = status else {
-                if inside_interim {
-                    exchange.end(outcome);
-                    self.finish(0, upload.payload(), 0);
-                    return Next::Close;
-                }
+                self.owed = unsent;
                 return self.refuse_after(asked, &mut upload, outcome).await;
             };
             exchange.end(outcome);
@@ -374,12 +373,13 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     /// Sends what an outcome calls for, and ends the request.
     async fn answer(&mut self, asked: Asked, outcome: Outcome, keep: bool, bytes_in: u64) -> Next {
         let status = outcome.status();
+        let mut bytes = std::mem::take(&mut self.owed);
         if status == 0 {
             self.finish(0, bytes_in, 0);
             return Next::Close;
         }
         let body = if asked.to_head { "" } else { outcome.body() };
-        let bytes = write_answer(outcome, keep, asked);
+        bytes.extend(write_answer(outcome, keep, asked));
         let sent = self.send(&bytes, asked.times.idle).await;
         match sent {
             true => self.finish(status, bytes_in, body.len() as u64),

@@ -242,8 +242,6 @@ pub(super) struct Relay<'a, S, U> {
     /// Bytes for the client: heads, and bodies that do not pass as they are.
     out: Vec<u8>,
     out_sent: usize,
-    /// Of `out`, a part is with the client.
-    torn: bool,
     /// Payload at the front of the upstream's input that passes as it is.
     ready: usize,
     chunk: bool,
@@ -320,7 +318,6 @@ where
             continued: false,
             out: Vec::new(),
             out_sent: 0,
-            torn: false,
             ready: 0,
             chunk: false,
             broken: false,
@@ -346,9 +343,9 @@ where
         self.keep_upstream && !self.broken && self.upstream.input.is_empty() && self.upload.is_sent()
     }
 
-    /// Whether the client got an informational answer in part, so that nothing else can be said to it.
-    pub(super) fn is_inside_interim(&self) -> bool {
-        self.status.is_none() && self.torn
+    /// What was to be written to the client and was not.
+    pub(super) fn into_unsent(mut self) -> Vec<u8> {
+        self.out.split_off(self.out_sent)
     }
 
     /// Runs to the end.
@@ -581,7 +578,6 @@ where
                     } else {
                         self.out_sent += count;
                         is_spent(&mut self.out, &mut self.out_sent);
-                        self.torn = !self.out.is_empty();
                     }
                     self.down_moved = now;
                     self.down_pace.bytes += count as u64;
