@@ -1,4 +1,4 @@
-//! Our HTTP/1.1 engine against peers that break rules, on raw sockets on both sides: each row of the tables in `proxy/engine/mod.rs`, and what
+//! Our HTTP/1.1 engine against peers that break rules, on raw sockets on both sides: each row of the tables in `docs/http1.md`, and what
 //! else a hostile or odd client or upstream can do. What is asked of every row: the right answer, nothing beyond it, nothing
 //! on the other side that should not be there, the right line in the log, and nothing in flight afterwards.
 
