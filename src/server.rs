@@ -34,7 +34,7 @@ use crate::proxy::engine::{Gate, Served};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Reader, Sender};
-use crate::telemetry::{AccessLogger, Metrics, log};
+use crate::telemetry::{AccessLogger, Metrics, Mover, log};
 use crate::watch::Watch;
 
 /// How long the control service may take to put its things away.
@@ -201,14 +201,9 @@ impl Pingora {
     /// One request, handed over by the engine. The stream comes back if another one may follow.
     async fn serve_one(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         caught(self.mover.serve_one(stream, shutdown)).await.unwrap_or_else(|panic| {
-            self.panicked(&panic);
+            self.metrics.panicked(Mover::Pingora, &panic);
             None
         })
-    }
-
-    fn panicked(&self, panic: &str) {
-        self.metrics.panicked(pingora::NAME);
-        tracing::error!(panic, mover = pingora::NAME, "a request ended with a panic: this is a mistake of meridian's");
     }
 }
 
@@ -216,7 +211,7 @@ impl Pingora {
 impl ConnectionHandler for Pingora {
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         if let Err(panic) = caught(self.mover.serve(stream, shutdown)).await {
-            self.panicked(&panic);
+            self.metrics.panicked(Mover::Pingora, &panic);
         }
         None
     }

@@ -161,7 +161,7 @@ fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, st
         host: "a.example".to_owned(),
         target: "/x?y=\"z\"".to_owned(),
         protocol: "HTTP/1.1",
-        mover: "pingora",
+        mover: meridian::telemetry::Mover::Pingora,
         service: service.map(ServiceId),
         region: region.map(RegionId),
         endpoint: region.map(|_| "127.0.0.1:9".parse().unwrap()),

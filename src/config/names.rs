@@ -160,7 +160,12 @@ pub(crate) fn host_field(text: &str) -> Result<String, Refused> {
 
 /// A token as in RFC 9110: method and field names.
 pub(crate) fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    !text.is_empty() && text.bytes().all(is_token_byte)
+}
+
+/// A byte of an HTTP token (RFC 9110, 5.6.2).
+pub(crate) fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// A field value that can be sent as it is: visible ASCII, spaces and tabs inside.

@@ -25,7 +25,7 @@ use crate::steering::fleet::{Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Query, ServiceId, Take, Walk};
-use crate::telemetry::{self, AccessLogger, AccessRecord};
+use crate::telemetry::{self, AccessLogger, AccessRecord, Mover};
 
 /// The most bytes of a target that the log keeps.
 const TARGET_BYTES: usize = 2_048;
@@ -64,7 +64,7 @@ pub struct Head<'a, F> {
     /// `http` or `https`.
     pub scheme: &'static str,
     /// Who moves the bytes.
-    pub mover: &'static str,
+    pub mover: Mover,
     /// When the head was complete.
     pub now: Instant,
     /// The same moment in Unix microseconds.

@@ -59,6 +59,11 @@ pub fn response(to_head: bool, status: u16, fields: &impl Fields, is_http_10: bo
     }
 }
 
+/// The length that an answer tells of a body which does not follow (HEAD, 304). For fields that [`response`] found no fault in.
+pub fn described(fields: &impl Fields) -> Option<u64> {
+    fields.values("content-length").next().and_then(number)
+}
+
 enum Declared {
     Nothing,
     Length(u64),

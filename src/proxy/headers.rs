@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use http::Method;
 
+use crate::config::names::is_token_byte;
 use crate::config::{Edge, Forwarding, Limits, Underscores};
 use crate::proxy::client::Client;
 use crate::proxy::framing::{self, Framing};
@@ -132,7 +133,7 @@ fn split_absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// The longest host: no name is longer (RFC 1035, 2.3.4), and neither the log nor a forwarded field cuts one.
-pub const HOST_BYTES: usize = 255;
+const HOST_BYTES: usize = 255;
 
 /// A non-empty host with an optional port.
 fn is_host(text: &[u8]) -> bool {
@@ -153,11 +154,11 @@ fn is_host(text: &[u8]) -> bool {
         _ => !name.is_empty() && is_reg_name(name),
     };
     let port_is_good = match port {
-        [] => true,
-        [b':'] => true,
+        [] | [b':'] => true,
+        // A sign would parse too.
         [b':', digits @ ..] => {
-            let number = digits.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(digits).ok()?.parse().ok());
-            number.flatten().is_some_and(|_: u16| true)
+            digits.iter().all(u8::is_ascii_digit)
+                && std::str::from_utf8(digits).is_ok_and(|digits| digits.parse::<u16>().is_ok())
         }
         _ => false,
     };
@@ -190,17 +191,13 @@ pub fn forwarded_target<'a>(method: &Method, target: &'a [u8]) -> (&'static str,
 
 /// Whether a request asks for a WebSocket (RFC 6455, 4.1). With a body it does not: where the tunnel begins would be a matter of opinion.
 pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> bool {
-    let mut upgrades = fields.members("upgrade");
-    let only_websocket =
-        upgrades.next().is_some_and(|u| u.eq_ignore_ascii_case(b"websocket")) && upgrades.next().is_none();
     is_http_11
         && *method == Method::GET
+        && is_upgrade(fields)
         && framing::request(fields, false).is_ok_and(Framing::is_empty)
-        && only_websocket
-        && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
 }
 
-/// Whether a 101 is the answer to the upgrade that we pass on (RFC 6455, 4.1).
+/// Whether the fields speak of the one upgrade that we pass on, in a request or in the 101 that answers it (RFC 6455, 4.1 and 4.2).
 pub fn is_upgrade(fields: &impl Fields) -> bool {
     let mut protocols = fields.members("upgrade");
     protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
@@ -392,7 +389,7 @@ fn is_protected(name: &[u8]) -> bool {
 
 /// RFC 9110, 5.6.2.
 fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+    !text.is_empty() && text.iter().copied().all(is_token_byte)
 }
 
 #[cfg(test)]

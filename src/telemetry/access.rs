@@ -41,6 +41,28 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// How long the end of the process waits for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Who moves the bytes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mover {
+    /// Our engine.
+    Native,
+    /// pingora-proxy.
+    Pingora,
+}
+
+impl Mover {
+    /// Every mover, in the order of its number.
+    pub const ALL: [Mover; 2] = [Mover::Native, Mover::Pingora];
+
+    /// The word of logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mover::Native => "native",
+            Mover::Pingora => "pingora",
+        }
+    }
+}
+
 /// Everything the line, the metrics and nothing else need to know of a finished request.
 #[derive(Debug)]
 pub struct AccessRecord {
@@ -64,8 +86,8 @@ pub struct AccessRecord {
     pub target: String,
     /// `HTTP/1.1` and so on.
     pub protocol: &'static str,
-    /// Who moved the bytes: `native` or `pingora`.
-    pub mover: &'static str,
+    /// Who moved the bytes.
+    pub mover: Mover,
     /// The service, if one was found.
     pub service: Option<ServiceId>,
     /// The last region tried.
@@ -398,7 +420,7 @@ impl<'a> Line<'a> {
             host: &record.host,
             path: &record.target,
             protocol: record.protocol,
-            mover: record.mover,
+            mover: record.mover.as_str(),
             status: record.status,
             outcome: record.outcome,
             service: record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str())),
@@ -525,7 +547,7 @@ mod tests {
             host: "a\"b\\\u{7}".to_owned(),
             target: target.to_owned(),
             protocol: "HTTP/1.1",
-            mover: "pingora",
+            mover: Mover::Pingora,
             service: None,
             region: None,
             endpoint: None,

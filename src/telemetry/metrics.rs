@@ -24,7 +24,7 @@ use prometheus::{
 
 use crate::geo::{Place, Source};
 use crate::steering::{Event, Fleet, RegionId, ServiceId, Snapshot, TakeReason};
-use crate::telemetry::{AccessRecord, standing};
+use crate::telemetry::{AccessRecord, Mover, standing};
 
 /// Seconds. Chosen around what people and proxies notice: 1 ms is a cache on the same continent, 60 s is a long poll.
 const REQUEST_SECONDS: &[f64] =
@@ -35,9 +35,6 @@ const PROBE_SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 
 /// `1xx` … `5xx`, and `none` when no status was sent.
 const CODES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// The movers of bytes, as requests name them.
-const MOVERS: [&str; 2] = ["native", "pingora"];
 
 /// How precisely a client's place was known, best first; `network` is `[geoip.networks]`.
 const LOOKUPS: [&str; 8] = ["network", "geofeed", "subdivision", "country", "point", "continent", "special", "unknown"];
@@ -81,7 +78,7 @@ struct Families {
     endpoint_transitions: IntCounterVec,
     endpoint_changed: IntGaugeVec,
     panics: IntCounterVec,
-    moved: [IntCounter; 2],
+    moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
@@ -174,7 +171,7 @@ impl Metrics {
                 "Times that a service was left without any region that is up.",
                 &["service"],
             ),
-            moved: MOVERS.map(|mover| moved.with_label_values(&[mover])),
+            moved: Mover::ALL.map(|mover| moved.with_label_values(&[mover.as_str()])),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
                 "Requests that ended with a panic, a mistake of meridian's, by mover. The log has its text.",
@@ -286,9 +283,11 @@ impl Metrics {
         self.families.last_reload.load_full()
     }
 
-    /// Counts a request that ended with a panic.
-    pub fn panicked(&self, mover: &'static str) {
+    /// Counts and logs a request that ended with a panic, and its text.
+    pub fn panicked(&self, mover: Mover, panic: &str) {
+        let mover = mover.as_str();
         self.families.request_panics.with_label_values(&[mover]).inc();
+        tracing::error!(panic, mover, "a request ended with a panic: this is a mistake of meridian's");
     }
 
     /// Counters of the access log.
@@ -448,7 +447,7 @@ struct CountedFamilies {
     attempts: IntCounterVec,
     retries: IntCounterVec,
     lookups: [IntCounter; LOOKUPS.len()],
-    moved: [IntCounter; MOVERS.len()],
+    moved: [IntCounter; Mover::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -508,9 +507,7 @@ impl Handles {
     pub fn request(&self, record: &AccessRecord) {
         let code = usize::from(record.status / 100);
         let code = if code < CODES.len() { code } else { 0 };
-        if let Some(mover) = MOVERS.iter().position(|mover| *mover == record.mover) {
-            self.families.moved[mover].inc();
-        }
+        self.families.moved[record.mover as usize].inc();
         if let Some(place) = &record.place {
             self.families.lookups[lookup(place, record.reason)].inc();
         }

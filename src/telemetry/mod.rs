@@ -9,5 +9,5 @@ pub mod metrics;
 mod process;
 mod standing;
 
-pub use access::{AccessLogGuard, AccessLogger, AccessRecord};
+pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover};
 pub use metrics::{Handles, InFlight, Metrics, Reload};

@@ -6,6 +6,7 @@
 
 use super::head;
 use super::lines::Lines;
+use crate::config::names::is_token_byte;
 use crate::proxy::{Fields, Framing};
 
 /// The most bytes of one chunk's extensions.
@@ -208,10 +209,9 @@ impl Body {
         if bytes > EXTENSION_BYTES || self.extensions > self.payload + EXTENSION_SLACK {
             return Err(Broken);
         }
-        let is_token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let part = match (part, byte) {
-            (Part::NameBegins | Part::Name, _) if is_token => Part::Name,
-            (Part::ValueBegins | Part::Token, _) if is_token => Part::Token,
+            (Part::NameBegins | Part::Name, _) if is_token_byte(byte) => Part::Name,
+            (Part::ValueBegins | Part::Token, _) if is_token_byte(byte) => Part::Token,
             (Part::Name, b'=') => Part::ValueBegins,
             (Part::ValueBegins, b'"') => Part::Quoted,
             (Part::Quoted, b'"') => Part::QuoteEnded,

@@ -9,20 +9,23 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::{Method, StatusCode, Version};
+use http::{Method, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::buffer::Buffer;
 use super::lines::Lines;
-use super::relay::{Asked, Client, End, Relay, Times, Upload, write_length};
+use super::relay::{Asked, Client, End, Relay, Times};
 use super::timer::Timer;
+use super::upload::Upload;
 use super::upstream::{Connect, Place, Upstream};
-use super::{Core, Downstream, HandOver, NAME, Served, head, now};
+use super::{Core, Downstream, HandOver, Served, head, now, write};
+use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome, headers};
 use crate::steering::fleet::Protocol;
+use crate::telemetry::Mover;
 
 /// Empty lines before a request line that are left out.
 const EMPTY_LINES: u8 = 2;
@@ -146,27 +149,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     }
                     client.input.consume(2);
                 }
-                let bytes = client.input.bytes();
-                match bytes {
-                    [] | [b'\r'] => {}
-                    // No method begins like this: whatever speaks here, it is not HTTP.
-                    [byte, ..] if !byte.is_ascii_alphanumeric() && !b"!#$%&'*+-.^_`|~".contains(byte) => {
-                        return Poll::Ready(Waited::Refused(Outcome::BadRequest));
-                    }
-                    _ => match head::end(bytes, &mut seen) {
-                        Err(head::BareLine) => return Poll::Ready(Waited::Refused(Outcome::BadRequest)),
-                        Ok(Some(length)) if length <= most => return Poll::Ready(Waited::Head(length)),
-                        // Not HTTP, or HTTP/0.9: whoever sent that may wait for an answer instead of going on.
-                        Ok(None) if !head::may_begin(bytes) => {
-                            return Poll::Ready(Waited::Refused(Outcome::BadRequest));
-                        }
-                        Ok(None) if bytes.len() < most => {}
-                        _ => {
-                            let one_line = memchr::memchr(b'\n', bytes).is_none_or(|end| end > limits.uri + SLACK);
-                            let outcome = if one_line { Outcome::TargetTooLong } else { Outcome::HeadTooLarge };
-                            return Poll::Ready(Waited::Refused(outcome));
-                        }
-                    },
+                if let Some(waited) = look(client.input.bytes(), &mut seen, most, limits.uri) {
+                    return Poll::Ready(waited);
                 }
                 let nothing_yet = client.input.is_empty();
                 if client.closed.is_some() {
@@ -273,22 +257,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 return Err(Other::Refused(Asked::unknown(), outcome, false));
             }
         };
-        let exchange = Exchange::begin(
-            shared,
-            &Head {
-                method: &request.method,
-                target: request.target,
-                version: request.version,
-                fields: &request.lines,
-                peer: self.from.peer,
-                scheme: self.from.scheme,
-                mover: NAME,
-                now: now(),
-                at_us: unix_us(),
-                chance: fastrand::u64(..),
-                id: fastrand::u128(..),
-            },
-        );
+        let exchange =
+            Exchange::begin(shared, &self.head(&request.method, request.target, request.version, &request.lines));
         let framing = exchange.framing();
         let limits = &exchange.edge().limits;
         let wants = |option: &[u8]| request.lines.members("connection").any(|o| o.eq_ignore_ascii_case(option));
@@ -325,7 +295,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             request.lines.remove("expect");
         }
         let mut out = Vec::with_capacity(length + 512);
-        write_request(&mut out, &mut request, framing);
+        write::request(&mut out, &mut request, framing);
         self.exchange = Some(exchange);
         self.client.input.consume(length);
         Ok((asked, Upload::new(out, framing, max_body, replay)))
@@ -379,7 +349,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             return Next::Close;
         }
         let body = if asked.to_head { "" } else { outcome.body() };
-        bytes.extend(write_answer(outcome, keep, asked));
+        write::answer(&mut bytes, outcome, keep, asked);
         let sent = self.send(&bytes, asked.times.idle).await;
         match sent {
             true => self.finish(status, bytes_in, body.len() as u64),
@@ -410,8 +380,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
 
     /// Serving the request panicked: a mistake of ours, and of this request only.
     async fn panicked(&mut self, panic: &str) -> Next {
-        self.core.metrics.panicked(NAME);
-        tracing::error!(panic, mover = NAME, "a request ended with a panic: this is a mistake of meridian's");
+        self.core.metrics.panicked(Mover::Native, panic);
         let Some(exchange) = &mut self.exchange else { return Next::Close };
         let begun = exchange.has_begun();
         exchange.end(Outcome::Internal);
@@ -428,26 +397,60 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
     }
 
+    /// A head as the phases see it, complete at this moment.
+    fn head<'h, 'b>(
+        &self,
+        method: &'h Method,
+        target: &'h [u8],
+        version: Version,
+        fields: &'h Lines<'b>,
+    ) -> Head<'h, Lines<'b>> {
+        Head {
+            method,
+            target,
+            version,
+            fields,
+            peer: self.from.peer,
+            scheme: self.from.scheme,
+            mover: Mover::Native,
+            now: now(),
+            at_us: unix_us(),
+            chance: fastrand::u64(..),
+            id: fastrand::u128(..),
+        }
+    }
+
     /// A request of which only the beginning of what came is known.
     fn garbled(&self, outcome: Outcome) -> Exchange {
         let bytes = self.client.input.bytes();
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let shown = &line[..line.len().min(GARBLED)];
-        let method = Method::from_bytes(b"-").unwrap_or_default();
-        let head = Head {
-            method: &method,
-            target: shown,
-            version: Version::HTTP_09,
-            fields: &Lines::default(),
-            peer: self.from.peer,
-            scheme: self.from.scheme,
-            mover: NAME,
-            now: now(),
-            at_us: unix_us(),
-            chance: 0,
-            id: fastrand::u128(..),
-        };
+        let (method, lines) = (Method::from_bytes(b"-").unwrap_or_default(), Lines::default());
+        let head = self.head(&method, shown, Version::HTTP_09, &lines);
         Exchange::refused(&self.core.shared, &head, outcome)
+    }
+}
+
+/// What the bytes at hand come to, if anything yet: a head of at most so many bytes, or nothing that could become one. `seen` is what was
+/// searched for its end before.
+fn look(bytes: &[u8], seen: &mut usize, most: usize, uri: usize) -> Option<Waited> {
+    let bad = Some(Waited::Refused(Outcome::BadRequest));
+    match bytes {
+        [] | [b'\r'] => return None,
+        // No method begins like this: whatever speaks here, it is not HTTP.
+        [byte, ..] if !is_token_byte(*byte) => return bad,
+        _ => {}
+    }
+    match head::end(bytes, seen) {
+        Err(head::BareLine) => bad,
+        Ok(Some(length)) if length <= most => Some(Waited::Head(length)),
+        // Not HTTP, or HTTP/0.9: whoever sent that may wait for an answer instead of going on.
+        Ok(None) if !head::may_begin(bytes) => bad,
+        Ok(None) if bytes.len() < most => None,
+        _ => {
+            let one_line = memchr::memchr(b'\n', bytes).is_none_or(|end| end > uri + SLACK);
+            Some(Waited::Refused(if one_line { Outcome::TargetTooLong } else { Outcome::HeadTooLarge }))
+        }
     }
 }
 
@@ -464,49 +467,6 @@ impl Asked {
             times: Times { body: patience, idle: patience, tunnel: patience, min_rate: 0 },
         }
     }
-}
-
-/// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
-fn write_request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
-    request.lines.remove("content-length");
-    request.lines.remove("transfer-encoding");
-    let (before, target) = headers::forwarded_target(&request.method, request.target);
-    for part in [request.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
-        out.extend_from_slice(part);
-    }
-    request.lines.write_to(out);
-    match framing {
-        Framing::Length(length) => write_length(out, length),
-        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        Framing::None | Framing::UntilClose => {}
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
-/// An answer of our own.
-fn write_answer(outcome: Outcome, keep: bool, asked: Asked) -> Vec<u8> {
-    let status = outcome.status();
-    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
-    let mut out = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n").into_bytes();
-    write_length(&mut out, outcome.body().len() as u64);
-    out.extend_from_slice(b"Cache-Control: no-store\r\n");
-    if outcome == Outcome::Connect {
-        // Any method but that one passes; these are the registered ones (RFC 9110, 15.5.6, wants a list).
-        out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n");
-    }
-    if let Some(seconds) = outcome.retry_after_s() {
-        out.extend_from_slice(format!("Retry-After: {seconds}\r\n").as_bytes());
-    }
-    match (keep, asked.version) {
-        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
-        (true, Version::HTTP_10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
-        (true, _) => {}
-    }
-    out.extend_from_slice(b"\r\n");
-    if !asked.to_head {
-        out.extend_from_slice(outcome.body().as_bytes());
-    }
-    out
 }
 
 fn unix_us() -> u64 {

@@ -1,6 +1,6 @@
 //! Our own mover of bytes: HTTP/1.1 to HTTP/1.1, strict, over whatever stream the listener hands in.
 //!
-//! A connection is one task. It reads a head ([`head`]), asks the phases who is to serve it, sends the request and moves the answer
+//! A connection is one task. It reads a head ([`head`]), asks the phases who is to serve it, sends the request ([`upload`]) and moves the answer
 //! ([`relay`]), both at once, through small buffers ([`buffer`]), with one timer ([`timer`]). Connections to endpoints are kept and used again
 //! ([`upstream`]). What is ambiguous is refused in both directions; what is forwarded is written anew from what was understood, so that the other side
 //! cannot understand it differently. Refused: header maps (a head is slices of the buffer it came in), a task or channel between the two
@@ -18,7 +18,10 @@ pub mod head;
 mod lines;
 mod relay;
 mod timer;
+mod tunnel;
+mod upload;
 mod upstream;
+mod write;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,9 +37,6 @@ use connection::Connection;
 pub use gate::{Gate, HandOver};
 use upstream::Pool;
 pub use upstream::{Connect, Tcp};
-
-/// As the access log and metrics name this mover.
-pub const NAME: &str = "native";
 
 /// How often connections that nobody uses are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -114,11 +114,6 @@ impl<C: Connect> Mover<C> {
             tokio::spawn(sweep(Arc::downgrade(&self.core)));
         }
         Connection::new(&self.core, stream, from, draining, input, requests).run().await
-    }
-
-    /// Upstream connections that are kept and not in use.
-    pub fn idle_connections(&self) -> usize {
-        self.core.pool.len()
     }
 }
 

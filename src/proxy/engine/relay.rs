@@ -1,12 +1,10 @@
 //! One request and its answer between a client and one upstream connection, both directions at once.
 //!
 //! No task, channel or lock: one poll moves what can be moved either way, then sets the connection's timer for whatever must happen next. Back
-//! pressure is in the buffers: what was read is written before more is read. The request's bytes are made once, head and body in
-//! one piece, and kept up to the replay limit, so another attempt begins by sending them again ([`Upload`]). The answer's head is read, judged
+//! pressure is in the buffers: what was read is written before more is read. The answer's head is read, judged
 //! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]).
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -17,10 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::body::{self, Body, Step};
-use super::buffer::{Buffer, SIZE};
-use super::head;
+use super::buffer::Buffer;
 use super::timer::Timer;
+use super::tunnel::Tunnel;
+use super::upload::{Upload, WINDOW, is_spent};
 use super::upstream::Upstream;
+use super::{head, write};
 use crate::proxy::exchange::Vigil;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Exchange, Fields, Framing, Outcome, framing, headers};
@@ -36,12 +36,6 @@ const INTERIMS: u8 = 32;
 
 /// Over how long the least rate of `[limits] min_rate` is measured.
 const PACE_WINDOW: Duration = Duration::from_secs(5);
-
-/// Bytes that may wait to be written before no more are read.
-const WINDOW: usize = SIZE;
-
-/// Sent bytes before others that wait, of which the room is given back.
-const SPENT: usize = 4 * WINDOW;
 
 /// The client's side of a connection.
 pub(super) struct Client<S> {
@@ -93,113 +87,6 @@ pub(super) enum End {
     Over(Outcome),
 }
 
-/// A request as it is sent upstream: its bytes so far and where they come from.
-pub(super) struct Upload {
-    /// The head, and the body as far as it is kept or waits to be sent.
-    staged: Vec<u8>,
-    /// Bytes of `staged` that were sent in this attempt.
-    sent: usize,
-    /// All bytes from the first on are in `staged`.
-    whole: bool,
-    head_len: usize,
-    replay: u64,
-    max_body: u64,
-    body: Body,
-    chunked: bool,
-    /// The last byte is staged or sent.
-    ended: bool,
-    /// The upstream took a byte in this attempt.
-    begun: bool,
-    /// The upstream takes no more bytes in this attempt.
-    refused: bool,
-}
-
-impl Upload {
-    /// A request whose head is `head` as it is to be sent, and whose body is framed like this on both sides.
-    pub(super) fn new(head: Vec<u8>, framing: Framing, max_body: u64, replay: u64) -> Upload {
-        Upload {
-            head_len: head.len(),
-            staged: head,
-            sent: 0,
-            whole: true,
-            replay,
-            max_body,
-            body: Body::new(framing),
-            chunked: framing == Framing::Chunked,
-            ended: framing.is_empty(),
-            begun: false,
-            refused: false,
-        }
-    }
-
-    /// From the first byte again, for another attempt.
-    pub(super) fn rewind(&mut self) {
-        self.sent = 0;
-        self.begun = false;
-        self.refused = false;
-    }
-
-    /// Whether all of it that was read can be sent again.
-    pub(super) fn replayable(&self) -> bool {
-        self.whole
-    }
-
-    /// Whether all of the request was read from the client.
-    pub(super) fn ended(&self) -> bool {
-        self.ended
-    }
-
-    /// Body bytes read from the client.
-    pub(super) fn payload(&self) -> u64 {
-        self.body.payload()
-    }
-
-    fn pending(&self) -> &[u8] {
-        &self.staged[self.sent..]
-    }
-
-    fn is_sent(&self) -> bool {
-        self.ended && self.sent == self.staged.len()
-    }
-
-    /// Moves what the client sent into `staged`, as far as there is room.
-    pub(super) fn stage(&mut self, input: &mut Buffer) -> Result<(), Outcome> {
-        while !self.ended && !input.is_empty() && self.pending().len() < WINDOW {
-            match self.body.step(input.bytes()).map_err(|_| Outcome::BadRequest)? {
-                Step::Data { skip, len } => {
-                    if self.body.payload() > self.max_body {
-                        return Err(Outcome::BodyTooLarge);
-                    }
-                    let payload = &input.bytes()[skip..skip + len];
-                    match self.chunked {
-                        true => body::write_chunk(&mut self.staged, payload),
-                        false => self.staged.extend_from_slice(payload),
-                    }
-                    input.consume(skip + len);
-                    self.ended = !self.chunked && self.body.is_done();
-                }
-                Step::More(skip) => input.consume(skip),
-                Step::End(skip) => {
-                    self.body.write_end(&mut self.staged);
-                    input.consume(skip);
-                    self.ended = true;
-                }
-            }
-        }
-        self.whole &= (self.staged.len() - self.head_len) as u64 <= self.replay;
-        Ok(())
-    }
-
-    /// So many more bytes were sent.
-    fn advance(&mut self, count: usize) {
-        self.begun = true;
-        self.sent += count;
-        if !self.whole && is_spent(&mut self.staged, &mut self.sent) {
-            self.head_len = 0;
-        }
-    }
-}
-
 /// Where an answer is.
 #[derive(Debug)]
 enum Phase {
@@ -208,21 +95,6 @@ enum Phase {
     /// Nothing more comes from the upstream; what is left is to be written.
     Over,
     Tunnel(Tunnel),
-}
-
-#[derive(Debug, Default)]
-struct Tunnel {
-    up: Way,
-    down: Way,
-}
-
-/// One direction of a tunnel.
-#[derive(Debug, Default)]
-struct Way {
-    /// Who sends closed its side.
-    ended: bool,
-    /// Who receives was told.
-    told: bool,
 }
 
 /// See the module.
@@ -391,7 +263,7 @@ where
 
     /// Whether the client has to send more of its body before anything goes on.
     fn waits_for_body(&self) -> bool {
-        !self.upload.ended && !self.upload.refused && self.upload.pending().is_empty() && !self.awaits_continue()
+        self.upload.wants() && self.upload.pending().is_empty() && !self.awaits_continue()
     }
 
     /// Whether the client has to take bytes before anything goes on.
@@ -405,7 +277,7 @@ where
         loop {
             let mut again = false;
             self.upload.stage(&mut self.client.input).map_err(End::Over)?;
-            if !self.upload.refused && !self.upload.pending().is_empty() {
+            if self.upload.waits_to_send() {
                 match Pin::new(&mut self.upstream.stream).poll_write(cx, self.upload.pending()) {
                     Poll::Ready(Ok(count @ 1..)) => {
                         self.upload.advance(count);
@@ -414,7 +286,7 @@ where
                         again = true;
                     }
                     // It may have answered before it stopped reading: the answer decides.
-                    Poll::Ready(_) => self.upload.refused = true,
+                    Poll::Ready(_) => self.upload.refuse(),
                     Poll::Pending => {}
                 }
                 if self.upload.is_sent() {
@@ -423,8 +295,8 @@ where
                     let _ = Pin::new(&mut self.upstream.stream).poll_flush(cx);
                 }
             }
-            let wants = !self.upload.ended && !self.upload.refused && self.upload.pending().len() < WINDOW;
-            let listens = self.upload.ended && self.client.closed.is_none();
+            let wants = self.upload.wants();
+            let listens = self.upload.ended() && self.client.closed.is_none();
             if (wants || listens) && self.client.input.has_room() {
                 match self.client.input.poll_fill(&mut self.client.stream, cx) {
                     Poll::Ready(Ok(0)) if wants => return Err(End::Over(Outcome::ClientGone)),
@@ -450,10 +322,10 @@ where
     fn download(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let mut moved = false;
         loop {
-            if let Phase::Head = self.phase {
+            while let Phase::Head = self.phase {
                 match head::end(self.upstream.input.bytes(), &mut self.seen) {
                     Ok(Some(length)) => self.head(length, now)?,
-                    Ok(None) if self.upstream.input.len() < head::RESPONSE_BYTES => {}
+                    Ok(None) if self.upstream.input.len() < head::RESPONSE_BYTES => break,
                     _ => return Err(End::Failed(Failure::BadAnswer)),
                 }
             }
@@ -488,8 +360,7 @@ where
         }
         let begun = !self.upstream.input.is_empty() || self.interims > 0;
         match self.upstream.input.poll_fill(&mut self.upstream.stream, cx) {
-            Poll::Ready(Ok(count @ 1..)) => {
-                let _: usize = count;
+            Poll::Ready(Ok(1..)) => {
                 self.down_moved = now;
                 Ok(true)
             }
@@ -509,7 +380,7 @@ where
     /// What it means that the upstream's connection ended before a final head.
     fn lost(&self, begun: bool) -> Failure {
         let reused = self.upstream.reused && !begun;
-        match self.upload.begun {
+        match self.upload.begun() {
             true => Failure::Lost { reused },
             false if reused => Failure::Stale,
             false => Failure::NotConnected,
@@ -621,8 +492,8 @@ where
                 // It cannot go elsewhere any more, so there is nothing to look out for.
                 self.vigil = None;
                 headers::response(&mut head.lines, self.exchange.via(), version, false);
-                head.lines.remove_where(is_framing);
-                write_status(&mut self.out, &head);
+                head.lines.remove_where(write::is_framing);
+                write::status(&mut self.out, &head);
                 head.lines.write_to(&mut self.out);
                 self.out.extend_from_slice(b"\r\n");
             }
@@ -646,27 +517,20 @@ where
             self.chunk = has_body && asked.version == Version::HTTP_11;
             self.until_close = has_body && !self.chunk;
             self.keep_client =
-                asked.keep_alive && self.upload.ended && !upgraded && !self.until_close && !*self.draining.borrow();
+                asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !*self.draining.borrow();
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
             // What a body would have been is told too, in our own digits.
-            let described = (asked.to_head || status == 304)
-                .then(|| {
-                    head.lines.values("content-length").next().and_then(|v| std::str::from_utf8(v).ok()?.parse().ok())
-                })
-                .flatten();
-            head.lines.remove_where(is_framing);
-            write_status(&mut self.out, &head);
+            let described = if asked.to_head || status == 304 { framing::described(&head.lines) } else { None };
+            head.lines.remove_where(write::is_framing);
+            write::status(&mut self.out, &head);
             head.lines.write_to(&mut self.out);
-            match framing {
-                Framing::Length(length) => write_length(&mut self.out, length),
+            match (framing, described) {
+                (Framing::Length(length), _) | (_, Some(length)) => write::length(&mut self.out, length),
                 _ if self.chunk => self.out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-                _ => described.into_iter().for_each(|length| write_length(&mut self.out, length)),
+                _ => {}
             }
-            match (self.keep_client, asked.version) {
-                _ if upgraded => {}
-                (false, _) => self.out.extend_from_slice(b"Connection: close\r\n"),
-                (true, Version::HTTP_10) => self.out.extend_from_slice(b"Connection: keep-alive\r\n"),
-                (true, _) => {}
+            if !upgraded {
+                write::connection(&mut self.out, self.keep_client, asked.version);
             }
             self.out.extend_from_slice(b"\r\n");
             self.phase = match upgraded {
@@ -677,14 +541,6 @@ where
         }
         self.upstream.input.consume(length);
         self.seen = 0;
-        if let Phase::Head = self.phase {
-            // The next one may be here already.
-            match head::end(self.upstream.input.bytes(), &mut self.seen) {
-                Ok(Some(length)) => return self.head(length, now),
-                Ok(None) => {}
-                Err(_) => return Err(bad),
-            }
-        }
         Ok(())
     }
 
@@ -718,16 +574,15 @@ where
         }
         if let Phase::Head = self.phase {
             due.push((self.answer_due(), Due::Answer));
-            if let (Some((_, look)), true) = (&self.vigil, self.upload.is_sent() && self.upload.whole) {
+            if let (Some((_, look)), true) = (&self.vigil, self.upload.is_sent() && self.upload.replayable()) {
                 due.push((*look, Due::Look));
             }
             if let Some(closed) = self.client.closed {
                 due.push((closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed));
             }
         }
-        let takes = !self.upload.refused && !self.upload.pending().is_empty();
         let (waits_for_body, blocked) = (self.waits_for_body(), self.is_blocked());
-        if takes {
+        if self.upload.waits_to_send() {
             due.push((self.up_moved + times.idle, Due::UpstreamTakes));
         } else if waits_for_body {
             due.push((self.up_moved + times.body, Due::ClientBody));
@@ -752,7 +607,7 @@ where
 
     /// The client holds its body back until the upstream says something.
     fn awaits_continue(&self) -> bool {
-        self.asked.expects && !self.continued && self.upload.payload() == 0 && !self.upload.ended
+        self.asked.expects && !self.continued && self.upload.payload() == 0 && !self.upload.ended()
     }
 
     /// By when a final answer must begin: its share runs from the moment at which nothing but the upstream was waited for.
@@ -772,17 +627,13 @@ where
     }
 
     fn pass_due(&mut self, due: Due, now: Instant) -> Option<End> {
-        let takes = !self.upload.refused && !self.upload.pending().is_empty();
-        let answered = self.status.is_some();
         match due {
             // Until the request is complete, nobody but the client was waited for.
-            Due::Answer if self.asked_at.is_none() && !takes && !self.upload.refused && !self.awaits_continue() => {
-                Some(End::Over(Outcome::RequestTimeout))
-            }
+            Due::Answer if self.waits_for_body() => Some(End::Over(Outcome::RequestTimeout)),
             Due::Answer => Some(End::Failed(Failure::Silent)),
-            Due::UpstreamTakes if answered => {
+            Due::UpstreamTakes if self.status.is_some() => {
                 // It has answered, and wants no more of the request.
-                self.upload.refused = true;
+                self.upload.refuse();
                 None
             }
             Due::UpstreamTakes => Some(End::Failed(Failure::Silent)),
@@ -810,7 +661,7 @@ where
 impl<S, U> Relay<'_, S, U> {
     /// The client is too slow with its body: that ends the request, unless its answer is on the way already and needs no more of it.
     fn give_up_upload(&mut self) -> Option<End> {
-        self.upload.refused = true;
+        self.upload.refuse();
         self.status.is_none().then_some(End::Over(Outcome::RequestTimeout))
     }
 }
@@ -821,131 +672,5 @@ impl Pace {
         let slow = self.bytes < min_rate.saturating_mul(PACE_WINDOW.as_secs());
         *self = Pace { since: now, bytes: 0 };
         slow
-    }
-}
-
-/// What one direction of a tunnel did.
-struct Passed {
-    moved: bool,
-    bytes: u64,
-}
-
-impl Way {
-    fn pass<A, B>(&mut self, from: &mut A, held: &mut Buffer, to: &mut B, cx: &mut Context<'_>) -> io::Result<Passed>
-    where
-        A: AsyncRead + Unpin,
-        B: AsyncWrite + Unpin,
-    {
-        let mut passed = Passed { moved: false, bytes: 0 };
-        loop {
-            if !held.is_empty() {
-                match Pin::new(&mut *to).poll_write(cx, held.bytes()) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(count)) => {
-                        held.consume(count);
-                        passed.moved = true;
-                        passed.bytes += count as u64;
-                        continue;
-                    }
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => return Ok(passed),
-                }
-            }
-            if self.ended {
-                if !self.told {
-                    match Pin::new(&mut *to).poll_shutdown(cx) {
-                        Poll::Ready(done) => {
-                            done?;
-                            self.told = true;
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-                return Ok(passed);
-            }
-            match held.poll_fill(from, cx) {
-                Poll::Ready(Ok(0)) => {
-                    self.ended = true;
-                    passed.moved = true;
-                }
-                Poll::Ready(Ok(_)) => passed.moved = true,
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => {
-                    let _ = Pin::new(&mut *to).poll_flush(cx)?;
-                    return Ok(passed);
-                }
-            }
-        }
-    }
-}
-
-/// Gives the room of sent bytes back: when all are sent, and when a side that takes them slowly never comes to that. Returns whether it did.
-fn is_spent(bytes: &mut Vec<u8>, sent: &mut usize) -> bool {
-    let spent = *sent == bytes.len() || *sent >= SPENT;
-    if spent {
-        bytes.drain(..std::mem::take(sent));
-    }
-    spent
-}
-
-fn is_framing(name: &str) -> bool {
-    name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
-}
-
-fn write_status(out: &mut Vec<u8>, head: &head::Response<'_>) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend([head.status / 100, head.status / 10 % 10, head.status % 10].map(|digit| b'0' + digit as u8));
-    out.push(b' ');
-    out.extend_from_slice(head.reason.as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Appends a Content-Length line.
-pub(super) fn write_length(out: &mut Vec<u8>, length: u64) {
-    let mut digits: ArrayVec<u8, 20> = ArrayVec::new();
-    let mut left = length;
-    loop {
-        digits.push(b'0' + (left % 10) as u8);
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(b"Content-Length: ");
-    out.extend(digits.iter().rev());
-    out.extend_from_slice(b"\r\n");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::AsyncWriteExt;
-
-    #[tokio::test]
-    async fn an_upload_that_never_catches_up_holds_little() {
-        let (mut client, mut far) = tokio::io::duplex(SIZE);
-        let length = 1_000 * SIZE as u64;
-        for framing in [Framing::Length(length), Framing::Chunked] {
-            let mut upload = Upload::new(b"head".to_vec(), framing, u64::MAX, 0);
-            let (mut input, mut most) = (Buffer::default(), 0);
-            for _ in 0..1_000 {
-                let piece = match framing {
-                    Framing::Chunked => {
-                        let mut chunk = Vec::new();
-                        body::write_chunk(&mut chunk, &[7; SIZE / 2]);
-                        chunk
-                    }
-                    _ => vec![7; SIZE / 2],
-                };
-                client.write_all(&piece).await.unwrap();
-                poll_fn(|cx| input.poll_fill(&mut far, cx)).await.unwrap();
-                upload.stage(&mut input).unwrap();
-                // All but one byte is taken each time.
-                upload.advance(upload.pending().len() - 1);
-                most = most.max(upload.staged.len());
-            }
-            assert!(most <= SPENT + 2 * WINDOW, "{most}");
-            assert!(upload.payload() > 400 * SIZE as u64);
-        }
     }
 }

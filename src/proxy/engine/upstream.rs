@@ -199,7 +199,8 @@ impl<C: Connect> Pool<C> {
     }
 
     /// Connections kept now.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         (0..self.shards.len()).map(|index| self.shard(index).values().map(Vec::len).sum::<usize>()).sum()
     }
 }

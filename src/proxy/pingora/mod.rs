@@ -30,14 +30,12 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use crate::proxy::retry::Failure;
 use crate::proxy::{Exchange, Head, Outcome, Shared, framing, headers};
 use crate::steering::walk::MAX_ATTEMPTS;
+use crate::telemetry;
 use watched::{Alarm, Watched};
 
 /// Unused upstream connections kept, over all endpoints and for each thread: a pool smaller than the concurrency costs more than
 /// twice the CPU time per request.
 const POOL_SIZE: usize = 16_384;
-
-/// As the access log and metrics name this mover.
-pub const NAME: &str = "pingora";
 
 /// The mover.
 pub struct Mover {
@@ -384,7 +382,7 @@ fn begin(shared: &Arc<Shared>, session: &Session) -> Exchange {
         fields: request,
         peer: session.client_addr().and_then(|address| address.as_inet()).copied(),
         scheme: if tls { "https" } else { "http" },
-        mover: NAME,
+        mover: telemetry::Mover::Pingora,
         now: Instant::now(),
         at_us: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64),
         chance: fastrand::u64(..),

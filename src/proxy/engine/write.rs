@@ -1,0 +1,85 @@
+//! Heads as we write them: requests to upstreams, the lines of answers that are ours to say, and answers of our own.
+
+use arrayvec::ArrayVec;
+use http::{StatusCode, Version};
+
+use super::head;
+use super::relay::Asked;
+use crate::proxy::{Framing, Outcome, headers};
+
+/// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
+pub(super) fn request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
+    request.lines.remove_where(is_framing);
+    let (before, target) = headers::forwarded_target(&request.method, request.target);
+    for part in [request.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    request.lines.write_to(out);
+    match framing {
+        Framing::Length(bytes) => length(out, bytes),
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::None | Framing::UntilClose => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer of our own.
+pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Asked) {
+    let status = outcome.status();
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
+    let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
+    out.extend_from_slice(first.as_bytes());
+    length(out, outcome.body().len() as u64);
+    out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    if outcome == Outcome::Connect {
+        // Any method but that one passes; these are the registered ones (RFC 9110, 15.5.6, wants a list).
+        out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n");
+    }
+    if let Some(seconds) = outcome.retry_after_s() {
+        out.extend_from_slice(format!("Retry-After: {seconds}\r\n").as_bytes());
+    }
+    connection(out, keep, asked.version);
+    out.extend_from_slice(b"\r\n");
+    if !asked.to_head {
+        out.extend_from_slice(outcome.body().as_bytes());
+    }
+}
+
+/// What a client has to know of its connection: that it closes, or, for HTTP/1.0, that it does not.
+pub(super) fn connection(out: &mut Vec<u8>, keep: bool, version: Version) {
+    match (keep, version) {
+        (false, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (true, Version::HTTP_10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (true, _) => {}
+    }
+}
+
+/// Whether a field frames a body: those are ours to write.
+pub(super) fn is_framing(name: &str) -> bool {
+    name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
+}
+
+/// The status line of an upstream's answer, as we say it.
+pub(super) fn status(out: &mut Vec<u8>, head: &head::Response<'_>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend([head.status / 100, head.status / 10 % 10, head.status % 10].map(|digit| b'0' + digit as u8));
+    out.push(b' ');
+    out.extend_from_slice(head.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a Content-Length line.
+pub(super) fn length(out: &mut Vec<u8>, length: u64) {
+    let mut digits: ArrayVec<u8, 20> = ArrayVec::new();
+    let mut left = length;
+    loop {
+        digits.push(b'0' + (left % 10) as u8);
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(b"Content-Length: ");
+    out.extend(digits.iter().rev());
+    out.extend_from_slice(b"\r\n");
+}
