@@ -180,10 +180,10 @@ impl ConnectionHandler for Native {
                 Served::Reset(stream) => return Some(stream),
                 Served::HandOver(request) => request,
             };
-            let requests = request.requests + 1;
-            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), shutdown).await?;
+            let before = request.requests;
+            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), before, shutdown).await?;
             let (stream, input) = gate.into_any().downcast::<Gate>().ok()?.into_inner()?;
-            served = self.engine.resume(stream, from, shutdown, &input, requests).await;
+            served = self.engine.resume(stream, from, shutdown, &input, before + 1).await;
         }
     }
 
@@ -198,9 +198,9 @@ struct Pingora {
 }
 
 impl Pingora {
-    /// One request, handed over by the engine. The stream comes back if another one may follow.
-    async fn serve_one(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        caught(self.mover.serve_one(stream, shutdown)).await.unwrap_or_else(|panic| {
+    /// One request, handed over by the engine after so many. The stream comes back if another one may follow.
+    async fn serve_one(&self, stream: Stream, served: u32, shutdown: &ShutdownWatch) -> Option<Stream> {
+        caught(self.mover.serve_one(stream, served, shutdown)).await.unwrap_or_else(|panic| {
             self.metrics.panicked(Mover::Pingora, &panic);
             None
         })

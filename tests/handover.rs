@@ -76,6 +76,26 @@ async fn both_movers_serve_one_connection_in_order() {
 }
 
 #[tokio::test]
+async fn a_connection_ends_at_its_bound_whoever_serves_the_last_request() {
+    let (plain, h2c) = (origin("plain").await, h2c().await);
+    let text = format!(
+        "[limits]\nrequests = 3\n[regions.only]\n\
+         [services.web.pools.only]\nendpoints = [\"{plain}\"]\n\
+         [services.rpc]\npaths = [\"/rpc\"]\n[services.rpc.upstream]\nprotocol = \"h2c\"\n\
+         [services.rpc.pools.only]\nendpoints = [\"{h2c}\"]\n"
+    );
+    let proxy = Proxy::start(&text, &[]).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    for paths in [["/1", "/2", "/rpc/3", "/4"], ["/rpc/1", "/rpc/2", "/rpc/3", "/rpc/4"], ["/rpc/1", "/2", "/3", "/4"]]
+    {
+        let requests = paths.map(get).concat();
+        let answers = raw(proxy.address, requests.as_bytes()).await;
+        assert_eq!(answers.matches("HTTP/1.1 200").count(), 3, "{paths:?}\n{answers}");
+        assert_eq!(answers.to_ascii_lowercase().matches("connection: close").count(), 1, "{paths:?}\n{answers}");
+    }
+}
+
+#[tokio::test]
 async fn the_engines_rules_hold_for_what_is_handed_over() {
     let proxy = proxy().await;
     for head in [

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::state::Reader;
@@ -28,6 +28,8 @@ use drain::Guard;
 
 /// Connections that the kernel may hold for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// Bytes that the kernel may hold for a client before it has sent them.
+const NOT_SENT: u32 = 128 << 10;
 /// The first and the longest pause after accepting failed for want of a resource.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -154,6 +156,15 @@ fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
     if address.is_ipv6() && v6_only {
         socket.set_only_v6(true)?;
     }
+    // What every connection is to have is set here, once: accepted sockets take it over.
+    socket.set_tcp_nodelay(true)?;
+    // A client whose machine vanished is noticed, whatever the state of its connection.
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    socket.set_tcp_keepalive(&keepalive)?;
+    // A client that reads slowly is seen to read: without this, megabytes may lie in the kernel while nothing more can be written.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(NOT_SENT)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -221,11 +232,6 @@ impl AcceptLoop {
 /// From an accepted socket to a stream that HTTP can begin on. Whatever stands before HTTP on a connection happens here, under
 /// one deadline; on plain listeners nothing does, so there is nothing to wait for.
 fn establish(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> io::Result<Stream> {
-    tcp.set_nodelay(true)?;
-    // A client whose machine vanished is noticed, whatever the state of its connection.
-    let keepalive =
-        socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
-    SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
     Ok(Box::new(Connection::new(tcp, peer, guard)))
 }
 

@@ -149,6 +149,8 @@ pub struct Exchange {
     deadline: Instant,
     /// The attempt being made, and the moment it began.
     current: Option<(Attempt, Instant)>,
+    /// The attempt being made has no connection yet.
+    connecting: bool,
     planned: Option<Attempt>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
@@ -189,9 +191,13 @@ pub struct Vigil {
 }
 
 impl Vigil {
-    /// Whether the endpoint was found down since, and another region is there to go to. Ids of another configuration are
-    /// not comparable; then the request waits on.
-    pub fn is_lost(&self) -> bool {
+    /// Whether the endpoint was found down since, another region is there to go to, and the retry budget, should that count, leaves one
+    /// retry. Ids of another configuration are not comparable; then the request waits on.
+    pub fn is_lost(&self, now: Instant) -> bool {
+        self.is_down() && (self.region_is_down() || self.has_budget(now))
+    }
+
+    fn is_down(&self) -> bool {
         let now = self.shared.reader.load();
         let snapshot = &now.snapshot;
         if snapshot.generation != self.generation {
@@ -202,6 +208,18 @@ impl Vigil {
         elsewhere.remove(self.take.region);
         let is_down = |endpoint: &EndpointView| endpoint.id == self.endpoint && endpoint.state == EndpointState::Down;
         !elsewhere.is_empty() && snapshot.pool(self.take.pool).endpoints.iter().any(is_down)
+    }
+
+    /// Then moving away costs no budget.
+    fn region_is_down(&self) -> bool {
+        let now = self.shared.reader.load();
+        now.snapshot.generation == self.generation && !now.snapshot.service(self.service).up.contains(self.take.region)
+    }
+
+    fn has_budget(&self, now: Instant) -> bool {
+        let snapshot = &self.shared.reader.load().snapshot;
+        let percent = snapshot.fleet().service(self.service).retry.budget;
+        self.shared.budgets.of(snapshot, self.service).has_room(percent, now)
     }
 }
 
@@ -239,6 +257,7 @@ impl Exchange {
             started: head.now,
             deadline: head.now,
             current: None,
+            connecting: false,
             planned: None,
             counted: None,
             in_flight: None,
@@ -366,6 +385,7 @@ impl Exchange {
         }
         self.outcome = Outcome::Answered;
         self.current = Some((attempt, now));
+        self.connecting = true;
         Ok(attempt)
     }
 
@@ -391,17 +411,28 @@ impl Exchange {
 
     /// The attempt being made has its connection.
     pub fn connected(&mut self, now: Instant) {
-        if let Some((_, began)) = self.current {
+        if let Some((_, began)) = self.current
+            && std::mem::take(&mut self.connecting)
+        {
             self.record.connect_us += micros(now - began);
         }
+    }
+
+    /// The attempt being made waits at an endpoint that was found down, and nothing of an answer came. Returns whether another one is
+    /// planned; if not, it may as well wait on.
+    pub fn evacuate(&mut self, replayable: bool, now: Instant) -> bool {
+        let moves = self.retry(Failure::Silent, replayable, now);
+        if moves {
+            self.in_flight = None;
+        }
+        moves
     }
 
     /// The attempt being made failed. Returns whether another one is planned; if not, the failure is the request's outcome.
     /// `replayable` says that all of the body read so far can be sent again.
     pub fn attempt_failed(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
-        if !failure.sent() {
-            self.connected(now);
-        }
+        // If it has none, looking for one is over.
+        self.connected(now);
         self.in_flight = None;
         self.outcome = match self.passed_on {
             true => Outcome::AnswerBroken,
@@ -487,11 +518,13 @@ impl Exchange {
             return false;
         }
         let replay = Replay { idempotent: self.idempotent, replayable };
+        // Steps on a copy: without leave to go, the walk stays where it is.
+        let mut walk = self.walk.clone();
         let (take, fresh) = match retry::judge(failure, replay, last.fresh) {
             Verdict::GiveUp => return false,
             Verdict::Fresh => (last.take, true),
             Verdict::Elsewhere(avoid) => {
-                let Some(walk) = &mut self.walk else { return false };
+                let Some(walk) = &mut walk else { return false };
                 walk.failed(&published.snapshot, avoid);
                 match walk.take(&published.snapshot) {
                     Ok(take) => (take, false),
@@ -505,6 +538,7 @@ impl Exchange {
                 None => return false,
             }
         }
+        self.walk = walk;
         self.planned = Some(self.plan(service, take, fresh, now));
         true
     }

@@ -151,14 +151,18 @@ impl Budget {
     /// Leave for one retry, if `percent` of the requests of the last ten seconds leaves one, or few are under way. With
     /// `percent` = 0 there is none. Counters are read without a lock: under a race a few too many or too few may pass.
     pub fn take(self: &Arc<Self>, percent: u8, now: Instant) -> Option<Permit> {
-        let (requests, retries) = self.sums(now);
-        let within = (retries + 1) * 100 <= u64::from(percent) * requests;
-        let few = percent > 0 && self.under_way.load(Relaxed) < FLOOR;
-        (within || few).then(|| {
+        self.has_room(percent, now).then(|| {
             self.second(now).retries.fetch_add(1, Relaxed);
             self.under_way.fetch_add(1, Relaxed);
             Permit(Arc::clone(self))
         })
+    }
+
+    /// Whether one retry would get leave.
+    pub fn has_room(&self, percent: u8, now: Instant) -> bool {
+        let (requests, retries) = self.sums(now);
+        let within = (retries + 1) * 100 <= u64::from(percent) * requests;
+        within || percent > 0 && self.under_way.load(Relaxed) < FLOOR
     }
 
     fn stamp(&self, now: Instant) -> u32 {

@@ -386,7 +386,19 @@ const SAID_UPSTREAM: [&str; 11] = [
     "te",
 ];
 /// What we write in an answer.
-const SAID_DOWNSTREAM: [&str; 4] = ["via", "content-length", "transfer-encoding", "connection"];
+const SAID_DOWNSTREAM: [&str; 5] = ["via", "content-length", "transfer-encoding", "connection", "date"];
+
+/// Whether a date is theirs, or ours where a final answer has none.
+fn is_dated(got: &Answer, given: &Answer) -> bool {
+    let ours: Vec<_> = values(&got.fields, "date").collect();
+    let theirs: Vec<_> = values(&given.fields, "date").collect();
+    let none = theirs.is_empty() || has_member(&given.fields, "connection", "date");
+    match (none, got.status) {
+        (false, _) => ours == theirs,
+        (true, ..200) => ours.is_empty(),
+        (true, _) => ours.len() == 1 && ours[0].ends_with(b" GMT"),
+    }
+}
 
 /// Whether `sent` is what a proxy makes of `asked`.
 fn forwards(sent: &Request, asked: &Request) -> bool {
@@ -492,7 +504,9 @@ fn passes_on(got: &Answer, given: &Answer) -> bool {
         }
         false => given.body.data.starts_with(&got.body.data),
     };
-    body && got.status == given.status && adds_only(&got.fields, &given.fields, &SAID_DOWNSTREAM)
+    body && got.status == given.status
+        && adds_only(&got.fields, &given.fields, &SAID_DOWNSTREAM)
+        && is_dated(got, given)
 }
 
 /// All laws.
@@ -628,6 +642,8 @@ pub fn understood(given: &Given, got: &Got) -> (Vec<Request>, Vec<Answer>, Vec<u
         for mut answer in interims.into_iter().chain(last) {
             rest = &rest[answer.length..];
             (answer.length, answer.body.length) = (0, 0);
+            // Ours are of their second; [`is_dated`] looks at them.
+            answer.fields.retain(|(name, _)| name != "date");
             answered.push(answer);
         }
         if over {

@@ -12,7 +12,7 @@ pub struct Class {
 pub const CLASSES: &[Class] = &[
     Class {
         name: "date",
-        why: "pingora adds Date to an answer without one, and writes its own over one that came; the native engine leaves that to the origin",
+        why: "pingora writes its own Date over one that came; the native engine adds one to answers without it, and leaves the others alone",
         even: without_date,
     },
     Class {

@@ -308,6 +308,46 @@ async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
 }
 
 #[tokio::test]
+async fn a_waiting_get_without_leave_to_go_waits_on() {
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    let late = || async {
+        let opened = opened.clone();
+        scripted(move |mut stream, script| {
+            let mut opened = opened.clone();
+            async move {
+                script.request(&mut stream).await;
+                opened.wait_for(|open| *open).await.unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate";
+                stream.write_all(answer).await.unwrap();
+            }
+        })
+        .await
+    };
+    let ((one, first), (two, _second)) = (late().await, late().await);
+    let alive = origin("alive").await;
+    // The region stays up with one endpoint of two, so leaving it costs a budget that does not exist.
+    let service =
+        "[services.web.retry]\nbudget = 0\n[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
+    let text = config("", service, &[("home", one), ("away", alive)]).replace("\"none\"", "\"tcp\"");
+    let text = text.replace(&format!("[\"{one}\"]"), &format!("[\"{one}\", \"{two}\"]"));
+    let (proxy, sender) = live(&text).await;
+    let get = tokio::spawn(raw(proxy.address, GET));
+    until("it waits", || proxy.in_flight() == 1).await;
+    let home = usize::from(first.count() == 0);
+    let generation = proxy.snapshot.generation;
+    for _ in 0..3 {
+        sender.probed(proxy.snapshot.pools[0].endpoints[home].id, ProbeResult::Fail("silent".into())).await;
+    }
+    assert_eq!(proxy.snapshot.generation, generation);
+    // Long enough for several looks.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    gate.send_replace(true);
+    let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
+    assert!(status(&answer) == 200 && answer.ends_with("late"), "{answer}");
+    assert_eq!(proxy.lines(1).await[0]["attempts"], 1);
+}
+
+#[tokio::test]
 async fn a_pipelining_client_does_not_hold_the_deadline_up() {
     let (mute, _) = silent().await;
     let alive = origin("alive").await;

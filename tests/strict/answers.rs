@@ -474,3 +474,33 @@ async fn odd_but_clear_answers_are_made_plain() {
         assert_eq!(proxy.in_flight(), 0);
     }
 }
+
+#[tokio::test]
+async fn an_answer_without_a_date_gets_one() {
+    // The shape of a date, and that it is not far from now.
+    let is_now = |date: &str| {
+        httpdate::parse_http_date(date).is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(60)))
+    };
+    let old = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let (upstream, _) = always(move |mut peer, script| async move {
+        for answer in [
+            OK.to_owned(),
+            format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 304 Not Modified\r\nDATE: {old}\r\n\r\n"),
+        ] {
+            script.request(&mut peer.0).await;
+            peer.say(answer).await;
+        }
+    })
+    .await;
+    let proxy = before(upstream, "", "").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(GET).await;
+    assert!(is_now(field(&client.answer().await.0, "date").unwrap()));
+    client.say(GET).await;
+    assert_eq!(field(&client.head().await, "date"), None, "none in a hint");
+    let head = client.head().await;
+    assert_eq!(fields(&head, "date").collect::<Vec<_>>(), [old], "{head}");
+    client.say("GET / HTTP/1.1\r\n\r\n").await;
+    let head = client.head().await;
+    assert!(status(&head) == 400 && is_now(field(&head, "date").unwrap()), "{head}");
+}

@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use http::{Method, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,7 +19,7 @@ use super::relay::{Asked, Client, End, Relay, Times};
 use super::timer::Timer;
 use super::upload::Upload;
 use super::upstream::{Connect, Place, Upstream};
-use super::{Core, Downstream, HandOver, Served, head, now, write};
+use super::{Core, Downstream, HandOver, Served, head, now, wall, write};
 use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
 use crate::proxy::retry::Failure;
@@ -104,16 +104,9 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     /// Serves to the end, or to a request that is not ours to serve.
     pub(super) async fn run(mut self) -> Served<S> {
         loop {
-            let next = match self.wait().await {
-                Waited::Closed => return Served::Closed,
-                Waited::Refused(outcome) => {
-                    self.exchange = Some(self.garbled(outcome));
-                    self.refuse(Asked::unknown(), outcome, false).await
-                }
-                Waited::Head(length) => match caught(self.request(length)).await {
-                    Ok(next) => next,
-                    Err(panic) => self.panicked(&panic).await,
-                },
+            let next = match caught(self.next()).await {
+                Ok(next) => next,
+                Err(panic) => self.panicked(&panic).await,
             };
             match next {
                 Next::Request => self.requests = self.requests.saturating_add(1),
@@ -124,6 +117,18 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     return Served::HandOver(HandOver { stream: self.client.stream, input, head, framing, requests });
                 }
             }
+        }
+    }
+
+    /// Waits for a request and serves it.
+    async fn next(&mut self) -> Next {
+        match self.wait().await {
+            Waited::Closed => Next::Close,
+            Waited::Refused(outcome) => {
+                self.exchange = Some(self.garbled(outcome));
+                self.refuse(Asked::unknown(), outcome, false).await
+            }
+            Waited::Head(length) => self.request(length).await,
         }
     }
 
@@ -166,7 +171,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                         }
                         continue;
                     }
-                    Poll::Ready(_) => return Poll::Ready(Waited::Closed),
+                    Poll::Ready(_) if client.input.is_empty() => return Poll::Ready(Waited::Closed),
+                    Poll::Ready(_) => return Poll::Ready(Waited::Refused(Outcome::ClientGone)),
                     Poll::Pending => {}
                 }
                 if nothing_yet && drained.as_mut().poll(cx).is_ready() {
@@ -213,7 +219,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 Relay::new(&mut self.client, &mut upstream, exchange, &mut upload, asked, self.draining, now());
             let end = relay.run().await;
             let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
-            let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out, relay.tunnel_in);
+            let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
             let unsent = relay.into_unsent();
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let outcome = match end {
@@ -349,7 +355,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             return Next::Close;
         }
         let body = if asked.to_head { "" } else { outcome.body() };
-        write::answer(&mut bytes, outcome, keep, asked);
+        write::answer(&mut bytes, outcome, keep, asked, wall());
         let sent = self.send(&bytes, asked.times.idle).await;
         match sent {
             true => self.finish(status, bytes_in, body.len() as u64),
@@ -470,5 +476,5 @@ impl Asked {
 }
 
 fn unix_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+    wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }

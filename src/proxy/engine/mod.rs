@@ -13,6 +13,7 @@
 pub mod body;
 mod buffer;
 mod connection;
+mod date;
 pub mod gate;
 pub mod head;
 mod lines;
@@ -26,7 +27,7 @@ mod write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -117,15 +118,24 @@ impl<C: Connect> Mover<C> {
     }
 }
 
-/// Looks the pool through whenever something was published, and every second.
+/// Looks the pool through: for fallen regions whenever something was published, and at every connection every second.
 async fn sweep<C: Connect>(core: Weak<Core<C>>) {
     let Some(mut reader) = core.upgrade().map(|core| core.shared.reader.clone()) else { return };
+    let mut each = tokio::time::interval(SWEEP);
+    each.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        // Either is a reason to look.
-        let _ = tokio::time::timeout(SWEEP, reader.changed()).await;
+        let every = tokio::select! {
+            _ = each.tick() => true,
+            () = reader.changed() => false,
+        };
         let Some(core) = core.upgrade() else { return };
-        core.pool.sweep(&core.shared.reader.load().snapshot, now());
+        core.pool.sweep(&core.shared.reader.load().snapshot, every.then(now));
     }
+}
+
+/// The wall clock.
+fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 fn now() -> Instant {

@@ -20,7 +20,7 @@ use super::timer::Timer;
 use super::tunnel::Tunnel;
 use super::upload::{Upload, WINDOW, is_spent};
 use super::upstream::Upstream;
-use super::{head, write};
+use super::{date, head, write};
 use crate::proxy::exchange::Vigil;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Exchange, Fields, Framing, Outcome, framing, headers};
@@ -128,8 +128,8 @@ pub(super) struct Relay<'a, S, U> {
     down_pace: Pace,
     /// Status of the final answer, once its head is on its way to the client.
     pub(super) status: Option<u16>,
-    /// Body bytes for the client.
-    pub(super) payload_out: u64,
+    /// Body bytes for the client, written or about to be.
+    payload_out: u64,
     /// Bytes from the client in a tunnel.
     pub(super) tunnel_in: u64,
     pub(super) keep_client: bool,
@@ -213,6 +213,11 @@ where
     /// after it, and all of the request was taken.
     pub(super) fn upstream_is_clean(&self) -> bool {
         self.keep_upstream && !self.broken && self.upstream.input.is_empty() && self.upload.is_sent()
+    }
+
+    /// Body bytes that the client took: what waited in the end does not count, its chunks' framing with it.
+    pub(super) fn payload_out(&self) -> u64 {
+        self.payload_out.saturating_sub((self.out.len() - self.out_sent + self.ready) as u64)
     }
 
     /// What was to be written to the client and was not.
@@ -510,6 +515,7 @@ where
                 return Err(End::Elsewhere);
             }
             self.exchange.passed_on();
+            self.upload.give_back();
             self.status = Some(status);
             let closes = head.lines.members("connection").any(|option| option.eq_ignore_ascii_case(b"close"));
             self.keep_upstream = !closes && !from_http_10 && !upgraded && framing != Framing::UntilClose;
@@ -528,6 +534,9 @@ where
                 (Framing::Length(length), _) | (_, Some(length)) => write::length(&mut self.out, length),
                 _ if self.chunk => self.out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
                 _ => {}
+            }
+            if !head.lines.has("date") && !upgraded {
+                date::line(&mut self.out, super::wall());
             }
             if !upgraded {
                 write::connection(&mut self.out, self.keep_client, asked.version);
@@ -550,11 +559,10 @@ where
         let (client, upstream) = (&mut *self.client, &mut *self.upstream);
         let up = tunnel.up.pass(&mut client.stream, &mut client.input, &mut upstream.stream, cx);
         let down = tunnel.down.pass(&mut upstream.stream, &mut upstream.input, &mut client.stream, cx);
-        // A tunnel has no other end than one side's leaving, in whatever way it leaves.
-        let (Ok(up), Ok(down)) = (up, down) else { return Err(End::Complete) };
         self.tunnel_in += up.bytes;
         self.payload_out += down.bytes;
-        if tunnel.up.told && tunnel.down.told {
+        // A tunnel has no other end than one side's leaving, in whatever way it leaves.
+        if up.broken || down.broken || tunnel.up.told && tunnel.down.told {
             return Err(End::Complete);
         }
         if up.moved || down.moved {
@@ -574,7 +582,9 @@ where
         }
         if let Phase::Head = self.phase {
             due.push((self.answer_due(), Due::Answer));
-            if let (Some((_, look)), true) = (&self.vigil, self.upload.is_sent() && self.upload.replayable()) {
+            // An answer that has begun to come is waited for.
+            let waits = self.upload.is_sent() && self.upload.replayable() && self.upstream.input.is_empty();
+            if let (Some((_, look)), true) = (&self.vigil, waits) {
                 due.push((*look, Due::Look));
             }
             if let Some(closed) = self.client.closed {
@@ -640,7 +650,8 @@ where
             Due::Look => {
                 let (vigil, look) = self.vigil.as_mut()?;
                 *look = now + LOOK;
-                vigil.is_lost().then_some(End::Failed(Failure::Silent))
+                let leaves = vigil.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
+                leaves.then_some(End::Elsewhere)
             }
             Due::HalfClosed | Due::ClientTakes => Some(End::Over(Outcome::ClientGone)),
             Due::ClientBody => self.give_up_upload(),

@@ -28,22 +28,34 @@ pub(super) struct Way {
 pub(super) struct Passed {
     pub(super) moved: bool,
     pub(super) bytes: u64,
+    /// Nothing passes any more.
+    pub(super) broken: bool,
 }
 
 impl Way {
     /// Moves what can be moved; `held` is what was read from `from` and not written yet.
-    pub(super) fn pass<A, B>(
+    pub(super) fn pass<A, B>(&mut self, from: &mut A, held: &mut Buffer, to: &mut B, cx: &mut Context<'_>) -> Passed
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
+        let mut passed = Passed { moved: false, bytes: 0, broken: false };
+        passed.broken = self.run(from, held, to, cx, &mut passed).is_err();
+        passed
+    }
+
+    fn run<A, B>(
         &mut self,
         from: &mut A,
         held: &mut Buffer,
         to: &mut B,
         cx: &mut Context<'_>,
-    ) -> io::Result<Passed>
+        passed: &mut Passed,
+    ) -> io::Result<()>
     where
         A: AsyncRead + Unpin,
         B: AsyncWrite + Unpin,
     {
-        let mut passed = Passed { moved: false, bytes: 0 };
         loop {
             if !held.is_empty() {
                 match Pin::new(&mut *to).poll_write(cx, held.bytes()) {
@@ -55,7 +67,7 @@ impl Way {
                         continue;
                     }
                     Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => return Ok(passed),
+                    Poll::Pending => return Ok(()),
                 }
             }
             if self.ended {
@@ -68,7 +80,7 @@ impl Way {
                         Poll::Pending => {}
                     }
                 }
-                return Ok(passed);
+                return Ok(());
             }
             match held.poll_fill(from, cx) {
                 Poll::Ready(Ok(0)) => {
@@ -79,7 +91,7 @@ impl Way {
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => {
                     let _ = Pin::new(&mut *to).poll_flush(cx)?;
-                    return Ok(passed);
+                    return Ok(());
                 }
             }
         }

@@ -132,6 +132,16 @@ impl Upload {
         Ok(())
     }
 
+    /// It goes nowhere else any more: what was sent need not be kept.
+    pub(super) fn give_back(&mut self) {
+        self.whole = false;
+        self.staged.drain(..std::mem::take(&mut self.sent));
+        self.head_len = 0;
+        if self.staged.is_empty() {
+            self.staged = Vec::new();
+        }
+    }
+
     /// So many more bytes were sent.
     pub(super) fn advance(&mut self, count: usize) {
         self.begun = true;

@@ -3,7 +3,7 @@
 //! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that found its own shard empty. A connection is
 //! kept under its endpoint's id, and with the epoch of its pool: when a region goes down its epoch rises, and no connection from before is used
 //! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. A sweep a second closes
-//! what is too old, what the upstream closed and what is of another epoch.
+//! what is too old and what the upstream closed; what is of another epoch goes as soon as that is published.
 //!
 //! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
 
@@ -182,8 +182,9 @@ impl<C: Connect> Pool<C> {
         shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
     }
 
-    /// Closes what must not be used any more: too old, closed, speaking unasked, or of another epoch than the endpoint's pool has in `snapshot`.
-    pub(super) fn sweep(&self, snapshot: &Snapshot, now: Instant) {
+    /// Closes what must not be used any more: of another epoch than the endpoint's pool has in `snapshot`, and, when it is told the time,
+    /// too old, closed or speaking unasked.
+    pub(super) fn sweep(&self, snapshot: &Snapshot, now: Option<Instant>) {
         let epochs: HashMap<EndpointId, u32> =
             snapshot.pools.iter().flat_map(|pool| pool.endpoints.iter().map(|e| (e.id, pool.epoch))).collect();
         for index in 0..self.shards.len() {
@@ -191,7 +192,8 @@ impl<C: Connect> Pool<C> {
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
                 kept.retain_mut(|idle| {
-                    epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch) && idle.is_good::<C>(now)
+                    epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch)
+                        && now.is_none_or(|now| idle.is_good::<C>(now))
                 });
                 !kept.is_empty()
             });

@@ -1,10 +1,12 @@
 //! Heads as we write them: requests to upstreams, the lines of answers that are ours to say, and answers of our own.
 
+use std::time::SystemTime;
+
 use arrayvec::ArrayVec;
 use http::{StatusCode, Version};
 
-use super::head;
 use super::relay::Asked;
+use super::{date, head};
 use crate::proxy::{Framing, Outcome, headers};
 
 /// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
@@ -24,13 +26,14 @@ pub(super) fn request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framin
 }
 
 /// An answer of our own.
-pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Asked) {
+pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Asked, now: SystemTime) {
     let status = outcome.status();
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
     let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
     out.extend_from_slice(first.as_bytes());
     length(out, outcome.body().len() as u64);
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
+    date::line(out, now);
     if outcome == Outcome::Connect {
         // Any method but that one passes; these are the registered ones (RFC 9110, 15.5.6, wants a list).
         out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n");

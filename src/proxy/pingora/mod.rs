@@ -40,6 +40,7 @@ const POOL_SIZE: usize = 16_384;
 /// The mover.
 pub struct Mover {
     proxy: Arc<HttpProxy<Hooks>>,
+    shared: Arc<Shared>,
 }
 
 impl Mover {
@@ -52,9 +53,9 @@ impl Mover {
             max_retries: MAX_ATTEMPTS + 1,
             ..ServerConf::default()
         };
-        let mut proxy = HttpProxy::new(Hooks { shared }, Arc::new(conf));
+        let mut proxy = HttpProxy::new(Hooks { shared: Arc::clone(&shared) }, Arc::new(conf));
         proxy.handle_init_modules();
-        Mover { proxy: Arc::new(proxy) }
+        Mover { proxy: Arc::new(proxy), shared }
     }
 
     /// Serves a connection to its end. Once `shutdown` is true it closes after the request it is at.
@@ -65,10 +66,15 @@ impl Mover {
         }
     }
 
-    /// Serves the one request that can be read from `stream`. The stream comes back if another one may follow.
-    pub async fn serve_one(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    /// Serves the one request that can be read from `stream`, after so many on the same connection. The stream comes back if another one
+    /// may follow.
+    pub async fn serve_one(&self, stream: Stream, served: u32, shutdown: &ShutdownWatch) -> Option<Stream> {
         let watched = Box::new(Watched::new(stream, Instant::now()));
-        let session = ServerSession::new_http1(watched);
+        let mut session = ServerSession::new_http1(watched);
+        let limit = self.shared.reader.load().edge.limits.requests;
+        if limit > 0 {
+            session.set_keepalive_reuses_remaining(Some(limit.saturating_sub(served.saturating_add(1))));
+        }
         let (stream, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
         stream.into_any().downcast::<Watched>().ok().map(|watched| watched.into_inner())
     }

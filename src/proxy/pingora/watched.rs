@@ -118,7 +118,8 @@ impl Alarm {
     fn wakes(&self, due: u64) -> bool {
         if due < self.at.load(Relaxed) {
             let vigil = self.vigil.lock().unwrap_or_else(PoisonError::into_inner);
-            if !vigil.as_ref().is_some_and(Vigil::is_lost) {
+            let now = self.base + Duration::from_micros(due);
+            if !vigil.as_ref().is_some_and(|vigil| vigil.is_lost(now)) {
                 self.look.store(due + LOOK.as_micros() as u64, Relaxed);
                 return false;
             }
