@@ -1,7 +1,7 @@
 //! The line per request: one JSON object, written off the request path through a bounded queue.
 //!
 //! A request must never wait for a disk, a full pipe or a log collector. So it moves its record into a queue and is done; one
-//! thread formats, batches and writes. When the queue is full the record is dropped and counted: a gap in the log is better than a
+//! thread makes the lines ([`super::line`]), batches and writes. When the queue is full the record is dropped and counted: a gap in the log is better than a
 //! gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
 
 use std::fs::{File, OpenOptions};
@@ -16,13 +16,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use time::OffsetDateTime;
-
 use crate::config;
-use crate::geo::{Place, Source};
+use crate::geo::Place;
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
 use crate::telemetry::Metrics;
+use crate::telemetry::line::Lines;
 use crate::telemetry::metrics::AccessLines;
 
 /// Records that may wait: at 50,000 requests a second the writer may be stuck for 160 ms before one is lost.
@@ -205,6 +203,7 @@ impl AccessLogger {
         let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines() };
         let mut writer = Writer {
             output,
+            written: Lines::default(),
             asked: queue.asked.clone(),
             lines: queue.lines.clone(),
             batch: Vec::with_capacity(BATCH + 4096),
@@ -254,6 +253,7 @@ impl Write for Output {
 
 struct Writer {
     output: Output,
+    written: Lines,
     asked: Arc<Asked>,
     lines: AccessLines,
     batch: Vec<u8>,
@@ -294,17 +294,8 @@ impl Writer {
 
     fn take(&mut self, message: Message) {
         let Some(record) = message else { return };
-        let before = self.batch.len();
-        match serde_json::to_writer(&mut self.batch, &Line::of(&record)) {
-            Ok(()) => {
-                self.batch.push(b'\n');
-                self.batched += 1;
-            }
-            Err(_) => {
-                self.batch.truncate(before);
-                self.lines.failed.inc();
-            }
-        }
+        self.written.append(&mut self.batch, &record);
+        self.batched += 1;
         if self.batch.len() >= BATCH {
             self.write();
             // A queue that never runs empty must not keep a moved file open for ever.
@@ -372,112 +363,8 @@ impl Writer {
     }
 }
 
-/// The line. Names are a contract; a field without a value is `null`, so that every line has every field.
-#[derive(Serialize)]
-struct Line<'a> {
-    ts: String,
-    request_id: String,
-    client: Option<IpAddr>,
-    peer: Option<SocketAddr>,
-    place: Option<PlaceFields<'a>>,
-    method: &'a str,
-    host: &'a str,
-    path: &'a str,
-    protocol: &'a str,
-    mover: &'a str,
-    status: u16,
-    outcome: &'a str,
-    service: Option<&'a str>,
-    region: Option<&'a str>,
-    endpoint: Option<SocketAddr>,
-    reason: Option<&'a str>,
-    attempts: u8,
-    bytes_in: u64,
-    bytes_out: u64,
-    duration_ms: f64,
-    first_byte_ms: Option<f64>,
-    connect_ms: f64,
-}
-
-#[derive(Serialize)]
-struct PlaceFields<'a> {
-    country: Option<&'a str>,
-    subdivision: Option<&'a str>,
-    continent: Option<&'a str>,
-    source: &'a str,
-}
-
-impl<'a> Line<'a> {
-    fn of(record: &'a AccessRecord) -> Line<'a> {
-        let fleet = record.snapshot.fleet();
-        Line {
-            ts: rfc3339(record.at_us),
-            request_id: format!("{:032x}", record.request_id),
-            client: record.client,
-            peer: record.peer,
-            place: record.place.as_ref().map(|place| PlaceFields::of(place, &record.snapshot)),
-            method: record.method.as_str(),
-            host: &record.host,
-            path: &record.target,
-            protocol: record.protocol,
-            mover: record.mover.as_str(),
-            status: record.status,
-            outcome: record.outcome,
-            service: record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str())),
-            region: record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str())),
-            endpoint: record.endpoint,
-            reason: record.reason.map(TakeReason::as_str),
-            attempts: record.attempts,
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            duration_ms: ms(record.total_us),
-            first_byte_ms: record.first_byte_us.map(ms),
-            connect_ms: ms(record.connect_us),
-        }
-    }
-}
-
-impl<'a> PlaceFields<'a> {
-    fn of(place: &'a Place, snapshot: &'a Snapshot) -> PlaceFields<'a> {
-        let atlas = &snapshot.view.atlas;
-        let name = |sources: &'a [Arc<crate::geo::atlas::SourceInfo>], index: u8, default| {
-            sources.get(usize::from(index)).map_or(default, |source| source.name.as_str())
-        };
-        PlaceFields {
-            country: place.country.as_ref().map(|country| country.as_str()),
-            subdivision: place.subdivision.as_ref().map(|subdivision| subdivision.as_str()),
-            continent: place.continent.map(|continent| continent.as_str()),
-            source: match place.source {
-                Source::Unknown => "unknown",
-                Source::Special => "special",
-                Source::Database(index) => name(atlas.databases(), index, "database"),
-                Source::Geofeed(index) => name(atlas.geofeeds(), index, "geofeed"),
-            },
-        }
-    }
-}
-
-fn ms(us: u64) -> f64 {
-    us as f64 / 1000.0
-}
-
-/// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
-fn rfc3339(at_us: u64) -> String {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_us) * 1000).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.millisecond()
-    )
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::geo::Atlas;
     use crate::steering::{Fleet, RegionSet, View};
@@ -534,7 +421,8 @@ mod tests {
         }
     }
 
-    fn record(target: &str) -> AccessRecord {
+    /// A request that was refused.
+    pub(in crate::telemetry) fn record(target: &str) -> AccessRecord {
         let view = View::compile(Arc::new(Fleet::default()), Arc::new(Atlas::empty()), None);
         AccessRecord {
             snapshot: Arc::new(Snapshot::assuming(view, RegionSet::EMPTY)),
@@ -604,20 +492,5 @@ mod tests {
         assert_eq!(torn.len(), 10);
         assert_eq!(numbers(rest), ["whole"]);
         assert_eq!(metrics.access_lines().failed.get(), 1);
-    }
-
-    #[test]
-    fn a_line_is_json_whatever_the_client_sent() {
-        let line = serde_json::to_string(&Line::of(&record("/\u{0}\n\u{2028}%22"))).unwrap();
-        assert!(!line.contains('\n'));
-        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(line["ts"], "2026-01-31T23:59:59.999Z");
-        assert_eq!(line["request_id"], "00000000000000000000000000000abc");
-        assert_eq!(line["host"], "a\"b\\\u{7}");
-        assert_eq!(line["path"], "/\u{0}\n\u{2028}%22");
-        assert_eq!(line["peer"], "[2001:db8::1]:443");
-        assert_eq!(line["duration_ms"], 1.234);
-        assert_eq!(line["service"], serde_json::Value::Null);
-        assert_eq!(line["place"], serde_json::Value::Null);
     }
 }

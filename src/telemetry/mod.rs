@@ -4,6 +4,7 @@
 //! snapshot was published and one bounded queue; it never looks a label up, formats a line or waits.
 
 pub mod access;
+mod line;
 pub mod log;
 pub mod metrics;
 mod process;

@@ -1,0 +1,246 @@
+//! A request's line in the access log: one JSON object, made by hand.
+//!
+//! Field names and their order are a contract; a field without a value is `null`, so that every line has every field. By hand, because a line
+//! for each request is as much work as the rest of the request when a general serialiser makes it.
+//!
+//! Must not know where lines go.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::geo::atlas::SourceInfo;
+use crate::geo::{Place, Source};
+use crate::steering::{Snapshot, TakeReason};
+use crate::telemetry::AccessRecord;
+use crate::text::{address, hexadecimal, hexadecimal_digit, number, socket, three_digits};
+
+/// Makes lines; remembers the second it wrote last.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    /// A Unix second, and its time of day as far as the point before the milliseconds.
+    second: Option<(u64, String)>,
+}
+
+impl Lines {
+    /// Appends the line of a request, with its end.
+    pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord) {
+        let fleet = record.snapshot.fleet();
+        let service = record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str()));
+        let region = record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str()));
+        out.extend_from_slice(b"{\"ts\":\"");
+        self.moment(out, record.at_us);
+        out.extend_from_slice(b"\",\"request_id\":\"");
+        out.extend_from_slice(&hexadecimal(record.request_id));
+        out.extend_from_slice(b"\",\"client\":");
+        or_null(out, record.client, |out, client| quoted(out, |out| address(out, client)));
+        out.extend_from_slice(b",\"peer\":");
+        or_null(out, record.peer, |out, peer| quoted(out, |out| socket(out, peer)));
+        out.extend_from_slice(b",\"place\":");
+        or_null(out, record.place.as_ref(), |out, place| self::place(out, place, &record.snapshot));
+        out.extend_from_slice(b",\"method\":");
+        text(out, record.method.as_str());
+        out.extend_from_slice(b",\"host\":");
+        text(out, &record.host);
+        out.extend_from_slice(b",\"path\":");
+        text(out, &record.target);
+        out.extend_from_slice(b",\"protocol\":");
+        text(out, record.protocol);
+        out.extend_from_slice(b",\"mover\":");
+        text(out, record.mover.as_str());
+        out.extend_from_slice(b",\"status\":");
+        number(out, record.status.into());
+        out.extend_from_slice(b",\"outcome\":");
+        text(out, record.outcome);
+        out.extend_from_slice(b",\"service\":");
+        or_null(out, service, text);
+        out.extend_from_slice(b",\"region\":");
+        or_null(out, region, text);
+        out.extend_from_slice(b",\"endpoint\":");
+        or_null(out, record.endpoint, |out, endpoint| quoted(out, |out| socket(out, endpoint)));
+        out.extend_from_slice(b",\"reason\":");
+        or_null(out, record.reason.map(TakeReason::as_str), text);
+        out.extend_from_slice(b",\"attempts\":");
+        number(out, record.attempts.into());
+        out.extend_from_slice(b",\"bytes_in\":");
+        number(out, record.bytes_in);
+        out.extend_from_slice(b",\"bytes_out\":");
+        number(out, record.bytes_out);
+        out.extend_from_slice(b",\"duration_ms\":");
+        milliseconds(out, record.total_us);
+        out.extend_from_slice(b",\"first_byte_ms\":");
+        or_null(out, record.first_byte_us, milliseconds);
+        out.extend_from_slice(b",\"connect_ms\":");
+        milliseconds(out, record.connect_us);
+        out.extend_from_slice(b"}\n");
+    }
+
+    /// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
+    fn moment(&mut self, out: &mut Vec<u8>, at_us: u64) {
+        let (second, ms) = (at_us / 1_000_000, at_us / 1000 % 1000);
+        if self.second.as_ref().is_none_or(|(known, _)| *known != second) {
+            self.second = Some((second, time_of_day(second)));
+        }
+        if let Some((_, written)) = &self.second {
+            out.extend_from_slice(written.as_bytes());
+        }
+        three_digits(out, ms);
+        out.push(b'Z');
+    }
+}
+
+fn time_of_day(second: u64) -> String {
+    let at = i64::try_from(second).ok().and_then(|second| OffsetDateTime::from_unix_timestamp(second).ok());
+    let at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (date, time) = (at.date(), at.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
+}
+
+fn or_null<T>(out: &mut Vec<u8>, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
+    match value {
+        Some(value) => write(out, value),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b'"');
+    write(out);
+    out.push(b'"');
+}
+
+/// A JSON string (RFC 8259, 7).
+fn text(out: &mut Vec<u8>, text: &str) {
+    quoted(out, |out| {
+        let mut rest = text.as_bytes();
+        while let Some(at) = rest.iter().position(|byte| is_escaped(*byte)) {
+            out.extend_from_slice(&rest[..at]);
+            match rest[at] {
+                byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
+                byte => {
+                    let digits = [hexadecimal_digit(byte >> 4), hexadecimal_digit(byte)];
+                    out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digits[0], digits[1]]);
+                }
+            }
+            rest = &rest[at + 1..];
+        }
+        out.extend_from_slice(rest);
+    });
+}
+
+fn is_escaped(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
+}
+
+/// Microseconds as milliseconds, to three places.
+fn milliseconds(out: &mut Vec<u8>, us: u64) {
+    number(out, us / 1000);
+    out.push(b'.');
+    three_digits(out, us % 1000);
+}
+
+fn place(out: &mut Vec<u8>, place: &Place, snapshot: &Snapshot) {
+    out.extend_from_slice(b"{\"country\":");
+    or_null(out, place.country.as_ref().map(|country| country.as_str()), text);
+    out.extend_from_slice(b",\"subdivision\":");
+    or_null(out, place.subdivision.as_ref().map(|subdivision| subdivision.as_str()), text);
+    out.extend_from_slice(b",\"continent\":");
+    or_null(out, place.continent.map(|continent| continent.as_str()), text);
+    out.extend_from_slice(b",\"source\":");
+    text(out, source(place, snapshot));
+    out.push(b'}');
+}
+
+/// Who knew the place.
+fn source<'a>(place: &Place, snapshot: &'a Snapshot) -> &'a str {
+    let atlas = &snapshot.view.atlas;
+    let name = |sources: &'a [Arc<SourceInfo>], index: u8, default| {
+        sources.get(usize::from(index)).map_or(default, |source| source.name.as_str())
+    };
+    match place.source {
+        Source::Unknown => "unknown",
+        Source::Special => "special",
+        Source::Database(index) => name(atlas.databases(), index, "database"),
+        Source::Geofeed(index) => name(atlas.geofeeds(), index, "geofeed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{IpAddr, SocketAddr};
+
+    use crate::telemetry::access::tests::record;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn line(record: &AccessRecord) -> Value {
+        let mut out = Vec::new();
+        let mut lines = Lines::default();
+        // The second is remembered from an earlier one.
+        lines.append(&mut out, &super::super::access::tests::record("/"));
+        out.clear();
+        lines.append(&mut out, record);
+        assert_eq!(out.pop(), Some(b'\n'));
+        assert!(!out.contains(&b'\n'));
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_json_whatever_the_client_sent() {
+        let line = line(&record("/\u{0}\n\u{2028}%22"));
+        assert_eq!(line["ts"], "2026-01-31T23:59:59.999Z");
+        assert_eq!(line["request_id"], "00000000000000000000000000000abc");
+        assert_eq!(line["host"], "a\"b\\\u{7}");
+        assert_eq!(line["path"], "/\u{0}\n\u{2028}%22");
+        assert_eq!(line["peer"], "[2001:db8::1]:443");
+        assert_eq!(line["duration_ms"], 1.234);
+        assert_eq!(line["service"], Value::Null);
+        assert_eq!(line["place"], Value::Null);
+        assert_eq!(line.as_object().unwrap().len(), 22);
+    }
+
+    #[test]
+    fn a_place_is_a_json_object() {
+        let mut record = record("/");
+        record.place = Some(Place::nowhere(Source::Unknown));
+        let unknown = json!({"country": null, "subdivision": null, "continent": null, "source": "unknown"});
+        assert_eq!(line(&record)["place"], unknown);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_what_was_written(
+            host: String, target: String, at_us in 0..253_402_300_800_000_000_u64, id: u128, addresses: (IpAddr, SocketAddr, SocketAddr),
+            numbers: (u64, u64, u16, u8), times in (0..1_u64 << 50, prop::option::of(0..1_u64 << 50), 0..1_u64 << 50),
+        ) {
+            let mut record = record(&target);
+            record.host.clone_from(&host);
+            (record.at_us, record.request_id) = (at_us, id);
+            (record.client, record.peer, record.endpoint) = (Some(addresses.0), Some(addresses.1), Some(addresses.2));
+            (record.bytes_in, record.bytes_out, record.status, record.attempts) = numbers;
+            (record.total_us, record.first_byte_us, record.connect_us) = times;
+            let line = line(&record);
+            prop_assert_eq!((&line["host"], &line["path"]), (&json!(host), &json!(target)));
+            let at = OffsetDateTime::parse(line["ts"].as_str().unwrap(), &time::format_description::well_known::Rfc3339);
+            prop_assert_eq!(at.unwrap().unix_timestamp_nanos() / 1_000_000, i128::from(at_us / 1000));
+            prop_assert_eq!(u128::from_str_radix(line["request_id"].as_str().unwrap(), 16).unwrap(), id);
+            let addresses = (addresses.0.to_string(), addresses.1.to_string(), addresses.2.to_string());
+            prop_assert_eq!((&line["client"], &line["peer"], &line["endpoint"]), (&json!(addresses.0), &json!(addresses.1), &json!(addresses.2)));
+            prop_assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&json!(numbers.0), &json!(numbers.1)));
+            prop_assert_eq!((&line["status"], &line["attempts"]), (&json!(numbers.2), &json!(numbers.3)));
+            let ms = |us: u64| us as f64 / 1000.0;
+            prop_assert_eq!(line["duration_ms"].as_f64().unwrap(), ms(times.0));
+            prop_assert_eq!(line["first_byte_ms"].as_f64(), times.1.map(ms));
+            prop_assert_eq!(line["connect_ms"].as_f64().unwrap(), ms(times.2));
+        }
+    }
+}
