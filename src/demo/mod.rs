@@ -30,20 +30,27 @@ pub struct Demo {
 impl Demo {
     /// Runs until interrupted, or until the play is over (exit code 1 if a request failed in it).
     pub fn run(self) -> ExitCode {
-        let outcome = if self.play { play::run(self.listen, self.admin) } else { self.stay() };
+        let outcome = self.are_free().and_then(|()| match self.play {
+            true => play::run(self.listen, self.admin),
+            false => self.stay(),
+        });
         outcome.unwrap_or_else(|error| {
             eprintln!("error: {error}");
             ExitCode::from(2)
         })
     }
 
-    fn stay(self) -> Result<ExitCode, String> {
-        // Before the guide is printed, not after it.
+    /// Whether nobody has our addresses: said before anything is printed, and before another meridian is taken for the one on show.
+    fn are_free(&self) -> Result<(), String> {
         for address in [self.listen, self.admin] {
             std::net::TcpListener::bind(address).map_err(|error| {
                 format!("{address}: {error}; choose others with --listen 127.0.0.1:8081 --admin 127.0.0.1:9181")
             })?;
         }
+        Ok(())
+    }
+
+    fn stay(&self) -> Result<ExitCode, String> {
         let stage = Stage::build(&["us-east", "us-west", "eu-west"], self.listen, self.admin, Stage::UNHURRIED)?;
         say(&self.guide(&stage));
         Ok(server::run(&stage.config()))

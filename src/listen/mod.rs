@@ -29,7 +29,7 @@ use drain::Guard;
 /// Connections that the kernel may hold for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Bytes that the kernel may hold for a client before it has sent them.
-const NOT_SENT: u32 = 128 << 10;
+const NOT_SENT: u32 = 64 << 10;
 /// The first and the longest pause after accepting failed for want of a resource.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 

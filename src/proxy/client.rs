@@ -34,7 +34,14 @@ pub fn client(peer: IpAddr, edge: &Edge, fields: &impl Fields) -> Client {
     let peer_trusted = trusted(&edge.trusted, peer);
     let address = match edge.forwarding {
         _ if !peer_trusted => peer,
-        Forwarding::XForwardedFor => walk(peer, &edge.trusted, x_forwarded_for(fields)),
+        Forwarding::XForwardedFor => {
+            let mut lines = fields.values("x-forwarded-for");
+            match (lines.next(), lines.next()) {
+                (None, _) => peer,
+                (Some(line), None) => walk(peer, &edge.trusted, members(line)),
+                _ => walk(peer, &edge.trusted, x_forwarded_for(fields)),
+            }
+        }
         Forwarding::Forwarded => walk(peer, &edge.trusted, forwarded(fields)),
     };
     Client { address: Canonical::new(address), peer, peer_trusted }
@@ -76,9 +83,13 @@ fn push_last<'a>(list: &mut ArrayVec<&'a [u8], MAX_HOPS>, item: &'a [u8]) {
 
 /// The hops of `X-Forwarded-For`, nearest first.
 fn x_forwarded_for(fields: &impl Fields) -> impl Iterator<Item = Option<IpAddr>> {
-    let lines = lines(fields, "x-forwarded-for");
-    let members = lines.into_iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
-    members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()).map(node)
+    lines(fields, "x-forwarded-for").into_iter().rev().flat_map(members)
+}
+
+/// The hops of one line, nearest first.
+fn members(line: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
+    let members = line.rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    members.filter(|member| !member.is_empty()).map(node)
 }
 
 /// The hops of `Forwarded`, nearest first. Quoted strings may hold commas, so lines are read from the left.

@@ -143,6 +143,7 @@ pub struct Exchange {
     version: &'static str,
     framing: Framing,
     websocket: bool,
+    max_forwards: Option<u64>,
     idempotent: bool,
     walk: Option<Walk>,
     started: Instant,
@@ -252,6 +253,7 @@ impl Exchange {
             version: if is_http_11 { "1.1" } else { "1.0" },
             framing: Framing::None,
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
+            max_forwards: None,
             idempotent: retry::is_idempotent(head.method),
             walk: None,
             started: head.now,
@@ -278,6 +280,10 @@ impl Exchange {
         self.framing = framing::request(head.fields, is_http_10)?;
         let host = headers::host(head.target, head.fields, is_http_10)?;
         let path = headers::path(head.method, head.target)?;
+        self.max_forwards = headers::max_forwards(head.method, head.fields);
+        if self.max_forwards == Some(0) {
+            return Err(Outcome::MaxForwards);
+        }
         self.record.host.push_str(host);
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
@@ -289,6 +295,8 @@ impl Exchange {
             return Err(Outcome::BodyTooLarge);
         }
         self.idempotent |= service.retry.idempotency_key && head.fields.has("idempotency-key");
+        // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
+        self.websocket &= service.upstream.protocol == Protocol::Http1;
         self.deadline = head.now + service.timeouts.request;
         // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
         let address = self.client.map(|client| client.address);
@@ -486,6 +494,7 @@ impl Exchange {
             request_id_kept: self.request_id_kept,
             host_rule: self.service().map_or(&PASS, |service| &service.host),
             websocket: self.websocket,
+            max_forwards: self.max_forwards,
             trailers,
         }
     }

@@ -9,7 +9,7 @@ pub trait Fields {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]>;
 
     /// Every line: name and value.
-    fn lines(&self) -> impl Iterator<Item = (&str, &[u8])>;
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
 
     /// Removes every line of that name.
     fn remove(&mut self, name: &str);
@@ -17,8 +17,19 @@ pub trait Fields {
     /// Puts one line in place of every line of that name.
     fn set(&mut self, name: &'static str, value: &[u8]);
 
-    /// Adds a line.
-    fn append(&mut self, name: &'static str, value: &[u8]);
+    /// Adds a line; its value is all parts together.
+    fn append(&mut self, name: &'static str, parts: &[&[u8]]);
+
+    /// Continues a comma-separated list by one member: one line in place of every line of that name, empty ones left out.
+    fn append_member(&mut self, name: &'static str, member: &[u8]) {
+        let mut list = Vec::new();
+        for line in self.values(name).filter(|line| !line.is_empty()) {
+            list.extend_from_slice(line);
+            list.extend_from_slice(b", ");
+        }
+        list.extend_from_slice(member);
+        self.set(name, &list);
+    }
 
     /// Whether the field is there.
     fn has(&self, name: &str) -> bool {
@@ -37,8 +48,8 @@ impl Fields for http::HeaderMap {
         self.get_all(name).iter().map(http::HeaderValue::as_bytes)
     }
 
-    fn lines(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
     }
 
     fn remove(&mut self, name: &str) {
@@ -51,8 +62,8 @@ impl Fields for http::HeaderMap {
         }
     }
 
-    fn append(&mut self, name: &'static str, value: &[u8]) {
-        if let Ok(value) = http::HeaderValue::from_bytes(value) {
+    fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
+        if let Ok(value) = http::HeaderValue::from_bytes(&parts.concat()) {
             http::HeaderMap::append(self, http::HeaderName::from_static(name), value);
         }
     }

@@ -16,6 +16,7 @@ use crate::proxy::client::Client;
 use crate::proxy::framing::{self, Framing};
 use crate::proxy::{Fields, Outcome};
 use crate::steering::fleet::HostRule;
+use crate::text;
 
 /// The most fields that `Connection` may nominate.
 const MAX_NOMINATIONS: usize = 16;
@@ -33,7 +34,7 @@ const HOP_BY_HOP: [&str; 7] = [
 ];
 
 /// Fields that no nomination removes.
-const PROTECTED: [&str; 11] = [
+const PROTECTED: [&str; 20] = [
     "host",
     "content-length",
     "transfer-encoding",
@@ -42,9 +43,18 @@ const PROTECTED: [&str; 11] = [
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-server",
     "x-real-ip",
     "x-request-id",
     "authorization",
+    "cookie",
+    "idempotency-key",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
 ];
 
 /// What an untrusted peer says of the client, besides what we write ourselves.
@@ -63,7 +73,7 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
         count += 1;
         // As on the wire: `name: value CRLF`.
         bytes += name.len() as u64 + value.len() as u64 + 4;
-        if limits.underscores == Underscores::Reject && name.contains('_') {
+        if limits.underscores == Underscores::Reject && name.contains(&b'_') {
             return Err(Outcome::BadRequest);
         }
     }
@@ -94,7 +104,9 @@ pub fn host<'a>(target: &'a [u8], fields: &'a impl Fields, is_http_10: bool) -> 
         _ => return Err(Outcome::BadHost),
     };
     let named = match (split_absolute(target), host) {
-        (Some((authority, _)), Some(host)) if !authority.eq_ignore_ascii_case(host) => return Err(Outcome::BadHost),
+        (Some((authority, _)), Some(host)) if !is_same_authority(target, authority, host) => {
+            return Err(Outcome::BadHost);
+        }
         (Some((authority, _)), _) => authority,
         (None, Some(host)) => host,
         (None, None) => return Ok(""),
@@ -103,6 +115,32 @@ pub fn host<'a>(target: &'a [u8], fields: &'a impl Fields, is_http_10: bool) -> 
         return Err(Outcome::BadHost);
     }
     std::str::from_utf8(named).map_err(|_| Outcome::BadHost)
+}
+
+/// Whether two authorities of that target's scheme are one: its default port may be named or not (RFC 9110, 4.2.3).
+fn is_same_authority(target: &[u8], one: &[u8], other: &[u8]) -> bool {
+    let is_https = target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"https://"));
+    let port: &[u8] = if is_https { b":443" } else { b":80" };
+    let bare = |authority: &'_ [u8]| authority.strip_suffix(port).unwrap_or(authority).len();
+    one.eq_ignore_ascii_case(other) || one[..bare(one)].eq_ignore_ascii_case(&other[..bare(other)])
+}
+
+/// How often a TRACE or OPTIONS may still be forwarded (RFC 9110, 7.6.2).
+pub fn max_forwards(method: &Method, fields: &impl Fields) -> Option<u64> {
+    if !matches!(*method, Method::TRACE | Method::OPTIONS) {
+        return None;
+    }
+    std::str::from_utf8(fields.values("max-forwards").next()?).ok()?.parse().ok()
+}
+
+/// Whether `Connection` nominates fields: its trailers may be among them, which are then left out (RFC 9110, 7.6.1).
+pub fn nominates(fields: &impl Fields) -> bool {
+    fields.has("connection") && fields.members("connection").any(|name| !is_option(name))
+}
+
+/// Members of `Connection` that are options, or names that never pass.
+fn is_option(name: &[u8]) -> bool {
+    [&b"close"[..], b"keep-alive", b"upgrade", b"te"].iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// The path of a request target, without its query. Origin form, absolute form, and `*` for OPTIONS (which stands for the root);
@@ -245,11 +283,15 @@ pub struct Forward<'a> {
     pub websocket: bool,
     /// The mover can carry trailers back.
     pub trailers: bool,
+    /// How often it may still be forwarded, this time included.
+    pub max_forwards: Option<u64>,
 }
 
 /// Makes the fields of a request as the upstream gets them.
 pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
-    let trailers = forward.trailers && fields.members("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    let trailers = forward.trailers
+        && forward.version != "1.0"
+        && fields.members("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     strip(fields);
     fields.remove("te");
     fields.remove("upgrade");
@@ -268,6 +310,9 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     }
     if !connection.is_empty() {
         fields.set("connection", connection.as_bytes());
+    }
+    if let Some(left) = forward.max_forwards {
+        fields.set("max-forwards", itoa::Buffer::new().format(left.saturating_sub(1)).as_bytes());
     }
     if edge.limits.underscores == Underscores::Drop {
         drop_underscores(fields);
@@ -299,7 +344,8 @@ fn strip(fields: &mut impl Fields) {
         let nominated: Vec<String> = fields
             .members("connection")
             .filter(|name| is_token(name) && !is_protected(name))
-            .filter(|name| !name.eq_ignore_ascii_case(b"upgrade") && !name.eq_ignore_ascii_case(b"close"))
+            // What goes anyway, or is looked at later.
+            .filter(|name| !is_option(name))
             .take(MAX_NOMINATIONS)
             .map(|name| String::from_utf8_lossy(name).to_ascii_lowercase())
             .collect();
@@ -309,8 +355,8 @@ fn strip(fields: &mut impl Fields) {
 }
 
 fn drop_underscores(fields: &mut impl Fields) {
-    let names: Vec<String> =
-        fields.lines().map(|(name, _)| name).filter(|name| name.contains('_')).map(str::to_owned).collect();
+    let odd = fields.lines().map(|(name, _)| name).filter(|name| name.contains(&b'_'));
+    let names: Vec<String> = odd.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     names.iter().for_each(|name| fields.remove(name));
 }
 
@@ -321,10 +367,10 @@ fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
         CLAIMS.iter().for_each(|name| fields.remove(name));
     }
     if let Some(client) = forward.client {
-        let peer = client.peer.to_string();
-        continue_list(fields, "x-forwarded-for", &peer, trusted);
+        let peer = text::Address::of(client.peer);
+        continue_list(fields, "x-forwarded-for", peer.as_bytes(), trusted);
         if edge.forwarding == Forwarding::Forwarded {
-            continue_list(fields, "forwarded", &element(client.peer, forward), trusted);
+            continue_list(fields, "forwarded", element(client.peer, forward).as_bytes(), trusted);
         }
     } else {
         fields.remove("x-forwarded-for");
@@ -340,25 +386,18 @@ fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
         }
     }
     if !forward.request_id_kept {
-        let mut hex = arrayvec::ArrayString::<32>::new();
-        // 32 digits fit.
-        let _ = write!(hex, "{:032x}", forward.request_id);
-        fields.set("x-request-id", hex.as_bytes());
+        fields.set("x-request-id", &text::hexadecimal(forward.request_id));
     }
     append_via(fields, forward.version, forward.via);
 }
 
 /// Continues a comma-separated list, over all its lines, or begins it anew.
-fn continue_list(fields: &mut impl Fields, name: &'static str, member: &str, keep: bool) {
-    let mut list = Vec::new();
+fn continue_list(fields: &mut impl Fields, name: &'static str, member: &[u8], keep: bool) {
     if keep {
-        for line in fields.values(name).filter(|line| !line.is_empty()) {
-            list.extend_from_slice(line);
-            list.extend_from_slice(b", ");
-        }
+        fields.append_member(name, member);
+    } else {
+        fields.set(name, member);
     }
-    list.extend_from_slice(member.as_bytes());
-    fields.set(name, &list);
 }
 
 /// Our element of `Forwarded` (RFC 7239, 4).
@@ -376,11 +415,7 @@ fn element(peer: IpAddr, forward: &Forward<'_>) -> String {
 }
 
 fn append_via(fields: &mut impl Fields, version: &str, via: &str) {
-    let mut line = String::with_capacity(version.len() + 1 + via.len());
-    line.push_str(version);
-    line.push(' ');
-    line.push_str(via);
-    fields.append("via", line.as_bytes());
+    fields.append("via", &[version.as_bytes(), b" ", via.as_bytes()]);
 }
 
 fn is_protected(name: &[u8]) -> bool {
@@ -428,6 +463,7 @@ mod tests {
             request_id_kept: kept.is_some(),
             host_rule: &HostRule::Pass,
             websocket,
+            max_forwards: None,
             trailers,
         };
         request(&mut fields, edge, &forward);
@@ -590,7 +626,7 @@ mod tests {
             let client = client::client("10.0.0.1".parse().unwrap(), &edge(), &fields);
             let _ = check(&Method::GET, b"/", &fields, &edge().limits, "meridian-a");
             let _ = host(b"/", &fields, false);
-            let forward = Forward { client: Some(&client), host: "h", scheme: "http", via: "meridian-a", version: "1.1",
+            let forward = Forward { client: Some(&client), host: "h", max_forwards: None, scheme: "http", via: "meridian-a", version: "1.1",
                 request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false };
             request(&mut fields, &edge(), &forward);
             prop_assert!(!fields.contains_key("connection") && !fields.contains_key("upgrade") && !fields.contains_key("te"));

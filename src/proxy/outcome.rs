@@ -19,6 +19,8 @@ pub enum Outcome {
     BadPath,
     /// CONNECT: this is no forward proxy.
     Connect,
+    /// TRACE or OPTIONS that is to go no further.
+    MaxForwards,
     /// The request came too slowly.
     RequestTimeout,
     /// The body is larger than the service takes.
@@ -57,18 +59,21 @@ pub enum Outcome {
     AnswerBroken,
     /// The client left.
     ClientGone,
+    /// The client took the answer too slowly.
+    ClientSlow,
     /// A mistake of ours.
     Internal,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 25] = [
+    pub const ALL: [Outcome; 27] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
         Outcome::BadPath,
         Outcome::Connect,
+        Outcome::MaxForwards,
         Outcome::RequestTimeout,
         Outcome::BodyTooLarge,
         Outcome::TargetTooLong,
@@ -88,6 +93,7 @@ impl Outcome {
         Outcome::Deadline,
         Outcome::AnswerBroken,
         Outcome::ClientGone,
+        Outcome::ClientSlow,
         Outcome::Internal,
     ];
 
@@ -99,6 +105,9 @@ impl Outcome {
             Outcome::BadHost => (400, "bad_host", "400 bad request: Host is missing, repeated or malformed\n"),
             Outcome::BadPath => (400, "bad_path", "400 bad request: the path leaves its root or hides a delimiter\n"),
             Outcome::Connect => (405, "connect", "405 method not allowed: CONNECT is not served here\n"),
+            Outcome::MaxForwards => {
+                (405, "max_forwards", "405 method not allowed: not served here, and Max-Forwards ends here\n")
+            }
             Outcome::RequestTimeout => (408, "request_timeout", "408 request timeout\n"),
             Outcome::BodyTooLarge => (413, "body_too_large", "413 content too large\n"),
             Outcome::TargetTooLong => (414, "target_too_long", "414 URI too long\n"),
@@ -122,6 +131,7 @@ impl Outcome {
             Outcome::Deadline => (504, "deadline", "504 gateway timeout: no upstream answered in time\n"),
             Outcome::AnswerBroken => (0, "answer_broken", ""),
             Outcome::ClientGone => (0, "client_gone", ""),
+            Outcome::ClientSlow => (0, "client_slow", ""),
             Outcome::Internal => (500, "internal", "500 internal error\n"),
         }
     }

@@ -168,7 +168,10 @@ fn framing(fields: &[Field], minor: u8, manner: Manner) -> Result<Framing, Strin
 /// A chunk's size.
 fn size(line: &[u8], manner: Manner) -> Result<u64, String> {
     let end = line.iter().position(|byte| *byte == b';').unwrap_or(line.len());
-    let (digits, extension) = line.split_at(end);
+    let (mut digits, extension) = line.split_at(end);
+    if let ([_, ..], Some(last)) = (extension, digits.iter().rposition(|byte| !b" \t".contains(byte))) {
+        digits = &digits[..=last];
+    }
     let hex = (1..=16).contains(&digits.len()) && digits.iter().all(u8::is_ascii_hexdigit);
     if !hex || !is_text(extension) {
         return Err(format!("a chunk without a size: {:?}", String::from_utf8_lossy(line)));

@@ -26,11 +26,6 @@ pub const CLASSES: &[Class] = &[
         even: sorted,
     },
     Class {
-        name: "letters",
-        why: "what the client claimed and we replace keeps its place and the client's letters with the native engine, and is a new line in ours with pingora; case means nothing (RFC 9110, 5.1)",
-        even: in_small_letters,
-    },
-    Class {
         name: "own refusal",
         why: "pingora refuses what it cannot read before our phases see it, and answers without a body or our fields",
         even: without_own_refusal,
@@ -86,16 +81,6 @@ fn sorted(native: &mut String, pingora: &mut String) {
             head.sort_by_key(|line| name(line));
         }
         *text = lines.iter().map(|line| format!("{line}\n")).collect();
-    }
-}
-
-fn in_small_letters(native: &mut String, pingora: &mut String) {
-    let ours = |name: &str| name.starts_with("x-forwarded-") || name == "x-request-id";
-    for text in [native, pingora] {
-        each_line(text, |line| match name(line).filter(|name| line.starts_with('>') && ours(name)) {
-            Some(name) => format!("> {name}{}", &line[2 + name.len()..]),
-            None => line.to_owned(),
-        });
     }
 }
 

@@ -33,8 +33,8 @@ fn head_length(data: &[u8]) -> Option<usize> {
     whole.ok().flatten()
 }
 
-fn lower<'a>(fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<Field> {
-    fields.map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect()
+fn lower<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<Field> {
+    fields.map(|(name, value)| (String::from_utf8_lossy(name).to_ascii_lowercase(), value.to_vec())).collect()
 }
 
 /// What is taken as a request's head is one in the model's eyes, with the same parts.

@@ -452,6 +452,16 @@ async fn odd_but_clear_answers_are_made_plain() {
             "HTTP/1.1 200 OK",
             "4\r\ngood\r\n0\r\nX-Sum: 1\r\n\r\n",
         ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4 ;\ta = \"b\" ; c\r\ngood\r\n0\t; d\r\n\r\n",
+            "HTTP/1.1 200 OK",
+            "4\r\ngood\r\n0\r\n\r\n",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: X-Hop\r\n\r\n4\r\ngood\r\n0\r\nX-Hop: 1\r\n\r\n",
+            "HTTP/1.1 200 OK",
+            "4\r\ngood\r\n0\r\n\r\n",
+        ),
     ] {
         let (upstream, _) = always(move |mut peer, script| async move {
             while script.request(&mut peer.0).await.is_some() {

@@ -277,3 +277,48 @@ async fn many_requests_in_one_write_are_answered_in_order() {
     ended(&proxy, 120, "answered", 200).await;
     assert_eq!(script.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
+
+#[tokio::test]
+async fn a_trace_or_options_goes_no_further_than_it_may() {
+    let (upstream, script) = answering(OK).await;
+    let proxy = before(upstream, "", "").await;
+    for method in ["TRACE", "OPTIONS"] {
+        let head =
+            forwarded(&proxy, &script, &format!("{method} / HTTP/1.1\r\nHost: test\r\nMax-Forwards: 5\r\n\r\n")).await;
+        assert_eq!(field(&head, "max-forwards"), Some("4"), "{head}");
+        let last = format!("{method} / HTTP/1.1\r\nHost: test\r\nMax-Forwards: 0\r\nConnection: close\r\n\r\n");
+        let (answer, _) = ask(proxy.address, &last).await;
+        assert!(status(&answer) == 405 && field(&answer, "allow").is_some(), "{answer}");
+    }
+    assert_eq!(script.count(), 2);
+    // To other methods it means nothing (RFC 9110, 7.6.2).
+    let head = forwarded(&proxy, &script, "GET / HTTP/1.1\r\nHost: test\r\nMax-Forwards: 0\r\n\r\n").await;
+    assert_eq!(field(&head, "max-forwards"), Some("0"), "{head}");
+}
+
+#[tokio::test]
+async fn nominated_trailers_do_not_pass() {
+    let (upstream, heard) = super::kit::witness().await;
+    let proxy = before(upstream, "", "").await;
+    let post = |fields: &str| {
+        format!(
+            "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n{fields}\r\n1\r\nx\r\n0\r\nX-Hop: 1\r\n\r\n"
+        )
+    };
+    ask(proxy.address, post("Connection: close\r\n")).await;
+    assert!(String::from_utf8_lossy(&heard.lock().unwrap()).ends_with("0\r\nX-Hop: 1\r\n\r\n"));
+    ask(proxy.address, post("Connection: close, X-Hop\r\n")).await;
+    assert!(String::from_utf8_lossy(&heard.lock().unwrap()).ends_with("0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn what_a_request_rests_on_cannot_be_nominated_away() {
+    let (upstream, heard) = super::kit::witness().await;
+    let proxy = before(upstream, "", "").await;
+    for name in ["Host", "Idempotency-Key", "Cookie", "Sec-WebSocket-Key", "X-Forwarded-For", "Authorization"] {
+        let (answer, _) =
+            ask(proxy.address, format!("GET / HTTP/1.1\r\nHost: test\r\nConnection: {name}\r\n\r\n")).await;
+        assert_eq!(status(&answer), 400, "{name}: {answer}");
+    }
+    assert!(heard.lock().unwrap().is_empty());
+}

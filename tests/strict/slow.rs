@@ -149,27 +149,38 @@ async fn a_client_that_leaves_inside_a_head_is_told_of() {
 }
 
 #[tokio::test]
-#[ignore = "lasts 13 seconds: the least rate is measured over 5"]
+#[ignore = "lasts 20 seconds: the least rate is measured over 8"]
 async fn a_reader_above_the_least_rate_is_let_read() {
     let (upstream, _) = gushing("HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n").await;
-    let proxy = before(upstream, "[limits]\nmin_rate = \"16KiB\"", "[services.web.timeouts]\nidle = \"4s\"").await;
-    let mut client = Peer::connect(proxy.address).await;
-    client.say(GET).await;
-    assert_eq!(status(&client.head().await), 200);
-    // Four times that rate, behind whatever the kernel holds.
-    for _ in 0..120 {
-        client.exactly(6 << 10).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    // Both watch what is taken, in steps of the kernels: 256 KiB pass at that rate in 8 s.
+    let proxy = before(upstream, "[limits]\nmin_rate = \"32KiB\"", "[services.web.timeouts]\nidle = \"4s\"").await;
+    let mut reader = Peer::connect(proxy.address).await;
+    let mut dripper = Peer::connect(proxy.address).await;
+    for client in [&mut reader, &mut dripper] {
+        client.say(GET).await;
+        assert_eq!(status(&client.head().await), 200);
     }
-    assert!(proxy.lines_now().is_empty(), "it still reads");
-    // And one below it is not.
+    // A bit faster, for as long as the other one is let drip.
     let begun = Instant::now();
-    while proxy.lines_now().is_empty() {
-        client.exactly(64).await;
+    while proxy.lines_now().is_empty() || begun.elapsed() < Duration::from_secs(20) {
+        reader.exactly(4 << 10).await;
+        // What the kernel still has is read after the end, too.
+        dripper.exactly(64).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(begun.elapsed() < Duration::from_secs(60));
     }
-    ended(&proxy, 1, "client_gone", 200).await;
+    ended(&proxy, 1, "client_slow", 200).await;
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_will_ask_for_is_the_clients_to_send() {
+    let (upstream, _) = super::common::harness::silent().await;
+    let proxy = before(upstream, "[limits]\nbody_timeout = \"200ms\"", "").await;
+    let head =
+        "PUT / HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nConnection: expect\r\nContent-Length: 2\r\n\r\n";
+    let (answer, _) = ask(proxy.address, head).await;
+    assert_eq!(status(&answer), 408, "{answer}");
+    ended(&proxy, 1, "request_timeout", 408).await;
 }
 
 /// An upstream that says a head and then bytes without end, and how many bytes of them were taken.
@@ -215,7 +226,7 @@ async fn a_client_that_does_not_read_stops_the_upstream() {
         }
         assert!(before < 32 << 20, "{head:?}: {before}");
         // A client that takes nothing for so long is given up, and the upstream with it.
-        ended(&proxy, 1, "client_gone", 200).await;
+        ended(&proxy, 1, "client_slow", 200).await;
         drop(client);
     }
 }

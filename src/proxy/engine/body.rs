@@ -2,7 +2,8 @@
 //!
 //! A chunked body is read by the letter of RFC 9112, 7.1: a size is one to sixteen hexadecimal digits and nothing else, lines end with
 //! CRLF, data ends where its size says, extensions follow the grammar. What is forwarded is written anew from the payload, so no odd form of a
-//! chunk reaches the other side. Extensions are left out: they concern one connection. Public for the fuzz targets and property tests.
+//! chunk reaches the other side. Extensions are left out: they concern one connection. White space that the grammar calls bad is taken around those of
+//! answers, and refused in requests, where it is a smuggler's. Public for the fuzz targets and property tests.
 
 use super::head;
 use super::lines::Lines;
@@ -60,6 +61,9 @@ pub struct Body {
     /// Bytes of extensions so far.
     extensions: u64,
     trailers: Vec<u8>,
+    is_answers: bool,
+    /// Its trailers are left out.
+    drops_trailers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +94,11 @@ enum State {
 /// Where in `;name=value` or `;name="value"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
+    /// White space before `;`.
+    Ended,
     NameBegins,
     Name,
+    NameEnded,
     ValueBegins,
     Token,
     Quoted,
@@ -120,7 +127,7 @@ pub enum Step {
 pub struct Broken;
 
 impl Body {
-    /// A body of that framing.
+    /// A request's body of that framing.
     pub fn new(framing: Framing) -> Body {
         let state = match framing {
             Framing::None | Framing::Length(0) => State::Done,
@@ -128,7 +135,17 @@ impl Body {
             Framing::Chunked => State::Size { size: 0, digits: 0 },
             Framing::UntilClose => State::UntilClose,
         };
-        Body { state, payload: 0, extensions: 0, trailers: Vec::new() }
+        Body { state, payload: 0, extensions: 0, trailers: Vec::new(), is_answers: false, drops_trailers: false }
+    }
+
+    /// An answer's body of that framing.
+    pub fn of_answer(framing: Framing) -> Body {
+        Body { is_answers: true, ..Body::new(framing) }
+    }
+
+    /// Leaves its trailers out.
+    pub fn drop_trailers(&mut self) {
+        self.drops_trailers = true;
     }
 
     /// Whether it is over.
@@ -195,6 +212,9 @@ impl Body {
             (State::Size { digits: 0, .. }, _) => Err(Broken),
             (State::Size { size, .. }, b'\r') => Ok(State::SizeEnd(size)),
             (State::Size { size, .. }, b';') => Ok(State::Extension { size, bytes: 1, part: Part::NameBegins }),
+            (State::Size { size, .. }, b' ' | b'\t') if self.is_answers => {
+                Ok(State::Extension { size, bytes: 1, part: Part::Ended })
+            }
             (State::Extension { size, bytes, part }, _) => self.extension(size, bytes + 1, part, byte),
             (State::SizeEnd(0), b'\n') => Ok(State::Trailers),
             (State::SizeEnd(size), b'\n') => Ok(State::Data(size)),
@@ -212,13 +232,18 @@ impl Body {
         let part = match (part, byte) {
             (Part::NameBegins | Part::Name, _) if is_token_byte(byte) => Part::Name,
             (Part::ValueBegins | Part::Token, _) if is_token_byte(byte) => Part::Token,
-            (Part::Name, b'=') => Part::ValueBegins,
+            (Part::Name | Part::NameEnded, b'=') => Part::ValueBegins,
             (Part::ValueBegins, b'"') => Part::Quoted,
             (Part::Quoted, b'"') => Part::QuoteEnded,
             (Part::Quoted, b'\\') => Part::Escaped,
             (Part::Quoted | Part::Escaped, b'\t' | b' '..=b'~' | 0x80..) => Part::Quoted,
-            (Part::Name | Part::Token | Part::QuoteEnded, b';') => Part::NameBegins,
+            (Part::Name | Part::NameEnded | Part::Token | Part::QuoteEnded | Part::Ended, b';') => Part::NameBegins,
             (Part::Name | Part::Token | Part::QuoteEnded, b'\r') => return Ok(State::SizeEnd(size)),
+            (part, b' ' | b'\t') if self.is_answers => match part {
+                Part::Name | Part::NameEnded => Part::NameEnded,
+                Part::Token | Part::QuoteEnded | Part::Ended => Part::Ended,
+                part => part,
+            },
             _ => return Err(Broken),
         };
         Ok(State::Extension { size, bytes, part })
@@ -246,7 +271,8 @@ impl Body {
     /// Appends the end of a chunked body: the last chunk and the trailers that may be forwarded.
     pub fn write_end(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"0\r\n");
-        if let Some(mut lines) = Some(&self.trailers).filter(|t| t.len() > 2).and_then(|t| head::trailers(t)) {
+        let forwarded = Some(&self.trailers).filter(|trailers| trailers.len() > 2 && !self.drops_trailers);
+        if let Some(mut lines) = forwarded.and_then(|trailers| head::trailers(trailers)) {
             remove_unfit(&mut lines);
             lines.write_to(out);
         }
@@ -255,9 +281,9 @@ impl Body {
 }
 
 fn remove_unfit(lines: &mut Lines<'_>) {
-    let forwarding = |name: &str| name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case("x-forwarded-"));
-    let odd = |name: &str| name.contains('_') || forwarding(name);
-    lines.remove_where(|name| odd(name) || NO_TRAILERS.iter().any(|unfit| name.eq_ignore_ascii_case(unfit)));
+    let forwarding = |name: &[u8]| name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-forwarded-"));
+    let odd = |name: &[u8]| name.contains(&b'_') || forwarding(name);
+    lines.remove_where(|name| odd(name) || NO_TRAILERS.iter().any(|unfit| name.eq_ignore_ascii_case(unfit.as_bytes())));
     debug_assert!(!lines.has("content-length"));
 }
 

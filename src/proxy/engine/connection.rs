@@ -276,7 +276,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             version: request.version,
             to_head: request.method == Method::HEAD,
             websocket: exchange.websocket(),
-            expects: expects && is_http_11 && !framing.is_empty(),
+            // Nominated, it does not reach the upstream, and nobody would answer it.
+            expects: expects && is_http_11 && !framing.is_empty() && !wants(b"expect"),
             keep_alive: !last && !wants(b"close") && (is_http_11 || wants(b"keep-alive")),
             times: Times {
                 body: limits.body_timeout,
@@ -296,6 +297,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             return Err(Other::HandOver(framing));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
+        let nominates = headers::nominates(&request.lines);
         headers::request(&mut request.lines, exchange.edge(), &exchange.forward(true));
         if !asked.expects {
             request.lines.remove("expect");
@@ -304,7 +306,11 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         write::request(&mut out, &mut request, framing);
         self.exchange = Some(exchange);
         self.client.input.consume(length);
-        Ok((asked, Upload::new(out, framing, max_body, replay)))
+        let mut upload = Upload::new(out, framing, max_body, replay);
+        if nominates {
+            upload.drop_trailers();
+        }
+        Ok((asked, upload))
     }
 
     /// A connection for that attempt: a kept one, or a new one in time.
@@ -431,7 +437,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let bytes = self.client.input.bytes();
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let shown = &line[..line.len().min(GARBLED)];
-        let (method, lines) = (Method::from_bytes(b"-").unwrap_or_default(), Lines::default());
+        let (method, lines) = (Method::from_bytes(b"-").unwrap_or_default(), Lines::of(b"", &[]));
         let head = self.head(&method, shown, Version::HTTP_09, &lines);
         Exchange::refused(&self.core.shared, &head, outcome)
     }

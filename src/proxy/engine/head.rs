@@ -53,14 +53,14 @@ pub struct BareLine;
 
 impl Request<'_> {
     /// The fields: name and value.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.lines.lines()
     }
 }
 
 impl Response<'_> {
     /// The fields: name and value.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.lines.lines()
     }
 }
@@ -109,7 +109,7 @@ pub fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
             method: Method::from_bytes(method.as_bytes()).map_err(|_| Outcome::BadRequest)?,
             target: target.as_bytes(),
             version: version_of(version),
-            lines: Lines::of(parsed.headers),
+            lines: Lines::of(bytes, parsed.headers),
         })
     })
 }
@@ -139,7 +139,7 @@ pub fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
             status,
             reason: parsed.reason.unwrap_or(""),
             version: version_of(version),
-            lines: Lines::of(parsed.headers),
+            lines: Lines::of(bytes, parsed.headers),
         })
     })
 }
@@ -148,7 +148,9 @@ pub fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
 pub(super) fn trailers(bytes: &[u8]) -> Option<Lines<'_>> {
     let mut headers = [httparse::EMPTY_HEADER; FIELDS];
     match httparse::parse_headers(bytes, &mut headers) {
-        Ok(Status::Complete((length, parsed))) if length == bytes.len() && are_good(parsed) => Some(Lines::of(parsed)),
+        Ok(Status::Complete((length, parsed))) if length == bytes.len() && are_good(parsed) => {
+            Some(Lines::of(bytes, parsed))
+        }
         _ => None,
     }
 }

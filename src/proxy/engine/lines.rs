@@ -1,118 +1,412 @@
-//! The fields of a head, as slices of the bytes they came in.
+//! The fields of a head, as places in the bytes they came in.
 //!
-//! A head is read once, changed in a few places and written once. So lines point into the buffer they were parsed from, and only what we
-//! set ourselves is stored, in one string for all. Names keep their case and lines their order.
+//! A head is read once, changed in a few places and written once. So a line is where it lies, only what we set ourselves is stored (as it will
+//! be written), and lines that lie side by side are written as one piece. Names keep their case and lines their order. Most fields
+//! that are asked for are not there: a set of tags says so without a look at a line.
+//!
+//! Storage is kept in a small stock per thread, so that in the long run a head costs no allocation.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::proxy::Fields;
 
 /// A head's fields.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lines<'b> {
-    lines: Vec<Line<'b>>,
-    /// Values that we set.
+    bytes: &'b [u8],
+    storage: Storage,
+    /// Tags of the names, one bit each: of those that are there, and maybe of some that were.
+    tags: u64,
+}
+
+#[derive(Debug, Default)]
+struct Storage {
+    lines: Vec<Line>,
+    /// Lines that we set, as they are written.
     own: Vec<u8>,
+    /// Where a list is put together.
+    list: Vec<u8>,
 }
 
-#[derive(Debug)]
-struct Line<'b> {
-    name: &'b str,
-    value: Value<'b>,
+/// One line, by its places in the head or in `own`.
+#[derive(Clone, Debug)]
+struct Line {
+    name: Range<u32>,
+    value: Range<u32>,
+    tag: u16,
+    is_ours: bool,
+    /// Lies there as `name: value CRLF`.
+    is_plain: bool,
 }
 
-#[derive(Debug)]
-enum Value<'b> {
-    Theirs(&'b [u8]),
-    Ours(Range<usize>),
+/// What a thread keeps, and how large.
+const STOCK: usize = 4;
+const STOCK_LINES: usize = 256;
+const STOCK_BYTES: usize = 8 << 10;
+
+/// What a [`Storage`] has.
+type Kept = (Vec<Line>, Vec<u8>, Vec<u8>);
+
+thread_local! {
+    static SPARE: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tells most names apart: their length and both ends. Computed by the compiler for names that it knows.
+#[inline(always)]
+fn tag(name: &[u8]) -> u16 {
+    let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
+    // Letters without their case.
+    let ends = u16::from(first | 0x20) * 31 + u16::from(last | 0x20);
+    ends.wrapping_mul(37).wrapping_add((name.len() as u16).wrapping_mul(11))
+}
+
+#[inline(always)]
+fn bit(tag: u16) -> u64 {
+    1 << (tag % 64)
+}
+
+fn range(range: &Range<u32>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+/// Where `part` lies in `whole`.
+fn place(whole: &[u8], part: &[u8]) -> Option<Range<u32>> {
+    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    let end = start.checked_add(part.len()).filter(|end| *end <= whole.len())?;
+    Some(u32::try_from(start).ok()?..u32::try_from(end).ok()?)
 }
 
 impl<'b> Lines<'b> {
-    /// What was parsed. Room is left for what a proxy adds.
-    pub(super) fn of(parsed: &[httparse::Header<'b>]) -> Lines<'b> {
-        let mut lines = Vec::with_capacity(parsed.len() + 10);
-        lines.extend(parsed.iter().map(|header| Line { name: header.name, value: Value::Theirs(header.value) }));
-        Lines { lines, own: Vec::with_capacity(256) }
+    /// What was parsed of `bytes`.
+    pub(super) fn of(bytes: &'b [u8], parsed: &[httparse::Header<'b>]) -> Lines<'b> {
+        let (spare, own, list) = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut lines = Lines { bytes, storage: Storage { lines: spare, own, list }, tags: 0 };
+        lines.storage.lines.reserve(parsed.len() + 10);
+        for header in parsed {
+            match (place(bytes, header.name.as_bytes()), place(bytes, header.value)) {
+                (Some(name), Some(value)) => {
+                    let tag = tag(header.name.as_bytes());
+                    let is_plain = value.start == name.end + 2
+                        && bytes[range(&(name.end..value.start))] == *b": "
+                        && bytes[value.end as usize..].starts_with(b"\r\n");
+                    lines.tags |= bit(tag);
+                    lines.storage.lines.push(Line { name, value, tag, is_ours: false, is_plain });
+                }
+                // An empty value need not lie anywhere.
+                _ => lines.push(header.name, header.value),
+            }
+        }
+        lines
     }
 
-    fn value<'a>(&'a self, line: &'a Line<'b>) -> &'a [u8] {
-        match &line.value {
-            Value::Theirs(bytes) => bytes,
-            Value::Ours(range) => &self.own[range.clone()],
-        }
+    /// Stores a line of ours, whose value `write` appends.
+    #[inline]
+    fn keep(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Line {
+        let own = &mut self.storage.own;
+        let start = own.len() as u32;
+        own.extend_from_slice(name.as_bytes());
+        own.extend_from_slice(b": ");
+        let name = start..own.len() as u32 - 2;
+        write(own);
+        let value = name.end + 2..own.len() as u32;
+        own.extend_from_slice(b"\r\n");
+        let tag = tag(&own[range(&name)]);
+        self.tags |= bit(tag);
+        Line { name, value, tag, is_ours: true, is_plain: true }
+    }
+
+    fn push(&mut self, name: &str, value: &[u8]) {
+        let line = self.keep(name, |own| own.extend_from_slice(value));
+        self.storage.lines.push(line);
+    }
+
+    fn text(&self, line: &Line, part: &Range<u32>) -> &[u8] {
+        let bytes = if line.is_ours { &self.storage.own } else { self.bytes };
+        &bytes[range(part)]
+    }
+
+    fn is(&self, line: &Line, tag: u16, name: &str) -> bool {
+        line.tag == tag && self.text(line, &line.name).eq_ignore_ascii_case(name.as_bytes())
     }
 
     /// Removes the lines whose name `gone` knows.
-    pub(super) fn remove_where(&mut self, gone: impl Fn(&str) -> bool) {
-        self.lines.retain(|line| !gone(line.name));
+    pub(super) fn remove_where(&mut self, gone: impl Fn(&[u8]) -> bool) {
+        let Storage { lines, own, .. } = &mut self.storage;
+        let bytes = self.bytes;
+        lines.retain(|line| {
+            let text = if line.is_ours { own.as_slice() } else { bytes };
+            !gone(&text[range(&line.name)])
+        });
     }
 
     /// Appends `name: value CRLF` for every line.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
-        for line in &self.lines {
-            out.extend_from_slice(line.name.as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(self.value(line));
-            out.extend_from_slice(b"\r\n");
+        let lines = &self.storage.lines;
+        let mut at = 0;
+        while let Some(line) = lines.get(at) {
+            at += 1;
+            if !line.is_plain {
+                for part in [self.text(line, &line.name), b": ", self.text(line, &line.value), b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+                continue;
+            }
+            let mut piece = line.name.start..line.value.end + 2;
+            while let Some(next) = lines.get(at)
+                && next.is_plain
+                && next.is_ours == line.is_ours
+                && next.name.start == piece.end
+            {
+                piece.end = next.value.end + 2;
+                at += 1;
+            }
+            out.extend_from_slice(self.text(line, &piece));
         }
     }
+}
 
-    fn keep(&mut self, value: &[u8]) -> Value<'b> {
-        let start = self.own.len();
-        self.own.extend_from_slice(value);
-        Value::Ours(start..self.own.len())
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let small =
+            self.lines.capacity() <= STOCK_LINES && self.own.capacity().max(self.list.capacity()) <= STOCK_BYTES;
+        // Nothing to give back, or at the end of a thread nobody to take it.
+        if small && self.lines.capacity() > 0 {
+            let (mut lines, mut own) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.own));
+            let list = std::mem::take(&mut self.list);
+            lines.clear();
+            own.clear();
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < STOCK {
+                    spare.push((lines, own, list));
+                }
+            });
+        }
     }
 }
 
 impl Fields for Lines<'_> {
+    #[inline(always)]
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.lines.iter().filter(move |line| line.name.eq_ignore_ascii_case(name)).map(|line| self.value(line))
+        let tag = tag(name.as_bytes());
+        let some = if self.tags & bit(tag) == 0 { &[] } else { self.storage.lines.as_slice() };
+        some.iter().filter(move |line| self.is(line, tag, name)).map(|line| self.text(line, &line.value))
     }
 
-    fn lines(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.lines.iter().map(|line| (line.name, self.value(line)))
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.storage.lines.iter().map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
+    #[inline(always)]
+    fn has(&self, name: &str) -> bool {
+        self.tags & bit(tag(name.as_bytes())) != 0 && self.values(name).next().is_some()
+    }
+
+    #[inline(always)]
     fn remove(&mut self, name: &str) {
-        self.remove_where(|other| other.eq_ignore_ascii_case(name));
+        let tag = tag(name.as_bytes());
+        if self.tags & bit(tag) != 0 {
+            self.cut(tag, name);
+        }
     }
 
+    #[inline(always)]
     fn set(&mut self, name: &'static str, value: &[u8]) {
-        let value = self.keep(value);
-        let Some(first) = self.lines.iter().position(|line| line.name.eq_ignore_ascii_case(name)) else {
-            return self.lines.push(Line { name, value });
-        };
-        self.lines[first].value = value;
-        let mut index = 0;
-        self.lines.retain(|line| {
-            index += 1;
-            index <= first + 1 || !line.name.eq_ignore_ascii_case(name)
+        let tag = tag(name.as_bytes());
+        if self.tags & bit(tag) == 0 {
+            self.push(name, value);
+        } else {
+            self.replace(tag, name, value);
+        }
+    }
+
+    fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
+        let line = self.keep(name, |own| parts.iter().for_each(|part| own.extend_from_slice(part)));
+        self.storage.lines.push(line);
+    }
+
+    #[inline(always)]
+    fn append_member(&mut self, name: &'static str, member: &[u8]) {
+        if self.has(name) {
+            self.lengthen(name, member);
+        } else {
+            self.push(name, member);
+        }
+    }
+}
+
+impl Lines<'_> {
+    /// Removes the lines of that name. Those that are kept out of it have another tag.
+    fn cut(&mut self, tag: u16, name: &str) {
+        let Storage { lines, own, .. } = &mut self.storage;
+        let bytes = self.bytes;
+        lines.retain(|line| {
+            let text = if line.is_ours { own.as_slice() } else { bytes };
+            line.tag != tag || !text[range(&line.name)].eq_ignore_ascii_case(name.as_bytes())
         });
     }
 
-    fn append(&mut self, name: &'static str, value: &[u8]) {
-        let value = self.keep(value);
-        self.lines.push(Line { name, value });
+    fn replace(&mut self, tag: u16, name: &str, value: &[u8]) {
+        let Some(first) = self.storage.lines.iter().position(|line| self.is(line, tag, name)) else {
+            return self.push(name, value);
+        };
+        let after = self.storage.lines.iter().skip(first + 1).any(|line| self.is(line, tag, name));
+        let line = self.keep(name, |own| own.extend_from_slice(value));
+        self.put(first, after, tag, name, line);
+    }
+
+    /// The list of all lines of that name with one more member, in the place of the first.
+    fn lengthen(&mut self, name: &str, member: &[u8]) {
+        let tag = tag(name.as_bytes());
+        let Some(first) = self.storage.lines.iter().position(|line| self.is(line, tag, name)) else { return };
+        let mut list = std::mem::take(&mut self.storage.list);
+        list.clear();
+        let mut count = 0;
+        for line in &self.storage.lines {
+            if self.is(line, tag, name) {
+                count += 1;
+                if !line.value.is_empty() {
+                    list.extend_from_slice(self.text(line, &line.value));
+                    list.extend_from_slice(b", ");
+                }
+            }
+        }
+        list.extend_from_slice(member);
+        let line = self.keep(name, |own| own.extend_from_slice(&list));
+        self.storage.list = list;
+        self.put(first, count > 1, tag, name, line);
+    }
+
+    /// Puts a line in place of the first of its name, and of those after it.
+    fn put(&mut self, first: usize, after: bool, tag: u16, name: &str, line: Line) {
+        if after {
+            // Once it is out of the way, all that is left of that name goes.
+            let kept = self.storage.lines.len();
+            self.storage.lines[first].tag = !tag;
+            self.cut(tag, name);
+            debug_assert!(self.storage.lines.len() < kept);
+        }
+        self.storage.lines[first] = line;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> Vec<httparse::Header<'_>> {
+        let mut headers = [httparse::EMPTY_HEADER; 40];
+        let read = httparse::parse_headers(text.as_bytes(), &mut headers).unwrap();
+        let (length, headers) = read.unwrap();
+        assert_eq!(length, text.len());
+        headers.to_vec()
+    }
+
+    fn written(lines: &Lines<'_>) -> String {
+        let mut out = Vec::new();
+        lines.write_to(&mut out);
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
     fn lines_keep_case_and_order() {
-        let parsed = [("Host", "a"), ("X-One", "1"), ("x-one", "2"), ("X-Two", "3")];
-        let parsed = parsed.map(|(name, value)| httparse::Header { name, value: value.as_bytes() });
-        let mut lines = Lines::of(&parsed);
+        let text = "Host: a\r\nX-One: 1\r\nx-one: 2\r\nX-Two: 3\r\n\r\n";
+        let mut lines = Lines::of(text.as_bytes(), &parsed(text));
+        assert_eq!(written(&lines) + "\r\n", text);
         assert_eq!(lines.values("X-ONE").collect::<Vec<_>>(), [b"1", b"2"]);
         lines.set("x-one", b"new");
-        lines.append("via", b"us");
+        lines.append("via", &[b"u", b"s"]);
         lines.set("host", b"b");
         lines.remove("x-two");
         lines.set("x-three", b"4");
-        let mut out = Vec::new();
-        lines.write_to(&mut out);
-        assert_eq!(out, b"Host: b\r\nX-One: new\r\nvia: us\r\nx-three: 4\r\n");
+        assert_eq!(written(&lines), "host: b\r\nx-one: new\r\nvia: us\r\nx-three: 4\r\n");
+    }
+
+    #[test]
+    fn lines_are_written_as_one_writes_them() {
+        let text = "A:1\r\nB:  2 \t\r\nC:\r\nD: \r\nE: 5\r\n\r\n";
+        let lines = Lines::of(text.as_bytes(), &parsed(text));
+        assert_eq!(written(&lines), "A: 1\r\nB: 2\r\nC: \r\nD: \r\nE: 5\r\n");
+    }
+
+    /// What is done to a list of fields.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Remove(&'static str),
+        Set(&'static str, String),
+        Append(&'static str, String),
+        AppendMember(&'static str, String),
+    }
+
+    fn set(list: &mut Vec<(String, String)>, name: &str, value: String) {
+        match list.iter().position(|(other, _)| other.eq_ignore_ascii_case(name)) {
+            None => list.push((name.to_owned(), value)),
+            Some(first) => {
+                list[first] = (String::new(), value);
+                list.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
+                list[first].0 = name.to_owned();
+            }
+        }
+    }
+
+    /// Some with the same tag bit, some with the same tag.
+    const NAMES: [&str; 9] = ["host", "via", "te", "x-a", "x-b", "xaa", "xba", "connection", "cookietion"];
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let name = || proptest::sample::select(&NAMES[..]);
+        let value = || "[a-z]{0,3}";
+        proptest::collection::vec(
+            prop_oneof![
+                name().prop_map(Act::Remove),
+                (name(), value()).prop_map(|(name, value)| Act::Set(name, value)),
+                (name(), value()).prop_map(|(name, value)| Act::Append(name, value)),
+                (name(), value()).prop_map(|(name, value)| Act::AppendMember(name, value)),
+            ],
+            0..12,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_list_of_fields(
+            given in proptest::collection::vec((proptest::sample::select(&NAMES[..]), "[a-z]{0,3}", "[ ]{0,2}"), 0..8),
+            acts in acts(),
+        ) {
+            let text: String = given.iter().map(|(name, value, space)| format!("{name}:{space}{value}\r\n")).collect();
+            let text = text + "\r\n";
+            let mut list: Vec<(String, String)> = given.iter().map(|(name, value, _)| ((*name).to_owned(), value.clone())).collect();
+            let mut lines = Lines::of(text.as_bytes(), &parsed(&text));
+            for act in acts {
+                match act {
+                    Act::Remove(name) => {
+                        lines.remove(name);
+                        list.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
+                    }
+                    Act::Set(name, value) => {
+                        lines.set(name, value.as_bytes());
+                        set(&mut list, name, value);
+                    }
+                    Act::Append(name, value) => {
+                        lines.append(name, &[value.as_bytes()]);
+                        list.push((name.to_owned(), value));
+                    }
+                    Act::AppendMember(name, value) => {
+                        lines.append_member(name, value.as_bytes());
+                        let members = list.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
+                        let value = members.filter(|value| !value.is_empty()).chain([value]).collect::<Vec<_>>().join(", ");
+                        set(&mut list, name, value);
+                    }
+                }
+                let want: String = list.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+                prop_assert_eq!(written(&lines), want);
+                for name in NAMES {
+                    let want: Vec<_> = list.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_bytes()).collect();
+                    prop_assert_eq!(lines.has(name), !want.is_empty());
+                    prop_assert_eq!(lines.values(name).collect::<Vec<_>>(), want);
+                }
+            }
+        }
     }
 }

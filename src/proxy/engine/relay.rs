@@ -34,8 +34,11 @@ const HALF_CLOSED: Duration = Duration::from_secs(3);
 /// The most informational answers before a final one.
 const INTERIMS: u8 = 32;
 
-/// Over how long the least rate of `[limits] min_rate` is measured.
+/// Over how long the least rate of `[limits] min_rate` is measured, of bytes that a client sends.
 const PACE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Bytes by which a client's taking may be seen too late: the kernel takes them from us in steps, and the client's kernel from ours.
+const STEPS: u64 = 128 << 10;
 
 /// The client's side of a connection.
 pub(super) struct Client<S> {
@@ -497,7 +500,7 @@ where
                 // It cannot go elsewhere any more, so there is nothing to look out for.
                 self.vigil = None;
                 headers::response(&mut head.lines, self.exchange.via(), version, false);
-                head.lines.remove_where(write::is_framing);
+                write::remove_framing(&mut head.lines);
                 write::status(&mut self.out, &head);
                 head.lines.write_to(&mut self.out);
                 self.out.extend_from_slice(b"\r\n");
@@ -524,10 +527,11 @@ where
             self.until_close = has_body && !self.chunk;
             self.keep_client =
                 asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !*self.draining.borrow();
+            let nominates = headers::nominates(&head.lines);
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
             // What a body would have been is told too, in our own digits.
             let described = if asked.to_head || status == 304 { framing::described(&head.lines) } else { None };
-            head.lines.remove_where(write::is_framing);
+            write::remove_framing(&mut head.lines);
             write::status(&mut self.out, &head);
             head.lines.write_to(&mut self.out);
             match (framing, described) {
@@ -544,7 +548,13 @@ where
             self.out.extend_from_slice(b"\r\n");
             self.phase = match upgraded {
                 true => Phase::Tunnel(Tunnel::default()),
-                false => Phase::Body(Body::new(framing)),
+                false => {
+                    let mut body = Body::of_answer(framing);
+                    if nominates {
+                        body.drop_trailers();
+                    }
+                    Phase::Body(body)
+                }
             };
             self.vigil = None;
         }
@@ -609,7 +619,7 @@ where
                 due.push((self.up_pace.since + PACE_WINDOW, Due::UpPace));
             }
             if blocked {
-                due.push((self.down_pace.since + PACE_WINDOW, Due::DownPace));
+                due.push((self.down_pace.since + taking_window(times.min_rate), Due::DownPace));
             }
         }
         due
@@ -653,16 +663,22 @@ where
                 let leaves = vigil.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
                 leaves.then_some(End::Elsewhere)
             }
-            Due::HalfClosed | Due::ClientTakes => Some(End::Over(Outcome::ClientGone)),
+            Due::HalfClosed => Some(End::Over(Outcome::ClientGone)),
+            Due::ClientTakes => Some(End::Over(Outcome::ClientSlow)),
             Due::ClientBody => self.give_up_upload(),
             Due::UpstreamBody => {
                 self.broken = true;
                 Some(End::Broken)
             }
-            Due::UpPace if self.up_pace.is_slow(self.asked.times.min_rate, now) => self.give_up_upload(),
-            Due::UpPace => None,
+            Due::UpPace => {
+                let least = self.asked.times.min_rate.saturating_mul(PACE_WINDOW.as_secs());
+                if self.up_pace.next(now) < least { self.give_up_upload() } else { None }
+            }
             Due::DownPace => {
-                self.down_pace.is_slow(self.asked.times.min_rate, now).then_some(End::Over(Outcome::ClientGone))
+                let rate = self.asked.times.min_rate;
+                let expected = u128::from(rate) * taking_window(rate).as_millis() / 1000;
+                let slow = u128::from(self.down_pace.next(now) + STEPS) < expected;
+                slow.then_some(End::Over(Outcome::ClientSlow))
             }
             Due::Tunnel => Some(End::Complete),
         }
@@ -678,10 +694,13 @@ impl<S, U> Relay<'_, S, U> {
 }
 
 impl Pace {
-    /// At the end of a window: whether it was too slow. Begins the next one.
-    fn is_slow(&mut self, min_rate: u64, now: Instant) -> bool {
-        let slow = self.bytes < min_rate.saturating_mul(PACE_WINDOW.as_secs());
-        *self = Pace { since: now, bytes: 0 };
-        slow
+    /// Ends a window: its bytes. Begins the next one.
+    fn next(&mut self, now: Instant) -> u64 {
+        std::mem::replace(self, Pace { since: now, bytes: 0 }).bytes
     }
+}
+
+/// How long the window is in which a client that takes at `min_rate` takes two [`STEPS`].
+fn taking_window(min_rate: u64) -> Duration {
+    PACE_WINDOW.max(Duration::from_millis((2 * STEPS).saturating_mul(1000) / min_rate.max(1)))
 }

@@ -52,6 +52,11 @@ impl Upload {
         }
     }
 
+    /// Leaves its trailers out.
+    pub(super) fn drop_trailers(&mut self) {
+        self.body.drop_trailers();
+    }
+
     /// From the first byte again, for another attempt.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;

@@ -5,13 +5,14 @@ use std::time::SystemTime;
 use arrayvec::ArrayVec;
 use http::{StatusCode, Version};
 
+use super::lines::Lines;
 use super::relay::Asked;
 use super::{date, head};
-use crate::proxy::{Framing, Outcome, headers};
+use crate::proxy::{Fields, Framing, Outcome, headers};
 
 /// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
 pub(super) fn request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
-    request.lines.remove_where(is_framing);
+    remove_framing(&mut request.lines);
     let (before, target) = headers::forwarded_target(&request.method, request.target);
     for part in [request.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
@@ -34,7 +35,7 @@ pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Ask
     length(out, outcome.body().len() as u64);
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
     date::line(out, now);
-    if outcome == Outcome::Connect {
+    if outcome.status() == 405 {
         // Any method but that one passes; these are the registered ones (RFC 9110, 15.5.6, wants a list).
         out.extend_from_slice(b"Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n");
     }
@@ -57,9 +58,10 @@ pub(super) fn connection(out: &mut Vec<u8>, keep: bool, version: Version) {
     }
 }
 
-/// Whether a field frames a body: those are ours to write.
-pub(super) fn is_framing(name: &str) -> bool {
-    name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding")
+/// Removes the fields that frame a body: those are ours to write.
+pub(super) fn remove_framing(lines: &mut Lines<'_>) {
+    lines.remove("content-length");
+    lines.remove("transfer-encoding");
 }
 
 /// The status line of an upstream's answer, as we say it.

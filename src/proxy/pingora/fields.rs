@@ -13,8 +13,8 @@ macro_rules! impl_fields {
                 self.headers.get_all(name).iter().map(|value| value.as_bytes())
             }
 
-            fn lines(&self) -> impl Iterator<Item = (&str, &[u8])> {
-                self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+            fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+                self.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
             }
 
             fn remove(&mut self, name: &str) {
@@ -25,8 +25,8 @@ macro_rules! impl_fields {
                 let _ = self.insert_header(name, value);
             }
 
-            fn append(&mut self, name: &'static str, value: &[u8]) {
-                let _ = self.append_header(name, value);
+            fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
+                let _ = self.append_header(name, parts.concat());
             }
         }
     };
