@@ -22,7 +22,7 @@ use meridian::config::{AccessLog, Boot};
 use meridian::load::Loader;
 use meridian::state::{self, Reader, Sender};
 use meridian::steering::{RegionId, ServiceId, Snapshot, TakeReason};
-use meridian::telemetry::{AccessLogger, AccessRecord, Metrics};
+use meridian::telemetry::{AccessLogger, AccessRecord, Metrics, Text};
 use meridian::watch::Watch;
 use meridian::{probe, resolve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -158,8 +158,7 @@ fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, st
         place: Some(snapshot.view.atlas.place(meridian::geo::PlaceId::SPECIAL)),
         request_id: 7,
         method: http::Method::GET,
-        host: "a.example".to_owned(),
-        target: "/x?y=\"z\"".to_owned(),
+        text: Text::new("a.example", "/x?y=\"z\""),
         protocol: "HTTP/1.1",
         mover: meridian::telemetry::Mover::Pingora,
         service: service.map(ServiceId),

@@ -225,10 +225,10 @@ impl Vigil {
 }
 
 impl Exchange {
-    /// Checks a head, finds its client and service, and plans the first attempt. What stands against it is in
-    /// [`Exchange::refusal`].
-    pub fn begin<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>) -> Exchange {
-        let mut exchange = Exchange::new(shared, head);
+    /// Checks a head, finds its client and service, and plans the first attempt, all by what is `published` now. What stands against it
+    /// is in [`Exchange::refusal`].
+    pub fn begin<F: Fields>(shared: &Arc<Shared>, published: Arc<Published>, head: &Head<'_, F>) -> Exchange {
+        let mut exchange = Exchange::new(shared, published, head);
         if let Err(outcome) = exchange.route(head) {
             exchange.outcome = outcome;
         }
@@ -237,16 +237,15 @@ impl Exchange {
 
     /// For a head that the mover itself could not read, or that never came whole: nothing to do but to answer and to log it.
     pub fn refused<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>, outcome: Outcome) -> Exchange {
-        Exchange { outcome, ..Exchange::new(shared, head) }
+        Exchange { outcome, ..Exchange::new(shared, shared.reader.load(), head) }
     }
 
-    fn new<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>) -> Exchange {
-        let published = shared.reader.load();
+    fn new<F: Fields>(shared: &Arc<Shared>, published: Arc<Published>, head: &Head<'_, F>) -> Exchange {
         let client = head.peer.map(|peer| client::client(peer.ip(), &published.edge, head.fields));
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
         Exchange {
-            record: record(&published, head, client.as_ref(), kept.unwrap_or(head.id)),
+            record: record(shared, &published, head, client.as_ref(), kept.unwrap_or(head.id)),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
@@ -284,7 +283,7 @@ impl Exchange {
         if self.max_forwards == Some(0) {
             return Err(Outcome::MaxForwards);
         }
-        self.record.host.push_str(host);
+        self.record.text.push_host(host);
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
         self.counted = Some(self.published.handles.in_flight(id));
@@ -382,7 +381,7 @@ impl Exchange {
         if self.record.attempts == 0
             && let Some(id) = self.record.service
         {
-            self.shared.budgets.of(&self.published.snapshot, id).request(now);
+            self.shared.budgets.request(&self.published.snapshot, id, now);
         }
         self.record.attempts = self.record.attempts.saturating_add(1);
         self.record.region = Some(take.region);
@@ -486,7 +485,7 @@ impl Exchange {
         static PASS: crate::steering::fleet::HostRule = crate::steering::fleet::HostRule::Pass;
         Forward {
             client: self.client.as_ref(),
-            host: &self.record.host,
+            host: self.record.text.host(),
             scheme: self.scheme,
             via: &self.published.edge.via,
             version: self.version,
@@ -589,8 +588,15 @@ impl Exchange {
     }
 }
 
-fn record<F>(published: &Published, head: &Head<'_, F>, client: Option<&Client>, request_id: u128) -> AccessRecord {
-    let target = &head.target[..head.target.len().min(TARGET_BYTES)];
+fn record<F>(
+    shared: &Shared,
+    published: &Published,
+    head: &Head<'_, F>,
+    client: Option<&Client>,
+    request_id: u128,
+) -> AccessRecord {
+    let mut text = shared.access.text();
+    text.set_target(&String::from_utf8_lossy(&head.target[..head.target.len().min(TARGET_BYTES)]));
     AccessRecord {
         snapshot: Arc::clone(&published.snapshot),
         at_us: head.at_us,
@@ -599,8 +605,7 @@ fn record<F>(published: &Published, head: &Head<'_, F>, client: Option<&Client>,
         place: None,
         request_id,
         method: head.method.clone(),
-        host: String::new(),
-        target: String::from_utf8_lossy(target).into_owned(),
+        text,
         protocol: match head.version {
             http::Version::HTTP_10 => "HTTP/1.0",
             http::Version::HTTP_11 => "HTTP/1.1",

@@ -209,6 +209,15 @@ impl Budgets {
         Budgets { origin, by_name: Mutex::default(), current: ArcSwap::from_pointee((0, Vec::new())) }
     }
 
+    /// Counts a request of a service of `snapshot`.
+    pub fn request(&self, snapshot: &Snapshot, service: ServiceId, now: Instant) {
+        let current = self.current.load();
+        match current.1.get(service.index()) {
+            Some(budget) if current.0 == snapshot.generation => budget.request(now),
+            _ => self.resolve(snapshot, service).request(now),
+        }
+    }
+
     /// The budget of a service of `snapshot`.
     pub fn of(&self, snapshot: &Snapshot, service: ServiceId) -> Arc<Budget> {
         let current = self.current.load();

@@ -16,6 +16,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_queue::ArrayQueue;
+
 use crate::config;
 use crate::geo::Place;
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
@@ -78,10 +80,8 @@ pub struct AccessRecord {
     pub request_id: u128,
     /// Method.
     pub method: http::Method,
-    /// Host as sent, cut to 255 bytes.
-    pub host: String,
-    /// Request target as sent, cut to 2,048 bytes.
-    pub target: String,
+    /// What the client wrote.
+    pub text: Text,
     /// `HTTP/1.1` and so on.
     pub protocol: &'static str,
     /// Who moved the bytes.
@@ -112,11 +112,75 @@ pub struct AccessRecord {
     pub connect_us: u64,
 }
 
+/// Host and request target as a client wrote them.
+#[derive(Debug, Default)]
+pub struct Text {
+    /// The target, then the host.
+    both: String,
+    target: usize,
+}
+
+impl Text {
+    /// Of a request to that host (empty: not known yet).
+    pub fn new(host: &str, target: &str) -> Text {
+        let mut text = Text::default();
+        text.set_target(target);
+        text.push_host(host);
+        text
+    }
+
+    /// The host; at most 255 bytes.
+    pub fn host(&self) -> &str {
+        &self.both[self.target..]
+    }
+
+    /// The target, cut to 2,048 bytes.
+    pub fn target(&self) -> &str {
+        &self.both[..self.target]
+    }
+
+    /// Begins anew with that target, and no host.
+    pub fn set_target(&mut self, target: &str) {
+        self.both.clear();
+        self.both.push_str(target);
+        self.target = self.both.len();
+    }
+
+    /// Adds to the host.
+    pub fn push_host(&mut self, host: &str) {
+        self.both.push_str(host);
+    }
+}
+
+/// Texts kept for requests to come, so that in the long run none is allocated.
+const TEXTS: usize = 4096;
+
+/// The longest one that is kept.
+const KEPT_TEXT: usize = 1024;
+
 /// The request path's end of the access log. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AccessLogger {
     /// `None`: the log is off.
     queue: Option<Queue>,
+    texts: Texts,
+}
+
+/// Texts of requests that are over.
+#[derive(Clone, Debug)]
+struct Texts(Arc<ArrayQueue<Text>>);
+
+impl Texts {
+    fn new() -> Texts {
+        Texts(Arc::new(ArrayQueue::new(TEXTS)))
+    }
+
+    fn keep(&self, text: Text) {
+        if text.both.capacity() <= KEPT_TEXT {
+            // When there are enough, it is freed.
+            let _ = self.0.push(text);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -137,9 +201,14 @@ struct Asked {
 type Message = Option<AccessRecord>;
 
 impl AccessLogger {
+    /// Room for what a client wrote; what is in it is to be set anew.
+    pub fn text(&self) -> Text {
+        self.texts.0.pop().unwrap_or_default()
+    }
+
     /// Queues a record; when the queue is full the record is dropped and counted, never waited for.
     pub fn log(&self, record: AccessRecord) {
-        let Some(queue) = &self.queue else { return };
+        let Some(queue) = &self.queue else { return self.texts.keep(record.text) };
         match queue.sender.try_send(Some(record)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => queue.lines.dropped.inc(),
@@ -197,12 +266,15 @@ impl AccessLogger {
     ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let (finished, done) = sync_channel(0);
         let Some(output) = output else {
-            return Ok((AccessLogger { queue: None }, AccessLogGuard { queue: None, done }));
+            let logger = AccessLogger { queue: None, texts: Texts::new() };
+            return Ok((logger, AccessLogGuard { queue: None, done }));
         };
         let (sender, receiver) = sync_channel(room);
         let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines() };
+        let texts = Texts::new();
         let mut writer = Writer {
             output,
+            texts: texts.clone(),
             written: Lines::default(),
             asked: queue.asked.clone(),
             lines: queue.lines.clone(),
@@ -215,7 +287,7 @@ impl AccessLogger {
             writer.run(&receiver);
             drop(finished);
         })?;
-        Ok((AccessLogger { queue: Some(queue.clone()) }, AccessLogGuard { queue: Some(queue), done }))
+        Ok((AccessLogger { queue: Some(queue.clone()), texts }, AccessLogGuard { queue: Some(queue), done }))
     }
 }
 
@@ -253,6 +325,7 @@ impl Write for Output {
 
 struct Writer {
     output: Output,
+    texts: Texts,
     written: Lines,
     asked: Arc<Asked>,
     lines: AccessLines,
@@ -296,6 +369,7 @@ impl Writer {
         let Some(record) = message else { return };
         self.written.append(&mut self.batch, &record);
         self.batched += 1;
+        self.texts.keep(record.text);
         if self.batch.len() >= BATCH {
             self.write();
             // A queue that never runs empty must not keep a moved file open for ever.
@@ -432,8 +506,7 @@ pub(super) mod tests {
             place: None,
             request_id: 0xabc,
             method: http::Method::GET,
-            host: "a\"b\\\u{7}".to_owned(),
-            target: target.to_owned(),
+            text: Text::new("a\"b\\\u{7}", target),
             protocol: "HTTP/1.1",
             mover: Mover::Pingora,
             service: None,

@@ -41,9 +41,9 @@ impl Lines {
         out.extend_from_slice(b",\"method\":");
         text(out, record.method.as_str());
         out.extend_from_slice(b",\"host\":");
-        text(out, &record.host);
+        text(out, record.text.host());
         out.extend_from_slice(b",\"path\":");
-        text(out, &record.target);
+        text(out, record.text.target());
         out.extend_from_slice(b",\"protocol\":");
         text(out, record.protocol);
         out.extend_from_slice(b",\"mover\":");
@@ -178,6 +178,7 @@ mod tests {
     use super::*;
     use std::net::{IpAddr, SocketAddr};
 
+    use crate::telemetry::access::Text;
     use crate::telemetry::access::tests::record;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -222,8 +223,8 @@ mod tests {
             host: String, target: String, at_us in 0..253_402_300_800_000_000_u64, id: u128, addresses: (IpAddr, SocketAddr, SocketAddr),
             numbers: (u64, u64, u16, u8), times in (0..1_u64 << 50, prop::option::of(0..1_u64 << 50), 0..1_u64 << 50),
         ) {
-            let mut record = record(&target);
-            record.host.clone_from(&host);
+            let mut record = record("/");
+            record.text = Text::new(&host, &target);
             (record.at_us, record.request_id) = (at_us, id);
             (record.client, record.peer, record.endpoint) = (Some(addresses.0), Some(addresses.1), Some(addresses.2));
             (record.bytes_in, record.bytes_out, record.status, record.attempts) = numbers;

@@ -10,5 +10,5 @@ pub mod metrics;
 mod process;
 mod standing;
 
-pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover};
+pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
 pub use metrics::{Handles, InFlight, Metrics, Reload};

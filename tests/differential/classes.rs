@@ -46,10 +46,6 @@ fn retain(text: &mut String, keep: impl Fn(&str) -> bool) {
     *text = text.lines().filter(|line| keep(line)).map(|line| format!("{line}\n")).collect();
 }
 
-fn each_line(text: &mut String, change: impl Fn(&str) -> String) {
-    *text = text.lines().map(|line| change(line) + "\n").collect();
-}
-
 fn has(text: &str, wanted: &str) -> bool {
     text.lines().any(|line| line == wanted)
 }

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -32,6 +33,56 @@ fn give_back(storage: Box<[u8]>) {
                 spare.push(storage);
             }
         });
+    }
+}
+
+/// Bytes of heads and of what is written with them.
+///
+/// Taken from the thread's stock and given back when dropped, unless it grew large.
+#[derive(Debug, Default)]
+pub(super) struct Scratch(Vec<u8>);
+
+/// The largest scratch that is kept, and how many.
+const SCRATCH: (usize, usize) = (2 * SIZE, 64);
+
+thread_local! {
+    static SCRATCHES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Scratch {
+    /// An empty one with some room.
+    pub(super) fn take() -> Scratch {
+        Scratch(SCRATCHES.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1024)))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut bytes = std::mem::take(&mut self.0);
+        if (1..=SCRATCH.0).contains(&bytes.capacity()) {
+            bytes.clear();
+            // At the end of a thread nobody takes it.
+            let _ = SCRATCHES.try_with(|kept| {
+                let mut kept = kept.borrow_mut();
+                if kept.len() < SCRATCH.1 {
+                    kept.push(bytes);
+                }
+            });
+        }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
     }
 }
 

@@ -13,7 +13,8 @@ use http::{Method, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Scratch};
+use super::draining::Draining;
 use super::lines::Lines;
 use super::relay::{Asked, Client, End, Relay, Times};
 use super::timer::Timer;
@@ -40,14 +41,15 @@ pub(super) struct Connection<'a, C: Connect, S> {
     core: &'a Core<C>,
     client: Client<S>,
     from: Downstream,
-    draining: &'a watch::Receiver<bool>,
-    drained: Pin<Box<dyn Future<Output = ()> + Send>>,
+    draining: Draining<'a>,
     accepted: Instant,
+    /// When something happened last: the clock is read once for each time that the task is woken.
+    at: Instant,
     requests: u32,
     /// The request under way.
     exchange: Option<Exchange>,
     /// What is left of informational answers: one that has begun ends before another answer begins.
-    owed: Vec<u8>,
+    owed: Scratch,
 }
 
 /// What waiting for a head came to.
@@ -86,18 +88,17 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         input: &[u8],
         requests: u32,
     ) -> Self {
-        let mut watched = draining.clone();
+        let at = now();
         Connection {
             core,
             client: Client { stream, input: Buffer::holding(input), timer: Timer::default(), closed: None },
             from,
-            draining,
-            // Whoever could begin a drain being gone is as good a reason.
-            drained: Box::pin(async move { drop(watched.wait_for(|draining| *draining).await) }),
-            accepted: now(),
+            draining: Draining::new(draining),
+            accepted: at,
+            at,
             requests,
             exchange: None,
-            owed: Vec::new(),
+            owed: Scratch::default(),
         }
     }
 
@@ -134,17 +135,18 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
 
     /// Waits for a whole head. Nothing is held while nothing came.
     async fn wait(&mut self) -> Waited {
-        let published = self.core.shared.reader.load();
-        let limits = &published.edge.limits;
-        let most = limits.header_bytes as usize + SLACK;
-        let begun = now();
+        let (most, uri, header_timeout, idle_timeout) = {
+            let limits = &self.core.shared.reader.load().edge.limits;
+            (limits.header_bytes as usize + SLACK, limits.uri, limits.header_timeout, limits.idle_timeout)
+        };
+        let begun = self.at;
         let first = self.requests == 0;
         let (mut seen, mut empty_lines) = (0, 0);
         // A new connection is expected to say something, one that was kept may be silent for longer.
-        let head_due = if first { self.accepted + limits.header_timeout } else { begun + limits.header_timeout };
+        let head_due = if first { self.accepted + header_timeout } else { begun + header_timeout };
         let silent = self.client.input.is_empty();
-        self.client.timer.set(Some(if first || !silent { head_due } else { begun + limits.idle_timeout }));
-        let Connection { client, drained, .. } = self;
+        self.client.timer.set(Some(if first || !silent { head_due } else { begun + idle_timeout }));
+        let Connection { client, draining, at, .. } = self;
         poll_fn(|cx: &mut Context<'_>| {
             loop {
                 while seen == 0 && client.input.bytes().starts_with(b"\r\n") {
@@ -154,7 +156,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     }
                     client.input.consume(2);
                 }
-                if let Some(waited) = look(client.input.bytes(), &mut seen, most, limits.uri) {
+                if let Some(waited) = look(client.input.bytes(), &mut seen, most, uri) {
                     return Poll::Ready(waited);
                 }
                 let nothing_yet = client.input.is_empty();
@@ -166,8 +168,9 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 }
                 match client.input.poll_fill(&mut client.stream, cx) {
                     Poll::Ready(Ok(1..)) => {
+                        *at = now();
                         if nothing_yet && !first {
-                            client.timer.set(Some(now() + limits.header_timeout));
+                            client.timer.set(Some(*at + header_timeout));
                         }
                         continue;
                     }
@@ -175,7 +178,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     Poll::Ready(_) => return Poll::Ready(Waited::Refused(Outcome::ClientGone)),
                     Poll::Pending => {}
                 }
-                if nothing_yet && drained.as_mut().poll(cx).is_ready() {
+                if nothing_yet && draining.poll(cx).is_ready() {
                     return Poll::Ready(Waited::Closed);
                 }
                 return match client.timer.poll(cx) {
@@ -197,7 +200,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         };
         loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
-            let attempt = match exchange.next_attempt(now()) {
+            let attempt = match exchange.next_attempt(self.at) {
                 Ok(attempt) => attempt,
                 Err(outcome) => return self.refuse_after(asked, &mut upload, outcome).await,
             };
@@ -207,17 +210,18 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let mut upstream = match connected {
                 Ok(upstream) => upstream,
                 Err(failure) => {
-                    if exchange.attempt_failed(failure, upload.replayable(), now()) {
+                    if exchange.attempt_failed(failure, upload.replayable(), self.at) {
                         continue;
                     }
                     let outcome = exchange.outcome();
                     return self.refuse_after(asked, &mut upload, outcome).await;
                 }
             };
-            exchange.connected(now());
+            exchange.connected(self.at);
             let mut relay =
-                Relay::new(&mut self.client, &mut upstream, exchange, &mut upload, asked, self.draining, now());
+                Relay::new(&mut self.client, &mut upstream, exchange, &mut upload, asked, &self.draining, self.at);
             let end = relay.run().await;
+            self.at = relay.now;
             let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
             let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
             let unsent = relay.into_unsent();
@@ -225,7 +229,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let outcome = match end {
                 End::Elsewhere => continue,
                 End::Failed(failure) => {
-                    if exchange.attempt_failed(failure, upload.replayable(), now()) {
+                    if exchange.attempt_failed(failure, upload.replayable(), self.at) {
                         continue;
                     }
                     exchange.outcome()
@@ -240,7 +244,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             };
             exchange.end(outcome);
             if end == End::Complete && clean {
-                self.core.pool.put(upstream, now());
+                self.core.pool.put(upstream, self.at);
             }
             self.finish(status, upload.payload() + tunnel_in, payload_out);
             return match end {
@@ -255,7 +259,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     /// From the head to a planned attempt and the bytes to send.
     fn begin(&mut self, length: usize) -> Result<(Asked, Upload), Other> {
         let shared = &self.core.shared;
-        let most = shared.reader.load().edge.limits.headers;
+        let published = shared.reader.load();
+        let most = published.edge.limits.headers;
         let mut request = match head::request(&self.client.input.bytes()[..length], most) {
             Ok(request) => request,
             Err(outcome) => {
@@ -263,8 +268,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 return Err(Other::Refused(Asked::unknown(), outcome, false));
             }
         };
-        let exchange =
-            Exchange::begin(shared, &self.head(&request.method, request.target, request.version, &request.lines));
+        let head = self.head(&request.method, request.target, request.version, &request.lines);
+        let exchange = Exchange::begin(shared, published, &head);
         let framing = exchange.framing();
         let limits = &exchange.edge().limits;
         let wants = |option: &[u8]| request.lines.members("connection").any(|o| o.eq_ignore_ascii_case(option));
@@ -302,7 +307,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         if !asked.expects {
             request.lines.remove("expect");
         }
-        let mut out = Vec::with_capacity(length + 512);
+        let mut out = Scratch::take();
         write::request(&mut out, &mut request, framing);
         self.exchange = Some(exchange);
         self.client.input.consume(length);
@@ -315,7 +320,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
 
     /// A connection for that attempt: a kept one, or a new one in time.
     async fn connect(&mut self, attempt: &Attempt) -> Result<Upstream<C::Stream>, Failure> {
-        let begun = now();
+        let begun = self.at;
         if !attempt.fresh
             && let Some(upstream) = self.core.pool.take(attempt, begun)
         {
@@ -326,12 +331,13 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let mut connecting = pin!(self.core.connect.connect(attempt.address));
         let timer = &mut self.client.timer;
         timer.set(Some(begun + attempt.connect));
-        let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+        let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
             Poll::Ready(connected) => Poll::Ready(connected.map_err(|_| Failure::NotConnected)),
             Poll::Pending => timer.poll(cx).map(|()| Err(Failure::ConnectTimeout)),
         })
-        .await?;
-        Ok(Upstream::new(stream, attempt, place, now()))
+        .await;
+        self.at = now();
+        Ok(Upstream::new(connected?, attempt, place, self.at))
     }
 
     /// The request ends with an answer of ours, after attempts or while its body was on its way.
@@ -343,12 +349,12 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             // A body that is at hand need not cost the connection; whether it was a good one shows in whether it ended.
             let _ = upload.stage(&mut self.client.input);
         }
-        let keep = asked.keep_alive && upload.ended() && outcome.keeps_connection() && !*self.draining.borrow();
+        let keep = asked.keep_alive && upload.ended() && outcome.keeps_connection() && !self.draining.is_on();
         self.answer(asked, outcome, keep, upload.payload()).await
     }
 
     async fn refuse(&mut self, asked: Asked, outcome: Outcome, keep: bool) -> Next {
-        let keep = keep && !*self.draining.borrow();
+        let keep = keep && !self.draining.is_on();
         self.answer(asked, outcome, keep, 0).await
     }
 
@@ -356,6 +362,9 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     async fn answer(&mut self, asked: Asked, outcome: Outcome, keep: bool, bytes_in: u64) -> Next {
         let status = outcome.status();
         let mut bytes = std::mem::take(&mut self.owed);
+        if bytes.capacity() == 0 {
+            bytes = Scratch::take();
+        }
         if status == 0 {
             self.finish(0, bytes_in, 0);
             return Next::Close;
@@ -363,6 +372,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let body = if asked.to_head { "" } else { outcome.body() };
         write::answer(&mut bytes, outcome, keep, asked, wall());
         let sent = self.send(&bytes, asked.times.idle).await;
+        self.at = now();
         match sent {
             true => self.finish(status, bytes_in, body.len() as u64),
             false => self.finish(0, bytes_in, 0),
@@ -405,7 +415,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
         if let Some(exchange) = self.exchange.take() {
-            exchange.finish(status, bytes_in, bytes_out, now());
+            exchange.finish(status, bytes_in, bytes_out, self.at);
         }
     }
 
@@ -425,7 +435,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             peer: self.from.peer,
             scheme: self.from.scheme,
             mover: Mover::Native,
-            now: now(),
+            now: self.at,
             at_us: unix_us(),
             chance: fastrand::u64(..),
             id: fastrand::u128(..),

@@ -14,6 +14,7 @@ pub mod body;
 mod buffer;
 mod connection;
 mod date;
+mod draining;
 pub mod gate;
 pub mod head;
 mod lines;

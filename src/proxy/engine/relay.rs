@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 
 use super::body::{self, Body, Step};
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Scratch};
+use super::draining::Draining;
 use super::timer::Timer;
 use super::tunnel::Tunnel;
 use super::upload::{Upload, WINDOW, is_spent};
@@ -107,15 +107,18 @@ pub(super) struct Relay<'a, S, U> {
     exchange: &'a mut Exchange,
     upload: &'a mut Upload,
     asked: Asked,
-    draining: &'a watch::Receiver<bool>,
+    draining: &'a Draining<'a>,
     vigil: Option<(Vigil, Instant)>,
     phase: Phase,
+    /// When it was looked at last.
+    pub(super) now: Instant,
+    is_new: bool,
     /// How much of the upstream's input was searched for the end of a head.
     seen: usize,
     interims: u8,
     continued: bool,
     /// Bytes for the client: heads, and bodies that do not pass as they are.
-    out: Vec<u8>,
+    out: Scratch,
     out_sent: usize,
     /// Payload at the front of the upstream's input that passes as it is.
     ready: usize,
@@ -174,7 +177,7 @@ where
         exchange: &'a mut Exchange,
         upload: &'a mut Upload,
         asked: Asked,
-        draining: &'a watch::Receiver<bool>,
+        draining: &'a Draining<'a>,
         now: Instant,
     ) -> Relay<'a, S, U> {
         let vigil = exchange.vigil().map(|vigil| (vigil, now + LOOK));
@@ -188,10 +191,12 @@ where
             draining,
             vigil,
             phase: Phase::Head,
+            now,
+            is_new: true,
             seen: 0,
             interims: 0,
             continued: false,
-            out: Vec::new(),
+            out: Scratch::take(),
             out_sent: 0,
             ready: 0,
             chunk: false,
@@ -224,8 +229,9 @@ where
     }
 
     /// What was to be written to the client and was not.
-    pub(super) fn into_unsent(mut self) -> Vec<u8> {
-        self.out.split_off(self.out_sent)
+    pub(super) fn into_unsent(mut self) -> Scratch {
+        self.out.drain(..self.out_sent);
+        self.out
     }
 
     /// Runs to the end.
@@ -235,14 +241,19 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            if let Err(end) = self.advance(cx, super::now()) {
+            // The clock is read once for each time that the task is woken; the first time, who made this has just read it.
+            if !std::mem::take(&mut self.is_new) {
+                self.now = super::now();
+            }
+            if let Err(end) = self.advance(cx, self.now) {
                 return Poll::Ready(end);
             }
             self.client.timer.set(self.deadlines().iter().map(|(at, _)| *at).min());
             if self.client.timer.poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if let Some(end) = self.expire(super::now()) {
+            self.now = super::now();
+            if let Some(end) = self.expire(self.now) {
                 return Poll::Ready(end);
             }
         }
@@ -526,7 +537,7 @@ where
             self.chunk = has_body && asked.version == Version::HTTP_11;
             self.until_close = has_body && !self.chunk;
             self.keep_client =
-                asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !*self.draining.borrow();
+                asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !self.draining.is_on();
             let nominates = headers::nominates(&head.lines);
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
             // What a body would have been is told too, in our own digits.

@@ -4,7 +4,7 @@
 //! the limit only what waits to be sent is held.
 
 use super::body::{self, Body, Step};
-use super::buffer::{Buffer, SIZE};
+use super::buffer::{Buffer, SIZE, Scratch};
 use crate::proxy::{Framing, Outcome};
 
 /// Bytes that may wait to be written before no more are read.
@@ -16,7 +16,7 @@ const SPENT: usize = 4 * WINDOW;
 /// A request as it is sent upstream: its bytes so far and where they come from.
 pub(super) struct Upload {
     /// The head, and the body as far as it is kept or waits to be sent.
-    staged: Vec<u8>,
+    staged: Scratch,
     /// Bytes of `staged` that were sent in this attempt.
     sent: usize,
     /// All bytes from the first on are in `staged`.
@@ -36,7 +36,7 @@ pub(super) struct Upload {
 
 impl Upload {
     /// A request whose head is `head` as it is to be sent, and whose body is framed like this on both sides.
-    pub(super) fn new(head: Vec<u8>, framing: Framing, max_body: u64, replay: u64) -> Upload {
+    pub(super) fn new(head: Scratch, framing: Framing, max_body: u64, replay: u64) -> Upload {
         Upload {
             head_len: head.len(),
             staged: head,
@@ -143,7 +143,7 @@ impl Upload {
         self.staged.drain(..std::mem::take(&mut self.sent));
         self.head_len = 0;
         if self.staged.is_empty() {
-            self.staged = Vec::new();
+            self.staged = Scratch::default();
         }
     }
 
@@ -178,7 +178,9 @@ mod tests {
         let (mut client, mut far) = tokio::io::duplex(SIZE);
         let length = 1_000 * SIZE as u64;
         for framing in [Framing::Length(length), Framing::Chunked] {
-            let mut upload = Upload::new(b"head".to_vec(), framing, u64::MAX, 0);
+            let mut head = Scratch::take();
+            head.extend_from_slice(b"head");
+            let mut upload = Upload::new(head, framing, u64::MAX, 0);
             let (mut input, mut most) = (Buffer::default(), 0);
             for _ in 0..1_000 {
                 let piece = match framing {

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -137,7 +138,25 @@ impl<U> Idle<U> {
     }
 }
 
-type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>>;
+/// Ids are numbers given out in turn: spread well enough by one multiplication, and nobody chooses them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>, BuildHasherDefault<Spread>>;
 
 /// Connections that nobody uses.
 pub(super) struct Pool<C: Connect> {

@@ -394,7 +394,7 @@ fn begin(shared: &Arc<Shared>, session: &Session) -> Exchange {
         chance: fastrand::u64(..),
         id: fastrand::u128(..),
     };
-    Exchange::begin(shared, &head)
+    Exchange::begin(shared, shared.reader.load(), &head)
 }
 
 /// Limits of the client's connection, anew for every request: pingora forgets some of them, and a reload may have changed them.
