@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Admin};
 use crate::config::{Boot, Engine, Listen};
-use crate::listen::{ConnectionHandler, Drain, HttpService, Listener};
+use crate::listen::{self, ConnectionHandler, Drain, HttpService, Listener};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
@@ -168,7 +168,7 @@ struct Native {
 
 #[async_trait]
 impl ConnectionHandler for Native {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> listen::Ending {
         let digest = stream.get_socket_digest();
         let peer = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet()).copied();
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
@@ -176,13 +176,15 @@ impl ConnectionHandler for Native {
         let mut served = self.engine.serve(stream, from, shutdown).await;
         loop {
             let request = match served {
-                Served::Closed => return None,
-                Served::Reset(stream) => return Some(stream),
+                Served::Closed => return listen::Ending::Closed,
+                Served::Finished(stream) => return listen::Ending::Finished(stream),
+                Served::Reset(stream) => return listen::Ending::Reset(stream),
                 Served::HandOver(request) => request,
             };
             let before = request.requests;
-            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), before, shutdown).await?;
-            let (stream, input) = gate.into_any().downcast::<Gate>().ok()?.into_inner()?;
+            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), before, shutdown).await;
+            let inner = gate.and_then(|gate| gate.into_any().downcast::<Gate>().ok()?.into_inner());
+            let Some((stream, input)) = inner else { return listen::Ending::Closed };
             served = self.engine.resume(stream, from, shutdown, &input, before + 1).await;
         }
     }
@@ -209,11 +211,11 @@ impl Pingora {
 
 #[async_trait]
 impl ConnectionHandler for Pingora {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> listen::Ending {
         if let Err(panic) = caught(self.mover.serve(stream, shutdown)).await {
             self.metrics.panicked(Mover::Pingora, &panic);
         }
-        None
+        listen::Ending::Closed
     }
 
     async fn close_idle(&self) {

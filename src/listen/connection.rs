@@ -76,6 +76,13 @@ impl Drop for Connection {
     }
 }
 
+/// Closes a connection whose client sends nothing more.
+pub(super) fn finish(stream: Stream) {
+    if let Ok(mut connection) = stream.into_any().downcast::<Connection>() {
+        connection.finished = true;
+    }
+}
+
 /// Closes a connection so that the client cannot take what it got for whole. Without a [`Connection`] beneath (in TLS the missing
 /// close alert says it) it is just closed.
 pub(super) fn reset(stream: Stream) {

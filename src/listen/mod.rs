@@ -2,7 +2,9 @@
 //!
 //! Pingora's own listening service leaves connection tasks detached, hides real ports and fixes its deadlines, so this is a pingora
 //! [`Service`] of our own. Sockets are bound when the service is made: a port in use is an error before anything starts, and port 0 can be
-//! asked for. An accepted socket goes through [`establish`], the stage that makes a [`Stream`] of it, to the [`ConnectionHandler`]; this
+//! asked for. Each worker thread has sockets of its own for every address and a runtime of its own: the kernel spreads connections over them
+//! (`SO_REUSEPORT`), and a connection stays with its worker, so that workers share nothing on the way of a request. Refused: one runtime
+//! whose workers steal each other's tasks, which costs every request for the sake of uneven ones. An accepted socket goes through [`establish`], the stage that makes a [`Stream`] of it, to the [`ConnectionHandler`]; this
 //! module knows no mover of bytes, whoever composes the process joins the two. Every connection is counted from accept to close, so
 //! that a drain ends when the last one is gone.
 
@@ -12,6 +14,7 @@ mod drain;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,8 +23,10 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 
 use crate::state::Reader;
+use crate::turn;
 use connection::Connection;
 pub use drain::Drain;
 use drain::Guard;
@@ -37,11 +42,22 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 #[async_trait]
 pub trait ConnectionHandler: Send + Sync + 'static {
     /// Serves one connection to its end. `shutdown` becomes true when the service drains: then the connection is to close after
-    /// the request it is at. A stream that comes back is reset: what the client got of it is not whole, and nothing else says so.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream>;
+    /// the request it is at.
+    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Ending;
 
     /// The service drains: connections that wait for a request are to close.
     async fn close_idle(&self);
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// We closed it, or are about to: what the client still sends is read away for a moment, so that it does not lose what we said.
+    Closed,
+    /// The client said that it would send nothing more, and everything was read.
+    Finished(Stream),
+    /// It is to be reset: what the client got is not whole, and nothing else says so.
+    Reset(Stream),
 }
 
 /// An address and who serves the connections to it.
@@ -54,17 +70,17 @@ pub struct Listener {
 
 /// The listening service.
 pub struct HttpService {
-    listeners: Vec<(StdListener, Arc<dyn ConnectionHandler>)>,
+    /// By worker.
+    workers: Vec<Vec<(StdListener, Arc<dyn ConnectionHandler>)>>,
     addresses: Vec<SocketAddr>,
     handlers: Vec<Arc<dyn ConnectionHandler>>,
     reader: Reader,
-    threads: usize,
     drain: Drain,
     drain_timeout: Duration,
 }
 
 impl HttpService {
-    /// Binds every address. An error names the address. `threads` is the size of the service's runtime; `drain_timeout` bounds how
+    /// Binds every address for that many worker threads. An error names the address. `drain_timeout` bounds how
     /// long the service waits for its connections once it drains.
     pub fn bind(
         listen: Vec<Listener>,
@@ -72,7 +88,7 @@ impl HttpService {
         threads: usize,
         drain_timeout: Duration,
     ) -> io::Result<HttpService> {
-        let mut listeners = Vec::with_capacity(listen.len());
+        let mut workers: Vec<Vec<_>> = (0..threads.max(1)).map(|_| Vec::with_capacity(listen.len())).collect();
         let mut bound = Vec::with_capacity(listen.len());
         let v4_ports: Vec<u16> =
             listen.iter().map(|l| l.address).filter(SocketAddr::is_ipv4).map(|a| a.port()).collect();
@@ -80,17 +96,18 @@ impl HttpService {
         for Listener { address, handler } in listen {
             // Beside an IPv4 wildcard on the same port, an IPv6 one must not claim IPv4 too.
             let beside_v4 = v4_ports.contains(&address.port());
-            let listener = bind(address, beside_v4)
-                .and_then(|listener| Ok((listener.local_addr()?, listener)))
+            let (address, listeners) = bind_all(address, beside_v4, workers.len())
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
-            bound.push(listener.0);
-            listeners.push((listener.1, Arc::clone(&handler)));
+            bound.push(address);
+            for (worker, listener) in workers.iter_mut().zip(listeners) {
+                worker.push((listener, Arc::clone(&handler)));
+            }
             if !handlers.iter().any(|known| Arc::ptr_eq(known, &handler)) {
                 handlers.push(handler);
             }
         }
         let drain = Drain::default();
-        Ok(HttpService { listeners, addresses: bound, handlers, reader, threads: threads.max(1), drain, drain_timeout })
+        Ok(HttpService { workers, addresses: bound, handlers, reader, drain, drain_timeout })
     }
 
     /// The real addresses, in the order of `bind`: with ports where 0 was asked for.
@@ -105,17 +122,31 @@ impl HttpService {
 
     /// Accepts until the drain begins, then waits for the connections, at most the drain timeout.
     async fn run(&mut self) {
-        let mut loops = Vec::new();
-        for (listener, handler) in self.listeners.drain(..) {
-            let accept = AcceptLoop { handler, reader: self.reader.clone(), drain: self.drain.clone() };
-            match TcpListener::from_std(listener) {
-                Ok(listener) => loops.push(tokio::spawn(accept.run(listener))),
-                Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
+        // Workers end when this does.
+        let (_serving, ended) = watch::channel(());
+        let (accepting, mut all_closed) = mpsc::channel::<()>(1);
+        for (number, listeners) in self.workers.drain(..).enumerate() {
+            let loops = listeners.into_iter().map(|(listener, handler)| {
+                let accepting = accepting.clone();
+                (
+                    listener,
+                    AcceptLoop {
+                        handler,
+                        reader: self.reader.clone(),
+                        drain: self.drain.clone(),
+                        _accepting: accepting,
+                    },
+                )
+            });
+            let (loops, ended) = (loops.collect(), ended.clone());
+            let started = thread::Builder::new().name(format!("http-{number}")).spawn(move || work(loops, ended));
+            if let Err(error) = started {
+                tracing::error!(%error, "a worker thread cannot be started");
             }
         }
-        for accepting in loops {
-            let _ = accepting.await;
-        }
+        drop(accepting);
+        // Closed, not received: every loop dropped its end, with its listener.
+        let _ = all_closed.recv().await;
         self.drain.begun().await;
         for handler in &self.handlers {
             handler.close_idle().await;
@@ -144,15 +175,52 @@ impl Service for HttpService {
         "http"
     }
 
+    /// For waiting: the workers have threads of their own.
     fn threads(&self) -> Option<usize> {
-        Some(self.threads)
+        Some(1)
     }
 }
 
-fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
+/// One worker: accepts and serves on a runtime of its own until the service has ended.
+fn work(loops: Vec<(StdListener, AcceptLoop)>, mut ended: watch::Receiver<()>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().on_thread_unpark(turn::next).build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "a worker has no runtime"),
+    };
+    runtime.block_on(async {
+        for (listener, accept) in loops {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => drop(tokio::spawn(accept.run(listener))),
+                Err(error) => tracing::error!(%error, "a listening socket cannot be used"),
+            }
+        }
+        // An error: the sender is gone, which is what is waited for.
+        let _ = ended.changed().await;
+    });
+    // Tasks that wait on something else must not hold the end up.
+    runtime.shutdown_background();
+}
+
+/// A socket for each worker, and the address that they share.
+fn bind_all(address: SocketAddr, v6_only: bool, workers: usize) -> io::Result<(SocketAddr, Vec<StdListener>)> {
+    if workers == 1 {
+        let listener = bind(address, v6_only, false)?;
+        return Ok((listener.local_addr()?, vec![listener]));
+    }
+    // Whoever else shares its ports with everybody would share this one with us: that must be an error, too.
+    let probe = bind(address, v6_only, false)?;
+    let address = SocketAddr::new(address.ip(), probe.local_addr()?.port());
+    drop(probe);
+    let listeners = (0..workers).map(|_| bind(address, v6_only, true)).collect::<io::Result<_>>()?;
+    Ok((address, listeners))
+}
+
+fn bind(address: SocketAddr, v6_only: bool, shared: bool) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of the last process in TIME_WAIT must not keep the next one from starting.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     if address.is_ipv6() && v6_only {
         socket.set_only_v6(true)?;
     }
@@ -176,6 +244,8 @@ struct AcceptLoop {
     handler: Arc<dyn ConnectionHandler>,
     reader: Reader,
     drain: Drain,
+    /// Dropped when it accepts no more.
+    _accepting: mpsc::Sender<()>,
 }
 
 impl AcceptLoop {
@@ -218,11 +288,11 @@ impl AcceptLoop {
         let shutdown = self.drain.watch();
         tokio::spawn(async move {
             match establish(tcp, peer, guard) {
-                Ok(stream) => {
-                    if let Some(stream) = handler.serve(stream, &shutdown).await {
-                        connection::reset(stream);
-                    }
-                }
+                Ok(stream) => match handler.serve(stream, &shutdown).await {
+                    Ending::Closed => {}
+                    Ending::Finished(stream) => connection::finish(stream),
+                    Ending::Reset(stream) => connection::reset(stream),
+                },
                 Err(error) => tracing::debug!(%error, %peer, "a connection broke before it was established"),
             }
         });

@@ -154,6 +154,9 @@ fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
 /// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 /// `None` for everything else: `unknown`, obfuscated `_names`, zones, rubbish.
 fn node(text: &[u8]) -> Option<IpAddr> {
+    if let Some(v4) = dotted(text) {
+        return Some(IpAddr::V4(v4));
+    }
     let text = std::str::from_utf8(text).ok()?;
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
@@ -165,6 +168,29 @@ fn node(text: &[u8]) -> Option<IpAddr> {
     }
     let (address, port) = text.split_once(':')?;
     address.parse::<Ipv4Addr>().ok().filter(|_| is_port(port)).map(IpAddr::V4)
+}
+
+/// A plain IPv4 address, which most are: four numbers without a leading zero.
+fn dotted(text: &[u8]) -> Option<Ipv4Addr> {
+    let (mut octets, mut index, mut digits, mut value) = ([0; 4], 0, 0, 0_u16);
+    for byte in text {
+        match byte {
+            b'0'..=b'9' if digits == 0 || value > 0 => {
+                value = value * 10 + u16::from(byte - b'0');
+                digits += 1;
+                if value > 255 {
+                    return None;
+                }
+            }
+            b'.' if digits > 0 && index < 3 => {
+                octets[index] = value as u8;
+                (index, digits, value) = (index + 1, 0, 0);
+            }
+            _ => return None,
+        }
+    }
+    octets[index] = value as u8;
+    (index == 3 && digits > 0).then(|| octets.into())
 }
 
 /// A decimal port, or an obfuscated one (RFC 7239, 6.2).

@@ -203,13 +203,29 @@ fn is_host(text: &[u8]) -> bool {
     name_is_good && port_is_good
 }
 
+/// Bytes of names apart from escapes.
+const IS_REG_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let (marks, mut at) = (b"-._~!$&'()*+;=", 0);
+    while at < 256 {
+        table[at] = (at as u8).is_ascii_alphanumeric();
+        at += 1;
+    }
+    at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 /// RFC 3986, 3.2.2, but for the comma: no name has one, and a list of hosts is no host.
 fn is_reg_name(mut name: &[u8]) -> bool {
     while let Some((first, rest)) = name.split_first() {
         name = match (first, rest) {
             (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
             (b'%', _) => return false,
-            _ if first.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(first) => rest,
+            _ if IS_REG_NAME[usize::from(*first)] => rest,
             _ => return false,
         };
     }

@@ -15,24 +15,37 @@ use tokio::io::{AsyncRead, ReadBuf};
 /// Bytes of a standard buffer: a usual head with its body, and large enough that copying long bodies is not all system calls.
 pub(super) const SIZE: usize = 16 << 10;
 
-/// Standard buffers that a thread keeps.
+/// Bytes of a buffer for the rest of a body of which so much came at once that a standard one was full.
+const LARGE: usize = 128 << 10;
+
+/// Standard and large buffers that a thread keeps.
 const STOCK: usize = 64;
+const LARGE_STOCK: usize = 4;
 
 thread_local! {
     static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE_SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
 fn take() -> Box<[u8]> {
     SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
 }
 
+fn take_large() -> Box<[u8]> {
+    LARGE_SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; LARGE].into_boxed_slice())
+}
+
 fn give_back(storage: Box<[u8]>) {
-    if storage.len() == SIZE {
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < STOCK {
-                spare.push(storage);
-            }
-        });
+    let length = storage.len();
+    let keep = |spare: &mut Vec<Box<[u8]>>, most| {
+        if spare.len() < most {
+            spare.push(storage);
+        }
+    };
+    match length {
+        SIZE => SPARE.with_borrow_mut(|spare| keep(spare, STOCK)),
+        LARGE => LARGE_SPARE.with_borrow_mut(|spare| keep(spare, LARGE_STOCK)),
+        _ => {}
     }
 }
 
@@ -131,6 +144,13 @@ impl Buffer {
         self.start += count.min(self.len());
         if self.start == self.end {
             self.release();
+        }
+    }
+
+    /// The next bytes, should there be none now, are read into a large buffer.
+    pub(super) fn widen(&mut self) {
+        if self.storage.is_empty() {
+            self.storage = take_large();
         }
     }
 

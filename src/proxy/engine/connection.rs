@@ -74,6 +74,8 @@ enum Other {
 enum Next {
     Request,
     Close,
+    /// As the client wished, who sent nothing after its request.
+    Finish,
     Reset,
     /// The request whose head is at the front of the input, of that length, is the other mover's.
     HandOver(usize, Framing),
@@ -112,6 +114,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             match next {
                 Next::Request => self.requests = self.requests.saturating_add(1),
                 Next::Close => return Served::Closed,
+                Next::Finish => return Served::Finished(self.client.stream),
                 Next::Reset => return Served::Reset(self.client.stream),
                 Next::HandOver(head, framing) => {
                     let (input, requests) = (self.client.input.bytes().to_vec(), self.requests);
@@ -249,6 +252,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             self.finish(status, upload.payload() + tunnel_in, payload_out);
             return match end {
                 End::Complete if keep => Next::Request,
+                End::Complete if asked.closes && upload.ended() && self.client.input.is_empty() => Next::Finish,
                 End::Complete => Next::Close,
                 _ if until_close => Next::Reset,
                 _ => Next::Close,
@@ -284,6 +288,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             // Nominated, it does not reach the upstream, and nobody would answer it.
             expects: expects && is_http_11 && !framing.is_empty() && !wants(b"expect"),
             keep_alive: !last && !wants(b"close") && (is_http_11 || wants(b"keep-alive")),
+            closes: wants(b"close"),
             times: Times {
                 body: limits.body_timeout,
                 idle: service.map_or(limits.body_timeout, |service| service.timeouts.idle),
@@ -327,7 +332,11 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             return Ok(upstream);
         }
         let meter = self.exchange.as_ref().and_then(Exchange::meter).ok_or(Failure::NotConnected)?;
-        let place = Place::take(meter, attempt.max_connections).ok_or(Failure::NoRoom)?;
+        let Some(place) = Place::take(meter, attempt.max_connections) else {
+            // No more are allowed, but another worker may have one that it does not use.
+            let others = if attempt.fresh { None } else { self.core.pool.take_from_others(attempt, begun) };
+            return others.ok_or(Failure::NoRoom);
+        };
         let mut connecting = pin!(self.core.connect.connect(attempt.address));
         let timer = &mut self.client.timer;
         timer.set(Some(begun + attempt.connect));
@@ -486,6 +495,7 @@ impl Asked {
             websocket: false,
             expects: false,
             keep_alive: false,
+            closes: false,
             times: Times { body: patience, idle: patience, tunnel: patience, min_rate: 0 },
         }
     }

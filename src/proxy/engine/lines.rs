@@ -18,6 +18,10 @@ pub(super) struct Lines<'b> {
     storage: Storage,
     /// Tags of the names, one bit each: of those that are there, and maybe of some that were.
     tags: u64,
+    /// Tag bits that more than one line had.
+    shared: u64,
+    /// By tag bit, its first line.
+    first: [u16; 64],
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +42,8 @@ struct Line {
     is_ours: bool,
     /// Lies there as `name: value CRLF`.
     is_plain: bool,
+    /// Removed: it stays in its place, so that the others do.
+    is_gone: bool,
 }
 
 /// What a thread keeps, and how large.
@@ -66,6 +72,11 @@ fn bit(tag: u16) -> u64 {
     1 << (tag % 64)
 }
 
+#[inline(always)]
+fn slot(tag: u16) -> usize {
+    usize::from(tag % 64)
+}
+
 fn range(range: &Range<u32>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
@@ -81,7 +92,8 @@ impl<'b> Lines<'b> {
     /// What was parsed of `bytes`.
     pub(super) fn of(bytes: &'b [u8], parsed: &[httparse::Header<'b>]) -> Lines<'b> {
         let (spare, own, list) = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let mut lines = Lines { bytes, storage: Storage { lines: spare, own, list }, tags: 0 };
+        let storage = Storage { lines: spare, own, list };
+        let mut lines = Lines { bytes, storage, tags: 0, shared: 0, first: [0; 64] };
         lines.storage.lines.reserve(parsed.len() + 10);
         for header in parsed {
             match (place(bytes, header.name.as_bytes()), place(bytes, header.value)) {
@@ -90,14 +102,24 @@ impl<'b> Lines<'b> {
                     let is_plain = value.start == name.end + 2
                         && bytes[range(&(name.end..value.start))] == *b": "
                         && bytes[value.end as usize..].starts_with(b"\r\n");
-                    lines.tags |= bit(tag);
-                    lines.storage.lines.push(Line { name, value, tag, is_ours: false, is_plain });
+                    lines.add(Line { name, value, tag, is_ours: false, is_plain, is_gone: false });
                 }
                 // An empty value need not lie anywhere.
                 _ => lines.push(header.name, header.value),
             }
         }
         lines
+    }
+
+    #[inline]
+    fn add(&mut self, line: Line) {
+        let bit = bit(line.tag);
+        if self.tags & bit == 0 {
+            self.first[slot(line.tag)] = self.storage.lines.len() as u16;
+        }
+        self.shared |= self.tags & bit;
+        self.tags |= bit;
+        self.storage.lines.push(line);
     }
 
     /// Stores a line of ours, whose value `write` appends.
@@ -112,13 +134,12 @@ impl<'b> Lines<'b> {
         let value = name.end + 2..own.len() as u32;
         own.extend_from_slice(b"\r\n");
         let tag = tag(&own[range(&name)]);
-        self.tags |= bit(tag);
-        Line { name, value, tag, is_ours: true, is_plain: true }
+        Line { name, value, tag, is_ours: true, is_plain: true, is_gone: false }
     }
 
     fn push(&mut self, name: &str, value: &[u8]) {
         let line = self.keep(name, |own| own.extend_from_slice(value));
-        self.storage.lines.push(line);
+        self.add(line);
     }
 
     fn text(&self, line: &Line, part: &Range<u32>) -> &[u8] {
@@ -126,18 +147,29 @@ impl<'b> Lines<'b> {
         &bytes[range(part)]
     }
 
+    #[inline]
     fn is(&self, line: &Line, tag: u16, name: &str) -> bool {
-        line.tag == tag && self.text(line, &line.name).eq_ignore_ascii_case(name.as_bytes())
+        line.tag == tag && !line.is_gone && self.text(line, &line.name).eq_ignore_ascii_case(name.as_bytes())
+    }
+
+    /// Where lines of that tag may be.
+    #[inline(always)]
+    fn reach(&self, tag: u16) -> Range<usize> {
+        if self.tags & bit(tag) == 0 {
+            return 0..0;
+        }
+        let first = usize::from(self.first[slot(tag)]);
+        if self.shared & bit(tag) == 0 { first..first + 1 } else { first..self.storage.lines.len() }
     }
 
     /// Removes the lines whose name `gone` knows.
     pub(super) fn remove_where(&mut self, gone: impl Fn(&[u8]) -> bool) {
-        let Storage { lines, own, .. } = &mut self.storage;
-        let bytes = self.bytes;
-        lines.retain(|line| {
-            let text = if line.is_ours { own.as_slice() } else { bytes };
-            !gone(&text[range(&line.name)])
-        });
+        for at in 0..self.storage.lines.len() {
+            let line = &self.storage.lines[at];
+            if gone(self.text(line, &line.name)) {
+                self.storage.lines[at].is_gone = true;
+            }
+        }
     }
 
     /// Appends `name: value CRLF` for every line.
@@ -146,6 +178,9 @@ impl<'b> Lines<'b> {
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
+            if line.is_gone {
+                continue;
+            }
             if !line.is_plain {
                 for part in [self.text(line, &line.name), b": ", self.text(line, &line.value), b"\r\n"] {
                     out.extend_from_slice(part);
@@ -155,6 +190,7 @@ impl<'b> Lines<'b> {
             let mut piece = line.name.start..line.value.end + 2;
             while let Some(next) = lines.get(at)
                 && next.is_plain
+                && !next.is_gone
                 && next.is_ours == line.is_ours
                 && next.name.start == piece.end
             {
@@ -190,12 +226,13 @@ impl Fields for Lines<'_> {
     #[inline(always)]
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         let tag = tag(name.as_bytes());
-        let some = if self.tags & bit(tag) == 0 { &[] } else { self.storage.lines.as_slice() };
+        let some = &self.storage.lines[self.reach(tag)];
         some.iter().filter(move |line| self.is(line, tag, name)).map(|line| self.text(line, &line.value))
     }
 
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.storage.lines.iter().map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
+        let lines = self.storage.lines.iter().filter(|line| !line.is_gone);
+        lines.map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
     #[inline(always)]
@@ -207,7 +244,7 @@ impl Fields for Lines<'_> {
     fn remove(&mut self, name: &str) {
         let tag = tag(name.as_bytes());
         if self.tags & bit(tag) != 0 {
-            self.cut(tag, name);
+            self.cut(self.reach(tag), tag, name);
         }
     }
 
@@ -223,71 +260,63 @@ impl Fields for Lines<'_> {
 
     fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
         let line = self.keep(name, |own| parts.iter().for_each(|part| own.extend_from_slice(part)));
-        self.storage.lines.push(line);
+        self.add(line);
     }
 
     #[inline(always)]
     fn append_member(&mut self, name: &'static str, member: &[u8]) {
-        if self.has(name) {
-            self.lengthen(name, member);
-        } else {
+        let tag = tag(name.as_bytes());
+        if self.tags & bit(tag) == 0 {
             self.push(name, member);
+        } else {
+            self.lengthen(tag, name, member);
         }
     }
 }
 
 impl Lines<'_> {
-    /// Removes the lines of that name. Those that are kept out of it have another tag.
-    fn cut(&mut self, tag: u16, name: &str) {
-        let Storage { lines, own, .. } = &mut self.storage;
-        let bytes = self.bytes;
-        lines.retain(|line| {
-            let text = if line.is_ours { own.as_slice() } else { bytes };
-            line.tag != tag || !text[range(&line.name)].eq_ignore_ascii_case(name.as_bytes())
-        });
+    /// Removes the lines of that name within `reach`.
+    fn cut(&mut self, reach: Range<usize>, tag: u16, name: &str) {
+        for at in reach {
+            if self.is(&self.storage.lines[at], tag, name) {
+                self.storage.lines[at].is_gone = true;
+            }
+        }
+    }
+
+    fn find(&self, tag: u16, name: &str) -> Option<usize> {
+        self.reach(tag).find(|at| self.is(&self.storage.lines[*at], tag, name))
     }
 
     fn replace(&mut self, tag: u16, name: &str, value: &[u8]) {
-        let Some(first) = self.storage.lines.iter().position(|line| self.is(line, tag, name)) else {
-            return self.push(name, value);
-        };
-        let after = self.storage.lines.iter().skip(first + 1).any(|line| self.is(line, tag, name));
         let line = self.keep(name, |own| own.extend_from_slice(value));
-        self.put(first, after, tag, name, line);
+        self.put(tag, name, line);
     }
 
     /// The list of all lines of that name with one more member, in the place of the first.
-    fn lengthen(&mut self, name: &str, member: &[u8]) {
-        let tag = tag(name.as_bytes());
-        let Some(first) = self.storage.lines.iter().position(|line| self.is(line, tag, name)) else { return };
+    fn lengthen(&mut self, tag: u16, name: &str, member: &[u8]) {
         let mut list = std::mem::take(&mut self.storage.list);
         list.clear();
-        let mut count = 0;
-        for line in &self.storage.lines {
-            if self.is(line, tag, name) {
-                count += 1;
-                if !line.value.is_empty() {
-                    list.extend_from_slice(self.text(line, &line.value));
-                    list.extend_from_slice(b", ");
-                }
-            }
+        for value in self.values(name).filter(|value| !value.is_empty()) {
+            list.extend_from_slice(value);
+            list.extend_from_slice(b", ");
         }
         list.extend_from_slice(member);
         let line = self.keep(name, |own| own.extend_from_slice(&list));
         self.storage.list = list;
-        self.put(first, count > 1, tag, name, line);
+        self.put(tag, name, line);
     }
 
     /// Puts a line in place of the first of its name, and of those after it.
-    fn put(&mut self, first: usize, after: bool, tag: u16, name: &str, line: Line) {
-        if after {
-            // Once it is out of the way, all that is left of that name goes.
-            let kept = self.storage.lines.len();
-            self.storage.lines[first].tag = !tag;
-            self.cut(tag, name);
-            debug_assert!(self.storage.lines.len() < kept);
+    fn put(&mut self, tag: u16, name: &str, line: Line) {
+        match self.find(tag, name) {
+            Some(first) => {
+                let after = first + 1..self.reach(tag).end;
+                self.cut(after, tag, name);
+                self.storage.lines[first] = line;
+            }
+            None => self.add(line),
         }
-        self.storage.lines[first] = line;
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Downstream {
 pub enum Served<S> {
     /// Served to its end.
     Closed,
+    /// The same, after a client that said it would send nothing more, and sent nothing more.
+    Finished(S),
     /// To be reset: its client cannot tell otherwise that an answer is not whole.
     Reset(S),
     /// At a request for a service that does not speak HTTP/1.1 upstream: checked, and to be served by the other mover.

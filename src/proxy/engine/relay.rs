@@ -59,6 +59,8 @@ pub(super) struct Asked {
     pub(super) expects: bool,
     /// The client's connection may serve another request.
     pub(super) keep_alive: bool,
+    /// The client said that this is its last request.
+    pub(super) closes: bool,
     pub(super) times: Times,
 }
 
@@ -122,6 +124,8 @@ pub(super) struct Relay<'a, S, U> {
     out_sent: usize,
     /// Payload at the front of the upstream's input that passes as it is.
     ready: usize,
+    /// The last read filled its buffer.
+    is_rich: bool,
     chunk: bool,
     broken: bool,
     unflushed: bool,
@@ -199,6 +203,7 @@ where
             out: Scratch::take(),
             out_sent: 0,
             ready: 0,
+            is_rich: false,
             chunk: false,
             broken: false,
             unflushed: false,
@@ -264,6 +269,8 @@ where
         loop {
             let moved = match self.phase {
                 Phase::Tunnel(_) if self.out.is_empty() => self.tunnel(cx, now)?,
+                // An answer that is all there is the end: nobody needs to look at the client before it is written.
+                _ if self.upload.is_sent() => self.download(cx, now)? | self.upload(cx, now)?,
                 _ => self.upload(cx, now)? | self.download(cx, now)?,
             };
             if !moved {
@@ -377,10 +384,15 @@ where
             // A head that does not fit: bodies are taken as they come.
             self.upstream.input.grow();
         }
+        if self.is_rich {
+            self.upstream.input.widen();
+        }
         let begun = !self.upstream.input.is_empty() || self.interims > 0;
         match self.upstream.input.poll_fill(&mut self.upstream.stream, cx) {
             Poll::Ready(Ok(1..)) => {
                 self.down_moved = now;
+                // More came than there was room for: a long body, of which large pieces cost less.
+                self.is_rich = !self.upstream.input.has_room();
                 Ok(true)
             }
             Poll::Ready(ended) => {

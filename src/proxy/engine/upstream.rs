@@ -1,8 +1,9 @@
 //! Connections to endpoints: made, kept while nobody uses them, and used again only while that is safe.
 //!
-//! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that found its own shard empty. A connection is
+//! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that may make no more connections. A connection is
 //! kept under its endpoint's id, and with the epoch of its pool: when a region goes down its epoch rises, and no connection from before is used
-//! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. A sweep a second closes
+//! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. What came before the worker's last look at its sockets
+//! the runtime knows; only for connections that were put away after it the kernel is asked. A sweep a second closes
 //! what is too old and what the upstream closed; what is of another epoch goes as soon as that is published.
 //!
 //! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
@@ -27,6 +28,7 @@ use super::buffer::Buffer;
 use crate::proxy::Attempt;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, Snapshot};
+use crate::turn;
 
 /// Makes connections to endpoints.
 pub trait Connect: Send + Sync + 'static {
@@ -36,8 +38,9 @@ pub trait Connect: Send + Sync + 'static {
     /// Connects. Who calls bounds how long it may take.
     fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
-    /// Whether nothing came on a connection that nobody uses: no byte, and no end.
-    fn is_quiet(stream: &mut Self::Stream) -> bool {
+    /// Whether nothing came on a connection that nobody uses: no byte, and no end. `is_known` says that the runtime has looked since nobody
+    /// uses it.
+    fn is_quiet(stream: &mut Self::Stream, _is_known: bool) -> bool {
         let mut byte = [0];
         let mut look = ReadBuf::new(&mut byte);
         // Not a task's own reading: it must not be told to wait because that task did much already.
@@ -65,8 +68,13 @@ impl Connect for Tcp {
         Ok(stream)
     }
 
-    /// Asks the kernel: what the runtime knows is as old as its last look, and a late byte of one answer would be read as the next.
-    fn is_quiet(stream: &mut TcpStream) -> bool {
+    /// Asks the kernel unless the runtime knows: what that knows is as old as its last look, and a late byte of one answer would be read as
+    /// the next.
+    fn is_quiet(stream: &mut TcpStream, is_known: bool) -> bool {
+        if is_known {
+            // No system call, unless there is something.
+            return stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        }
         let looked = SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()]);
         looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -130,11 +138,11 @@ struct Idle<U> {
 
 impl<U> Idle<U> {
     /// Whether it may be used at `now`: young enough, and quiet.
-    fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant) -> bool {
+    fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant, is_known: bool) -> bool {
         let upstream = &mut self.upstream;
         let young = now.saturating_duration_since(self.since) < upstream.idle
             && now.saturating_duration_since(upstream.born) < upstream.max_age;
-        young && C::is_quiet(&mut upstream.stream)
+        young && C::is_quiet(&mut upstream.stream, is_known)
     }
 }
 
@@ -156,7 +164,41 @@ impl Hasher for Spread {
     }
 }
 
-type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>, BuildHasherDefault<Spread>>;
+/// Connections to one endpoint.
+struct Kept<U> {
+    /// Put away before the worker's last look at its sockets.
+    settled: Vec<Idle<U>>,
+    /// Put away since then, in turn `turn`.
+    fresh: Vec<Idle<U>>,
+    turn: u64,
+}
+
+impl<U> Default for Kept<U> {
+    fn default() -> Kept<U> {
+        Kept { settled: Vec::new(), fresh: Vec::new(), turn: 0 }
+    }
+}
+
+impl<U> Kept<U> {
+    /// It is the owner's turn `turn`.
+    fn settle(&mut self, turn: u64) {
+        if self.turn != turn {
+            self.turn = turn;
+            self.settled.append(&mut self.fresh);
+        }
+    }
+
+    fn retain(&mut self, mut good: impl FnMut(&mut Idle<U>) -> bool) {
+        self.settled.retain_mut(&mut good);
+        self.fresh.retain_mut(&mut good);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.settled.is_empty() && self.fresh.is_empty()
+    }
+}
+
+type Shard<U> = HashMap<EndpointId, Kept<U>, BuildHasherDefault<Spread>>;
 
 /// Connections that nobody uses.
 pub(super) struct Pool<C: Connect> {
@@ -173,32 +215,54 @@ impl<C: Connect> Pool<C> {
         self.shards[index % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection for that attempt, the one used last first: it is the least likely to be closing.
+    /// A connection of this worker for that attempt, the one used last first (it is the least likely to be closing), but before that one
+    /// that is known to be quiet.
     pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
+        self.take_from(worker(), attempt, now, Some(turn::now()))
+    }
+
+    /// A connection that another worker keeps.
+    pub(super) fn take_from_others(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
         let own = worker();
-        (0..self.shards.len()).find_map(|offset| {
-            let mut shard = self.shard(own + offset);
-            let kept = shard.get_mut(&attempt.endpoint)?;
-            while let Some(mut idle) = kept.pop() {
+        (1..self.shards.len()).find_map(|offset| self.take_from(own + offset, attempt, now, None))
+    }
+
+    /// `turn`: the worker's, whose shard this is.
+    fn take_from(
+        &self,
+        shard: usize,
+        attempt: &Attempt,
+        now: Instant,
+        turn: Option<u64>,
+    ) -> Option<Upstream<C::Stream>> {
+        let mut shard = self.shard(shard);
+        let kept = shard.get_mut(&attempt.endpoint)?;
+        if let Some(turn) = turn {
+            kept.settle(turn);
+        }
+        for (list, is_known) in [(&mut kept.settled, turn.is_some()), (&mut kept.fresh, false)] {
+            while let Some(mut idle) = list.pop() {
                 if idle.upstream.epoch > attempt.epoch {
-                    // From after an outage that this request has not seen. All others of the shard may be so too.
-                    kept.push(idle);
+                    // From after an outage that this request has not seen. All others may be so too.
+                    list.push(idle);
                     return None;
                 }
-                if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now) {
+                if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now, is_known) {
                     idle.upstream.reused = true;
                     return Some(idle.upstream);
                 }
             }
-            None
-        })
+        }
+        None
     }
 
     /// Keeps a connection whose last exchange ended cleanly.
     pub(super) fn put(&self, upstream: Upstream<C::Stream>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
         let mut shard = self.shard(worker());
-        shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
+        let kept = shard.entry(upstream.endpoint).or_default();
+        kept.settle(turn::now());
+        kept.fresh.push(Idle { upstream, since: now });
     }
 
     /// Closes what must not be used any more: of another epoch than the endpoint's pool has in `snapshot`, and, when it is told the time,
@@ -210,9 +274,9 @@ impl<C: Connect> Pool<C> {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
-                kept.retain_mut(|idle| {
+                kept.retain(|idle| {
                     epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch)
-                        && now.is_none_or(|now| idle.is_good::<C>(now))
+                        && now.is_none_or(|now| idle.is_good::<C>(now, false))
                 });
                 !kept.is_empty()
             });
@@ -222,7 +286,9 @@ impl<C: Connect> Pool<C> {
     /// Connections kept now.
     #[cfg(test)]
     fn len(&self) -> usize {
-        (0..self.shards.len()).map(|index| self.shard(index).values().map(Vec::len).sum::<usize>()).sum()
+        (0..self.shards.len())
+            .map(|index| self.shard(index).values().map(|kept| kept.settled.len() + kept.fresh.len()).sum::<usize>())
+            .sum()
     }
 }
 
@@ -289,6 +355,19 @@ mod tests {
         let _far = kept(&pool, &attempt(1, 1), &meter, now);
         assert!(pool.take(&first, now).is_none(), "a request from before");
         assert!(pool.take(&attempt(1, 1), now).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_known_to_be_quiet_goes_first() {
+        let (pool, meter, now) = (Pool::new(1), Arc::new(Meter::default()), Instant::now());
+        let attempt = attempt(1, 0);
+        let _first = kept(&pool, &attempt, &meter, now);
+        turn::next();
+        let _second = kept(&pool, &attempt, &meter, now + Duration::from_secs(1));
+        let since = |upstream: Option<Upstream<DuplexStream>>| upstream.map(|upstream| upstream.born);
+        assert_eq!(since(pool.take(&attempt, now)), Some(now));
+        assert_eq!(since(pool.take(&attempt, now)), Some(now + Duration::from_secs(1)));
+        assert!(pool.take(&attempt, now).is_none());
     }
 
     #[tokio::test]
