@@ -12,7 +12,7 @@
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
-//! - [`text`]: numbers and addresses as text. [`turn`]: how often a worker has looked at its sockets.
+//! - [`text`]: numbers and addresses as text.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
 
@@ -36,5 +36,4 @@ pub mod state;
 pub mod steering;
 pub mod telemetry;
 pub mod text;
-pub mod turn;
 pub mod watch;

@@ -16,7 +16,6 @@ const TIERS: &[(&str, u8)] = &[
     ("config", 2),
     ("telemetry", 3),
     ("state", 3),
-    ("turn", 3),
     ("proxy", 4),
     ("proxy/engine", 5),
     ("proxy/pingora", 5),

@@ -26,7 +26,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::state::Reader;
-use crate::turn;
 use connection::Connection;
 pub use drain::Drain;
 use drain::Guard;
@@ -183,8 +182,7 @@ impl Service for HttpService {
 
 /// One worker: accepts and serves on a runtime of its own until the service has ended.
 fn work(loops: Vec<(StdListener, AcceptLoop)>, mut ended: watch::Receiver<()>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().on_thread_unpark(turn::next).build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };

@@ -8,9 +8,10 @@ const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Each of `rows` is refused with that status and outcome, in one piece and cut anywhere.
 async fn refused(proxy: &Proxy, heard: &std::sync::Mutex<Vec<u8>>, rows: &[(Vec<u8>, u16, &str)]) {
-    for (bytes, code, _) in rows {
-        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
-        for piece in [usize::MAX, 5] {
+    // All in one piece first: of those cut, what upstreams hear comes when it comes.
+    for piece in [usize::MAX, 5] {
+        for (bytes, code, _) in rows {
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
             let mut client = Peer::connect(proxy.address).await;
             let all = [bytes.as_slice(), SMUGGLED.as_bytes()].concat();
             for part in all.chunks(piece.min(all.len()).max(all.len() / 50)) {
@@ -35,7 +36,7 @@ async fn refused(proxy: &Proxy, heard: &std::sync::Mutex<Vec<u8>>, rows: &[(Vec<
     // Each row was sent twice.
     let lines = proxy.lines(2 * rows.len()).await;
     for (at, line) in lines.iter().enumerate() {
-        let (bytes, code, outcome) = &rows[at / 2];
+        let (bytes, code, outcome) = &rows[at % rows.len()];
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]);
         assert_eq!((&line["outcome"], &line["status"]), (&(*outcome).into(), &(*code).into()), "{shown:?}: {line}");
     }

@@ -5,6 +5,7 @@
 //! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]).
 
 use std::future::poll_fn;
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// How long a client that closed its side is thought to wait for an answer still to begin. It may have left altogether, which nothing shows.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
+
+/// Payload behind a head that is copied to it; more is written beside it.
+const COPIED: usize = 2 << 10;
 
 /// The most informational answers before a final one.
 const INTERIMS: u8 = 32;
@@ -418,7 +422,7 @@ where
         }
     }
 
-    /// Takes the payload that is at hand: into `out`, or as it is when nothing waits before it.
+    /// Takes the payload that is at hand: into `out`, or as it is when nothing but a head waits before it.
     fn take_payload(&mut self) {
         let Phase::Body(body) = &mut self.phase else { return };
         while !self.upstream.input.is_empty() && self.ready == 0 && self.out.len() - self.out_sent < WINDOW {
@@ -428,7 +432,7 @@ where
                     self.payload_out += len as u64;
                     if self.chunk {
                         body::write_chunk(&mut self.out, &self.upstream.input.bytes()[..len]);
-                    } else if !self.out.is_empty() {
+                    } else if !self.out.is_empty() && (len <= COPIED || self.out_sent > 0) {
                         self.out.extend_from_slice(&self.upstream.input.bytes()[..len]);
                     } else {
                         self.ready = len;
@@ -467,20 +471,21 @@ where
         let mut moved = false;
         loop {
             let waits = &self.out[self.out_sent..];
-            let direct = waits.is_empty();
-            let bytes = if direct { &self.upstream.input.bytes()[..self.ready] } else { waits };
-            if bytes.is_empty() {
-                break;
-            }
-            match Pin::new(&mut self.client.stream).poll_write(cx, bytes) {
+            let direct = &self.upstream.input.bytes()[..self.ready];
+            let stream = Pin::new(&mut self.client.stream);
+            let written = match (waits, direct) {
+                ([], []) => break,
+                (waits, []) => stream.poll_write(cx, waits),
+                ([], direct) => stream.poll_write(cx, direct),
+                (waits, direct) => stream.poll_write_vectored(cx, &[IoSlice::new(waits), IoSlice::new(direct)]),
+            };
+            match written {
                 Poll::Ready(Ok(count @ 1..)) => {
-                    if direct {
-                        self.ready -= count;
-                        self.upstream.input.consume(count);
-                    } else {
-                        self.out_sent += count;
-                        is_spent(&mut self.out, &mut self.out_sent);
-                    }
+                    let first = count.min(self.out.len() - self.out_sent);
+                    self.out_sent += first;
+                    is_spent(&mut self.out, &mut self.out_sent);
+                    self.ready -= count - first;
+                    self.upstream.input.consume(count - first);
                     self.down_moved = now;
                     self.down_pace.bytes += count as u64;
                     (moved, self.unflushed) = (true, true);

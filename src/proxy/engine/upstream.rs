@@ -2,8 +2,8 @@
 //!
 //! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that may make no more connections. A connection is
 //! kept under its endpoint's id, and with the epoch of its pool: when a region goes down its epoch rises, and no connection from before is used
-//! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. What came before the worker's last look at its sockets
-//! the runtime knows; only for connections that were put away after it the kernel is asked. A sweep a second closes
+//! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. What came
+//! before the worker's last look at its sockets, or before the last read of the connection, is known without asking the kernel again. A sweep a second closes
 //! what is too old and what the upstream closed; what is of another epoch goes as soon as that is published.
 //!
 //! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -28,7 +27,6 @@ use super::buffer::Buffer;
 use crate::proxy::Attempt;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, Snapshot};
-use crate::turn;
 
 /// Makes connections to endpoints.
 pub trait Connect: Send + Sync + 'static {
@@ -38,9 +36,8 @@ pub trait Connect: Send + Sync + 'static {
     /// Connects. Who calls bounds how long it may take.
     fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
-    /// Whether nothing came on a connection that nobody uses: no byte, and no end. `is_known` says that the runtime has looked since nobody
-    /// uses it.
-    fn is_quiet(stream: &mut Self::Stream, _is_known: bool) -> bool {
+    /// Whether nothing came on a connection that nobody uses: no byte, and no end.
+    fn is_quiet(stream: &mut Self::Stream) -> bool {
         let mut byte = [0];
         let mut look = ReadBuf::new(&mut byte);
         // Not a task's own reading: it must not be told to wait because that task did much already.
@@ -68,15 +65,11 @@ impl Connect for Tcp {
         Ok(stream)
     }
 
-    /// Asks the kernel unless the runtime knows: what that knows is as old as its last look, and a late byte of one answer would be read as
-    /// the next.
-    fn is_quiet(stream: &mut TcpStream, is_known: bool) -> bool {
-        if is_known {
-            // No system call, unless there is something.
-            return stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        }
-        let looked = SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()]);
-        looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    /// By what the runtime knows. It has looked at all sockets of this worker before it ran this task, and the last read of this one found its
+    /// end; so what it does not know came within one round of the worker's tasks. Asking the kernel each time would only make that
+    /// round shorter, for a system call per request: HTTP/1.1 cannot tell such bytes from an answer.
+    fn is_quiet(stream: &mut TcpStream) -> bool {
+        stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -138,11 +131,11 @@ struct Idle<U> {
 
 impl<U> Idle<U> {
     /// Whether it may be used at `now`: young enough, and quiet.
-    fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant, is_known: bool) -> bool {
+    fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant) -> bool {
         let upstream = &mut self.upstream;
         let young = now.saturating_duration_since(self.since) < upstream.idle
             && now.saturating_duration_since(upstream.born) < upstream.max_age;
-        young && C::is_quiet(&mut upstream.stream, is_known)
+        young && C::is_quiet(&mut upstream.stream)
     }
 }
 
@@ -164,41 +157,7 @@ impl Hasher for Spread {
     }
 }
 
-/// Connections to one endpoint.
-struct Kept<U> {
-    /// Put away before the worker's last look at its sockets.
-    settled: Vec<Idle<U>>,
-    /// Put away since then, in turn `turn`.
-    fresh: Vec<Idle<U>>,
-    turn: u64,
-}
-
-impl<U> Default for Kept<U> {
-    fn default() -> Kept<U> {
-        Kept { settled: Vec::new(), fresh: Vec::new(), turn: 0 }
-    }
-}
-
-impl<U> Kept<U> {
-    /// It is the owner's turn `turn`.
-    fn settle(&mut self, turn: u64) {
-        if self.turn != turn {
-            self.turn = turn;
-            self.settled.append(&mut self.fresh);
-        }
-    }
-
-    fn retain(&mut self, mut good: impl FnMut(&mut Idle<U>) -> bool) {
-        self.settled.retain_mut(&mut good);
-        self.fresh.retain_mut(&mut good);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.settled.is_empty() && self.fresh.is_empty()
-    }
-}
-
-type Shard<U> = HashMap<EndpointId, Kept<U>, BuildHasherDefault<Spread>>;
+type Shard<U> = HashMap<EndpointId, Vec<Idle<U>>, BuildHasherDefault<Spread>>;
 
 /// Connections that nobody uses.
 pub(super) struct Pool<C: Connect> {
@@ -215,42 +174,29 @@ impl<C: Connect> Pool<C> {
         self.shards[index % self.shards.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection of this worker for that attempt, the one used last first (it is the least likely to be closing), but before that one
-    /// that is known to be quiet.
+    /// A connection of this worker for that attempt, the one used last first: it is the least likely to be closing.
     pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
-        self.take_from(worker(), attempt, now, Some(turn::now()))
+        self.take_from(worker(), attempt, now)
     }
 
     /// A connection that another worker keeps.
     pub(super) fn take_from_others(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
         let own = worker();
-        (1..self.shards.len()).find_map(|offset| self.take_from(own + offset, attempt, now, None))
+        (1..self.shards.len()).find_map(|offset| self.take_from(own + offset, attempt, now))
     }
 
-    /// `turn`: the worker's, whose shard this is.
-    fn take_from(
-        &self,
-        shard: usize,
-        attempt: &Attempt,
-        now: Instant,
-        turn: Option<u64>,
-    ) -> Option<Upstream<C::Stream>> {
+    fn take_from(&self, shard: usize, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
         let mut shard = self.shard(shard);
         let kept = shard.get_mut(&attempt.endpoint)?;
-        if let Some(turn) = turn {
-            kept.settle(turn);
-        }
-        for (list, is_known) in [(&mut kept.settled, turn.is_some()), (&mut kept.fresh, false)] {
-            while let Some(mut idle) = list.pop() {
-                if idle.upstream.epoch > attempt.epoch {
-                    // From after an outage that this request has not seen. All others may be so too.
-                    list.push(idle);
-                    return None;
-                }
-                if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now, is_known) {
-                    idle.upstream.reused = true;
-                    return Some(idle.upstream);
-                }
+        while let Some(mut idle) = kept.pop() {
+            if idle.upstream.epoch > attempt.epoch {
+                // From after an outage that this request has not seen. All others of the shard may be so too.
+                kept.push(idle);
+                return None;
+            }
+            if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now) {
+                idle.upstream.reused = true;
+                return Some(idle.upstream);
             }
         }
         None
@@ -260,9 +206,7 @@ impl<C: Connect> Pool<C> {
     pub(super) fn put(&self, upstream: Upstream<C::Stream>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
         let mut shard = self.shard(worker());
-        let kept = shard.entry(upstream.endpoint).or_default();
-        kept.settle(turn::now());
-        kept.fresh.push(Idle { upstream, since: now });
+        shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
     }
 
     /// Closes what must not be used any more: of another epoch than the endpoint's pool has in `snapshot`, and, when it is told the time,
@@ -274,9 +218,9 @@ impl<C: Connect> Pool<C> {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
                 let epoch = epochs.get(endpoint);
-                kept.retain(|idle| {
+                kept.retain_mut(|idle| {
                     epoch.is_some_and(|epoch| *epoch == idle.upstream.epoch)
-                        && now.is_none_or(|now| idle.is_good::<C>(now, false))
+                        && now.is_none_or(|now| idle.is_good::<C>(now))
                 });
                 !kept.is_empty()
             });
@@ -286,9 +230,7 @@ impl<C: Connect> Pool<C> {
     /// Connections kept now.
     #[cfg(test)]
     fn len(&self) -> usize {
-        (0..self.shards.len())
-            .map(|index| self.shard(index).values().map(|kept| kept.settled.len() + kept.fresh.len()).sum::<usize>())
-            .sum()
+        (0..self.shards.len()).map(|index| self.shard(index).values().map(Vec::len).sum::<usize>()).sum()
     }
 }
 
@@ -355,19 +297,6 @@ mod tests {
         let _far = kept(&pool, &attempt(1, 1), &meter, now);
         assert!(pool.take(&first, now).is_none(), "a request from before");
         assert!(pool.take(&attempt(1, 1), now).is_some());
-    }
-
-    #[tokio::test]
-    async fn one_that_is_known_to_be_quiet_goes_first() {
-        let (pool, meter, now) = (Pool::new(1), Arc::new(Meter::default()), Instant::now());
-        let attempt = attempt(1, 0);
-        let _first = kept(&pool, &attempt, &meter, now);
-        turn::next();
-        let _second = kept(&pool, &attempt, &meter, now + Duration::from_secs(1));
-        let since = |upstream: Option<Upstream<DuplexStream>>| upstream.map(|upstream| upstream.born);
-        assert_eq!(since(pool.take(&attempt, now)), Some(now));
-        assert_eq!(since(pool.take(&attempt, now)), Some(now + Duration::from_secs(1)));
-        assert!(pool.take(&attempt, now).is_none());
     }
 
     #[tokio::test]

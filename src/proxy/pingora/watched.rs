@@ -194,7 +194,7 @@ impl AsyncRead for Watched {
             return Poll::Ready(Ok(()));
         }
         match Pin::new(&mut this.inner).poll_read(cx, buf) {
-            Poll::Pending => this.poll_alarm(cx),
+            Poll::Pending => this.poll_wait(cx),
             read => read,
         }
     }
@@ -213,6 +213,14 @@ impl Watched {
                 Poll::Pending => {}
                 gone => return gone,
             }
+        }
+        self.poll_wait(cx)
+    }
+
+    /// There is nothing to read. What was gathered of an answer that goes on later is written now.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.inner).poll_flush(cx) {
+            return Poll::Ready(Err(error));
         }
         self.poll_alarm(cx)
     }
