@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares meridian with nginx, HAProxy and Envoy on loopback, all of them routing by the client's address.
 
-    make compare                                                        all of it, about ten minutes; writes docs/compare.md
+    make compare                                                        all of it, ten minutes; writes docs/compare.md
     benches/compare/compare.py --install --peers nginx --rounds 2       some of it
     benches/compare/compare.py --peers '' --meridian new=target/release/meridian --meridian old=/tmp/meridian
 
@@ -38,6 +38,8 @@ SCENARIOS = {
 WARM_UP = 0.5  # seconds before each measurement
 HELD = 1000  # connections for the memory of one
 DESCRIPTORS = 16384
+BUILT = os.path.join(install.ROOT, "target", "release", "meridian")
+QUIET = 0.05  # the share of the proxy's core that others may take before it is worth a warning
 
 
 class Bench:
@@ -137,6 +139,18 @@ def machine():
     return found.group(1) if found else platform.machine()
 
 
+def own_version(binary):
+    """With the commit, if it is what `make build` built."""
+    version = proxies.version("meridian", binary)
+    if binary != BUILT:
+        return version
+    describe = ["git", "-C", install.ROOT, "describe", "--always", "--dirty"]
+    try:
+        return f"{version} ({subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()})"
+    except (OSError, subprocess.CalledProcessError):
+        return version  # a copy without its history
+
+
 def rotated(things, n):
     n %= len(things)
     return things[n:] + things[:n]
@@ -192,20 +206,23 @@ def compare(arguments, peers, builds):
         if arguments.two_threads:
             threads = two_threads(bench, builds, arguments.rounds)
     names = [proxy.name for proxy in running]
-    versions = [proxies.version("meridian", binary) for _, binary in builds] + [proxies.version(peer) for peer in peers]
+    versions = [own_version(binary) for _, binary in builds] + [proxies.version(peer) for peer in peers]
     return {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "kernel": platform.release(), "cores": len(os.sched_getaffinity(0)),
             "load_average": [begun, load_average()], "rounds": arguments.rounds, "seconds": arguments.seconds, "rate": arguments.rate,
             "scenarios": arguments.scenarios, "proxies": names, "versions": dict(zip(names, versions)), "measured": measured,
             "two_threads": threads, "memory": memory, "builtin_kib": builtin}
 
 
+def words(text):
+    return [word for word in text.split(",") if word]
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comma = lambda text: [part for part in text.split(",") if part]  # noqa: E731
     parser.add_argument("--install", action="store_true", help="fetch what is missing")
     parser.add_argument("--meridian", action="append", metavar="NAME=PATH", help="a build of meridian (target/release/meridian); repeatable")
-    parser.add_argument("--peers", type=comma, default=list(proxies.PEERS), help="of nginx,haproxy,envoy; '' for none")
-    parser.add_argument("--scenarios", type=comma, default=list(SCENARIOS), help=f"of {','.join(SCENARIOS)}")
+    parser.add_argument("--peers", type=words, default=list(proxies.PEERS), help="of nginx,haproxy,envoy; '' for none")
+    parser.add_argument("--scenarios", type=words, default=list(SCENARIOS), help=f"of {','.join(SCENARIOS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rate", type=int, default=8000, help="requests per second of the scenario `rate`")
@@ -219,13 +236,14 @@ def parse():
                 parser.error(f"no such thing as {word}; there are {', '.join(known)}")
     if arguments.rounds < 1 or not arguments.scenarios or arguments.seconds <= 0:
         parser.error("nothing to measure")
-    builds = [build.partition("=")[::2] for build in arguments.meridian or ["meridian=" + os.path.join(install.ROOT, "target", "release", "meridian")]]
+    arguments.meridian = arguments.meridian or ["meridian=" + BUILT]
+    builds = [build.partition("=")[::2] for build in arguments.meridian]
     for name, binary in builds:
         if not re.fullmatch(r"[\w.-]+", name) or not os.access(binary, os.X_OK) or os.path.isdir(binary):
             parser.error(f"--meridian {name}={binary}: not NAME=PATH of a program; `make build` makes target/release/meridian")
-    names = [name for name, _ in builds]
+    names = [name.lower() for name, _ in builds] + arguments.peers
     if len(set(names)) != len(names):
-        parser.error("two builds of one name")
+        parser.error("two of one name")
     return arguments, [(name, os.path.abspath(binary)) for name, binary in builds]
 
 
@@ -250,14 +268,23 @@ def main():
         return 130
     page = report.page(run)
     print(page)
-    for path, text in ((arguments.json, json.dumps(run, indent=1)), (arguments.markdown, page)):
-        if path:
-            with open(path, "w", encoding="utf-8") as out:
-                out.write(text.rstrip("\n") + "\n")
     failed = [m for m in run["measured"] + run["two_threads"] if m["errors"]]
     for m in failed:
-        say(f"error: {m['proxy']}, {m['scenario']}, round {m['round'] + 1}: {m['errors']} requests without a right answer; {m['first_error'] or 'in the warm-up'}")
+        first = m["first_error"] or "in the warm-up"
+        say(f"error: {m['proxy']}, {m['scenario']}, round {m['round'] + 1}: {m['errors']} requests without a right answer; the first: {first}")
+    foreign = max(m["foreign"] for m in run["measured"])
+    if foreign > QUIET:
+        say(f"warning: others took up to {foreign:.0%} of the proxy's core; repeat it on a quiet machine")
+    if arguments.json:
+        write(arguments.json, json.dumps(run, indent=1))
+    if arguments.markdown and not failed:
+        write(arguments.markdown, page)
     return 1 if failed else 0
+
+
+def write(path, text):
+    with open(path, "w", encoding="utf-8") as out:
+        out.write(text.rstrip("\n") + "\n")
 
 
 if __name__ == "__main__":

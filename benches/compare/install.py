@@ -41,7 +41,7 @@ def envoy():
 
 
 def run(command, **options):
-    print("+", " ".join(os.path.relpath(part) if os.path.isabs(part) else part for part in command), file=sys.stderr, flush=True)
+    print("+", os.path.basename(command[0]), *command[1:], file=sys.stderr, flush=True)
     if subprocess.run(command, **options).returncode:
         raise Failure(f"{command[0]} failed; see above")
 

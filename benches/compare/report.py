@@ -52,8 +52,8 @@ def page(run):
     titles = {name: f"{name} {version}".strip() for name, version in run["versions"].items()}
     threads = run["two_threads"]
     out = ["# Side by side", ""]
-    out += [f"{', '.join(titles.values())}; {run['date']}, {run['rounds']} rounds of {run['seconds']:g} s for each scenario and proxy.",
-            f"Written by `make compare`; the method and the configurations are in [benches/compare](../benches/compare/README.md).", ""]
+    out += [f"{', '.join(titles.values())}; {run['date']}. Rounds: {run['rounds']}, with {run['seconds']:g} s for each scenario and proxy.",
+            "Written by `make compare`; the method and the configurations are in [benches/compare](../benches/compare/README.md).", ""]
     if others:
         out += ["## CPU per request", ""]
         out += [f"CPU time of {base} for a request divided by that of the other, in the same round: median [least-most] of the rounds.",
