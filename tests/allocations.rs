@@ -1,4 +1,4 @@
-//! A decision does not allocate: a counting allocator watches every kind of walk, retries included.
+//! What does not allocate: a decision (a counting allocator watches every kind of walk, retries included), and in the long run a request.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -53,6 +53,33 @@ fn no_walk_allocates() {
             }
         }
     }
+}
+
+#[test]
+fn no_request_allocates_in_the_long_run() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let lane = common::lane::Lane::new();
+        let answer = lane.ask(1_000).await / 1_000;
+        // What a connection costs stays; a thousand requests more cost nothing more.
+        let mut counts = [0; 2];
+        for (requests, count) in [100, 1_100].into_iter().zip(&mut counts) {
+            let before = lane.ask(1).await;
+            assert_eq!(before, answer);
+            let (mut got, mut ask) = (0, std::pin::pin!(lane.ask(requests)));
+            // The whole of it is one poll: nothing in it waits.
+            let counted = allocation_counter::measure(|| {
+                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                match ask.as_mut().poll(&mut cx) {
+                    std::task::Poll::Ready(bytes) => got = bytes,
+                    std::task::Poll::Pending => {}
+                }
+            });
+            assert_eq!(got, requests * answer);
+            *count = counted.count_total;
+        }
+        assert_eq!(counts[0], counts[1]);
+    });
 }
 
 /// The check can fail: what allocates is seen.

@@ -7,6 +7,7 @@ pub mod dice;
 pub mod fleet;
 pub mod harness;
 pub mod http;
+pub mod lane;
 pub mod model;
 pub mod pipes;
 pub mod process;

@@ -1,0 +1,143 @@
+//! The shortest way through the engine: one client that asks again as soon as it is answered, and an upstream that answers as soon as it is
+//! asked, both without a system call or an allocation. For what the engine itself costs.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use meridian::config::AccessLog;
+use meridian::geo::AtlasBuilder;
+use meridian::proxy::Shared;
+use meridian::proxy::engine::{Connect, Downstream, Mover, Served};
+use meridian::state::{Published, Reader};
+use meridian::steering::{RegionSet, Snapshot, View};
+use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+
+use super::world;
+
+const CONFIG: &str = "[regions.a]\n[regions.b]\n[client_ip]\ntrusted = [\"192.0.2.0/24\"]\n\
+    [services.web.health]\nkind = \"none\"\n\
+    [services.web.pools.a]\nendpoints = [\"192.0.2.1:80\"]\n[services.web.pools.b]\nendpoints = [\"192.0.2.2:80\"]\n";
+
+/// A request as browsers and load balancers send it, and an answer as origins do.
+const REQUEST: &[u8] = b"GET /some/where?a=b HTTP/1.1\r\nHost: www.example\r\nUser-Agent: lane/1\r\nAccept: */*\r\n\
+    Accept-Encoding: gzip, br\r\nConnection: keep-alive\r\nX-Forwarded-For: 198.51.100.7\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+    Content-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
+
+/// The engine with its world.
+pub struct Lane {
+    mover: Mover<Origin>,
+    _guard: AccessLogGuard,
+}
+
+impl Lane {
+    /// Only on a runtime.
+    pub fn new() -> Lane {
+        let config = world::compile(CONFIG);
+        let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
+        let snapshot = Arc::new(Snapshot::assuming(view, RegionSet::default()));
+        let metrics = Metrics::new();
+        let handles = metrics.published(&snapshot, 0);
+        let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
+        let (access, guard) = AccessLogger::start(&AccessLog::Off, &metrics).expect("no log");
+        let shared = Arc::new(Shared::new(reader, access, tokio::time::Instant::now().into_std()));
+        Lane { mover: Mover::over(Origin, shared, metrics, 1), _guard: guard }
+    }
+
+    /// So many requests on one connection, one after the other. Returns the bytes that the client got.
+    pub async fn ask(&self, requests: usize) -> usize {
+        let got = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let client = Client { left: requests, may_ask: true, got: Arc::clone(&got) };
+        let (_keep, draining) = watch::channel(false);
+        let peer = Some(SocketAddr::from(([192, 0, 2, 77], 4711)));
+        let served = self.mover.serve(client, Downstream { peer, scheme: "http" }, &draining).await;
+        assert!(matches!(served, Served::Closed));
+        got.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+struct Client {
+    left: usize,
+    may_ask: bool,
+    got: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.may_ask {
+            // It waits for its answer, which the same poll brings.
+            return Poll::Pending;
+        }
+        if self.left > 0 {
+            self.left -= 1;
+            self.may_ask = false;
+            buf.put_slice(REQUEST);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        assert!(buf.starts_with(b"HTTP/1.1 200 OK\r\n") && buf.ends_with(b"Hello, world!"), "an answer in one write");
+        self.got.fetch_add(buf.len(), std::sync::atomic::Ordering::Relaxed);
+        self.may_ask = true;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct Origin;
+
+impl Connect for Origin {
+    type Stream = Upstream;
+
+    async fn connect(&self, _address: SocketAddr) -> io::Result<Upstream> {
+        Ok(Upstream { asked: false })
+    }
+}
+
+struct Upstream {
+    asked: bool,
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::take(&mut self.asked) {
+            return Poll::Pending;
+        }
+        buf.put_slice(ANSWER);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        assert!(
+            buf.starts_with(b"GET /some/where?a=b HTTP/1.1\r\n") && buf.ends_with(b"\r\n\r\n"),
+            "a request in one write"
+        );
+        self.asked = true;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
