@@ -285,6 +285,8 @@ impl AccessLogger {
         };
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             writer.run(&receiver);
+            // Before it is said: whoever logs after that must find that nobody reads.
+            drop(receiver);
             drop(finished);
         })?;
         Ok((AccessLogger { queue: Some(queue.clone()), texts }, AccessLogGuard { queue: Some(queue), done }))
