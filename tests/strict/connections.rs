@@ -22,6 +22,16 @@ async fn an_upstream_connection_is_used_again_only_after_a_clean_end() {
         ("HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\ngood", "good", false),
         ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\ngood", "good", false),
         ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood!", "good", false),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\n!",
+            "4\r\ngood\r\n0\r\n\r\n",
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ngood\r\n0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+            "4\r\ngood\r\n0\r\n\r\n",
+            false,
+        ),
     ] {
         // Nobody closes here but the proxy.
         let (upstream, script) = answering(answer).await;

@@ -252,12 +252,20 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             self.finish(status, upload.payload() + tunnel_in, payload_out);
             return match end {
                 End::Complete if keep => Next::Request,
-                End::Complete if asked.closes && upload.ended() && self.client.input.is_empty() => Next::Finish,
+                End::Complete if asked.closes && upload.ended() && self.is_quiet().await => Next::Finish,
                 End::Complete => Next::Close,
                 _ if until_close => Next::Reset,
                 _ => Next::Close,
             };
         }
+    }
+
+    /// Whether the client sent nothing after its request, as far as is known now.
+    async fn is_quiet(&mut self) -> bool {
+        let Client { stream, input, .. } = &mut self.client;
+        let read =
+            poll_fn(|cx| Poll::Ready(if input.is_empty() { Some(input.poll_fill(stream, cx)) } else { None })).await;
+        matches!(read, Some(Poll::Pending | Poll::Ready(Ok(0))))
     }
 
     /// From the head to a planned attempt and the bytes to send.

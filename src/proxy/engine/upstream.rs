@@ -65,9 +65,9 @@ impl Connect for Tcp {
         Ok(stream)
     }
 
-    /// By what the runtime knows. It has looked at all sockets of this worker before it ran this task, and the last read of this one found its
-    /// end; so what it does not know came within one round of the worker's tasks. Asking the kernel each time would only make that
-    /// round shorter, for a system call per request: HTTP/1.1 cannot tell such bytes from an answer.
+    /// By what the runtime knows. It looks at all sockets of this worker whenever its tasks have run, and after some dozens of them at the
+    /// latest, and the last read of this one found its end; so what it does not know came a moment ago. Asking the kernel each time would only make that
+    /// moment shorter, for a system call per request: HTTP/1.1 cannot tell such bytes from an answer.
     fn is_quiet(stream: &mut TcpStream) -> bool {
         stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
