@@ -24,7 +24,7 @@ use crate::state::{Published, Reader};
 use crate::steering::fleet::{Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
-use crate::steering::{Query, ServiceId, Take, Walk};
+use crate::steering::{Query, RegionId, ServiceId, Snapshot, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord, Mover};
 
 /// The most bytes of a target that the log keeps.
@@ -148,10 +148,10 @@ pub struct Exchange {
     walk: Option<Walk>,
     started: Instant,
     deadline: Instant,
-    /// The attempt being made, and the moment it began.
-    current: Option<(Attempt, Instant)>,
-    /// The attempt being made has no connection yet.
-    connecting: bool,
+    /// The attempt being made.
+    current: Option<Attempt>,
+    /// When it began, while it has no connection.
+    connecting: Option<Instant>,
     planned: Option<Attempt>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
@@ -185,7 +185,8 @@ impl Drop for InFlight {
 #[derive(Debug)]
 pub struct Vigil {
     shared: Arc<Shared>,
-    generation: u64,
+    /// What the request was decided by.
+    snapshot: Arc<Snapshot>,
     service: ServiceId,
     take: Take,
     endpoint: EndpointId,
@@ -195,33 +196,29 @@ impl Vigil {
     /// Whether the endpoint was found down since, another region is there to go to, and the retry budget, should that count, leaves one
     /// retry. Ids of another configuration are not comparable; then the request waits on.
     pub fn is_lost(&self, now: Instant) -> bool {
-        self.is_down() && (self.region_is_down() || self.has_budget(now))
-    }
-
-    fn is_down(&self) -> bool {
-        let now = self.shared.reader.load();
-        let snapshot = &now.snapshot;
-        if snapshot.generation != self.generation {
+        let published = self.shared.reader.load();
+        let snapshot = &published.snapshot;
+        if snapshot.generation != self.snapshot.generation {
             return false;
         }
         let view = snapshot.service(self.service);
         let mut elsewhere = view.up.without(view.drained).without(view.maint);
         elsewhere.remove(self.take.region);
         let is_down = |endpoint: &EndpointView| endpoint.id == self.endpoint && endpoint.state == EndpointState::Down;
-        !elsewhere.is_empty() && snapshot.pool(self.take.pool).endpoints.iter().any(is_down)
+        !elsewhere.is_empty()
+            && snapshot.pool(self.take.pool).endpoints.iter().any(is_down)
+            && (has_fallen(&self.snapshot, snapshot, self.service, self.take.region) || {
+                let percent = snapshot.fleet().service(self.service).retry.budget;
+                self.shared.budgets.of(snapshot, self.service).has_room(percent, now)
+            })
     }
+}
 
-    /// Then moving away costs no budget.
-    fn region_is_down(&self) -> bool {
-        let now = self.shared.reader.load();
-        now.snapshot.generation == self.generation && !now.snapshot.service(self.service).up.contains(self.take.region)
-    }
-
-    fn has_budget(&self, now: Instant) -> bool {
-        let snapshot = &self.shared.reader.load().snapshot;
-        let percent = snapshot.fleet().service(self.service).retry.budget;
-        self.shared.budgets.of(snapshot, self.service).has_room(percent, now)
-    }
+/// Whether a region that was up `then` is not `now`: moving away from it costs no budget. Ids of another configuration are not comparable;
+/// then it costs.
+fn has_fallen(then: &Snapshot, now: &Snapshot, service: ServiceId, region: RegionId) -> bool {
+    let is_up = |snapshot: &Snapshot| snapshot.service(service).up.contains(region);
+    now.generation == then.generation && is_up(then) && !is_up(now)
 }
 
 impl Exchange {
@@ -258,7 +255,7 @@ impl Exchange {
             started: head.now,
             deadline: head.now,
             current: None,
-            connecting: false,
+            connecting: None,
             planned: None,
             counted: None,
             in_flight: None,
@@ -362,7 +359,7 @@ impl Exchange {
     /// body is still on its way, silence is no fault of the upstream, and only the request's deadline counts.
     pub fn answer_due(&self, complete: bool, now: Instant) -> Instant {
         match self.current {
-            Some((attempt, _)) if complete => self.deadline.min(now + attempt.first_byte),
+            Some(attempt) if complete => self.deadline.min(now + attempt.first_byte),
             _ => self.deadline,
         }
     }
@@ -391,15 +388,15 @@ impl Exchange {
             self.published.handles.attempt(service, take.region);
         }
         self.outcome = Outcome::Answered;
-        self.current = Some((attempt, now));
-        self.connecting = true;
+        self.current = Some(attempt);
+        self.connecting = Some(now);
         Ok(attempt)
     }
 
     /// What tells that the request had better move on from where it waits, for requests that may: idempotent ones with attempts
     /// left, of services without residency rules (which might leave nothing to move to).
     pub fn vigil(&self) -> Option<Vigil> {
-        let (attempt, _) = self.current?;
+        let attempt = self.current?;
         let id = self.record.service?;
         let service = self.published.snapshot.fleet().service(id);
         if !self.idempotent || self.record.attempts >= service.retry.attempts || !service.residency.is_empty() {
@@ -409,7 +406,7 @@ impl Exchange {
         let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
         (endpoint.state != EndpointState::Down).then(|| Vigil {
             shared: Arc::clone(&self.shared),
-            generation: snapshot.generation,
+            snapshot: Arc::clone(snapshot),
             service: id,
             take: attempt.take,
             endpoint: endpoint.id,
@@ -418,9 +415,7 @@ impl Exchange {
 
     /// The attempt being made has its connection.
     pub fn connected(&mut self, now: Instant) {
-        if let Some((_, began)) = self.current
-            && std::mem::take(&mut self.connecting)
-        {
+        if let Some(began) = self.connecting.take() {
             self.record.connect_us += micros(now - began);
         }
     }
@@ -518,7 +513,7 @@ impl Exchange {
 
     /// Plans another attempt if what happened allows it.
     fn retry(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
-        let Some((last, _)) = self.current else { return false };
+        let Some(last) = self.current else { return false };
         let Some(id) = self.record.service else { return false };
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
@@ -540,7 +535,8 @@ impl Exchange {
                 }
             }
         };
-        if failure.sent() && !self.found_down(id, last.take) {
+        let then = &published.snapshot;
+        if failure.sent() && !has_fallen(then, &self.shared.reader.load().snapshot, id, last.take.region) {
             match self.shared.budgets.of(&published.snapshot, id).take(service.retry.budget, now) {
                 Some(permit) => self.permits.push(permit),
                 None => return false,
@@ -549,15 +545,6 @@ impl Exchange {
         self.walk = walk;
         self.planned = Some(self.plan(service, take, fresh, now));
         true
-    }
-
-    /// Whether the region that failed has been found down since this request began: moving away from it costs no budget.
-    /// Ids of another configuration are not comparable; then it costs.
-    fn found_down(&self, service: ServiceId, take: Take) -> bool {
-        let now = self.shared.reader.load();
-        now.snapshot.generation == self.published.snapshot.generation
-            && !now.snapshot.service(service).up.contains(take.region)
-            && self.published.snapshot.service(service).up.contains(take.region)
     }
 
     fn plan(&self, service: &Service, take: Take, fresh: bool, now: Instant) -> Attempt {

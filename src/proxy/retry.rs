@@ -211,22 +211,20 @@ impl Budgets {
 
     /// Counts a request of a service of `snapshot`.
     pub fn request(&self, snapshot: &Snapshot, service: ServiceId, now: Instant) {
-        let current = self.current.load();
-        match current.1.get(service.index()) {
-            Some(budget) if current.0 == snapshot.generation => budget.request(now),
-            _ => self.resolve(snapshot, service).request(now),
-        }
+        self.with(snapshot, service, |budget| budget.request(now));
     }
 
     /// The budget of a service of `snapshot`.
     pub fn of(&self, snapshot: &Snapshot, service: ServiceId) -> Arc<Budget> {
+        self.with(snapshot, service, Arc::clone)
+    }
+
+    fn with<T>(&self, snapshot: &Snapshot, service: ServiceId, what: impl FnOnce(&Arc<Budget>) -> T) -> T {
         let current = self.current.load();
-        if current.0 == snapshot.generation
-            && let Some(budget) = current.1.get(service.index())
-        {
-            return Arc::clone(budget);
+        match current.1.get(service.index()) {
+            Some(budget) if current.0 == snapshot.generation => what(budget),
+            _ => what(&self.resolve(snapshot, service)),
         }
-        self.resolve(snapshot, service)
     }
 
     /// Once for each generation, and for the few requests that still hold an older one.
