@@ -4,9 +4,11 @@
 //! [`Service`] of our own. Sockets are bound when the service is made: a port in use is an error before anything starts, and port 0 can be
 //! asked for. Each worker thread has sockets of its own for every address and a runtime of its own: the kernel spreads connections over them
 //! (`SO_REUSEPORT`), and a connection stays with its worker, so that workers share nothing on the way of a request. Refused: one runtime
-//! whose workers steal each other's tasks, which costs every request for the sake of uneven ones. An accepted socket goes through [`establish`], the stage that makes a [`Stream`] of it, to the [`ConnectionHandler`]; this
-//! module knows no mover of bytes, whoever composes the process joins the two. Every connection is counted from accept to close, so
-//! that a drain ends when the last one is gone.
+//! whose workers steal each other's tasks, which costs every request for the sake of uneven ones.
+//!
+//! An accepted socket goes through [`establish`], the stage that makes a [`Stream`] of it, to the [`ConnectionHandler`]; this module knows no mover
+//! of bytes, whoever composes the process joins the two. Every connection is counted from accept to close, so that a drain ends when the last
+//! one is gone.
 
 mod connection;
 mod drain;
@@ -125,19 +127,14 @@ impl HttpService {
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
         for (number, listeners) in self.workers.drain(..).enumerate() {
-            let loops = listeners.into_iter().map(|(listener, handler)| {
-                let accepting = accepting.clone();
-                (
-                    listener,
-                    AcceptLoop {
-                        handler,
-                        reader: self.reader.clone(),
-                        drain: self.drain.clone(),
-                        _accepting: accepting,
-                    },
-                )
-            });
-            let (loops, ended) = (loops.collect(), ended.clone());
+            let accept = |handler| AcceptLoop {
+                handler,
+                reader: self.reader.clone(),
+                drain: self.drain.clone(),
+                _accepting: accepting.clone(),
+            };
+            let loops = listeners.into_iter().map(|(listener, handler)| (listener, accept(handler))).collect();
+            let ended = ended.clone();
             let started = thread::Builder::new().name(format!("http-{number}")).spawn(move || work(loops, ended));
             if let Err(error) = started {
                 tracing::error!(%error, "a worker thread cannot be started");
@@ -285,13 +282,10 @@ impl AcceptLoop {
         let handler = Arc::clone(&self.handler);
         let shutdown = self.drain.watch();
         tokio::spawn(async move {
-            match establish(tcp, peer, guard) {
-                Ok(stream) => match handler.serve(stream, &shutdown).await {
-                    Ending::Closed => {}
-                    Ending::Finished(stream) => connection::finish(stream),
-                    Ending::Reset(stream) => connection::reset(stream),
-                },
-                Err(error) => tracing::debug!(%error, %peer, "a connection broke before it was established"),
+            match handler.serve(establish(tcp, peer, guard), &shutdown).await {
+                Ending::Closed => {}
+                Ending::Finished(stream) => connection::finish(stream),
+                Ending::Reset(stream) => connection::reset(stream),
             }
         });
     }
@@ -299,8 +293,8 @@ impl AcceptLoop {
 
 /// From an accepted socket to a stream that HTTP can begin on. Whatever stands before HTTP on a connection happens here, under
 /// one deadline; on plain listeners nothing does, so there is nothing to wait for.
-fn establish(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> io::Result<Stream> {
-    Ok(Box::new(Connection::new(tcp, peer, guard)))
+fn establish(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> Stream {
+    Box::new(Connection::new(tcp, peer, guard))
 }
 
 /// Whether accepting failed because the process or the machine ran out of something.

@@ -34,14 +34,7 @@ pub fn client(peer: IpAddr, edge: &Edge, fields: &impl Fields) -> Client {
     let peer_trusted = trusted(&edge.trusted, peer);
     let address = match edge.forwarding {
         _ if !peer_trusted => peer,
-        Forwarding::XForwardedFor => {
-            let mut lines = fields.values("x-forwarded-for");
-            match (lines.next(), lines.next()) {
-                (None, _) => peer,
-                (Some(line), None) => walk(peer, &edge.trusted, members(line)),
-                _ => walk(peer, &edge.trusted, x_forwarded_for(fields)),
-            }
-        }
+        Forwarding::XForwardedFor => walk(peer, &edge.trusted, x_forwarded_for(fields)),
         Forwarding::Forwarded => walk(peer, &edge.trusted, forwarded(fields)),
     };
     Client { address: Canonical::new(address), peer, peer_trusted }
@@ -64,15 +57,6 @@ fn walk(peer: IpAddr, networks: &[Prefix], hops: impl Iterator<Item = Option<IpA
     last_good
 }
 
-/// The last lines of a field: several are one list.
-fn lines<'a>(fields: &'a impl Fields, name: &str) -> ArrayVec<&'a [u8], MAX_HOPS> {
-    let mut lines = ArrayVec::new();
-    for line in fields.values(name) {
-        push_last(&mut lines, line);
-    }
-    lines
-}
-
 /// Keeps the last [`MAX_HOPS`] of what is pushed.
 fn push_last<'a>(list: &mut ArrayVec<&'a [u8], MAX_HOPS>, item: &'a [u8]) {
     if list.is_full() {
@@ -83,19 +67,15 @@ fn push_last<'a>(list: &mut ArrayVec<&'a [u8], MAX_HOPS>, item: &'a [u8]) {
 
 /// The hops of `X-Forwarded-For`, nearest first.
 fn x_forwarded_for(fields: &impl Fields) -> impl Iterator<Item = Option<IpAddr>> {
-    lines(fields, "x-forwarded-for").into_iter().rev().flat_map(members)
-}
-
-/// The hops of one line, nearest first.
-fn members(line: &[u8]) -> impl Iterator<Item = Option<IpAddr>> {
-    let members = line.rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    members.filter(|member| !member.is_empty()).map(node)
+    let lines = fields.values("x-forwarded-for").rev().take(MAX_HOPS);
+    let members = lines.flat_map(|line| line.rsplit(|byte| *byte == b','));
+    members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()).map(node)
 }
 
 /// The hops of `Forwarded`, nearest first. Quoted strings may hold commas, so lines are read from the left.
 fn forwarded(fields: &impl Fields) -> impl Iterator<Item = Option<IpAddr>> {
     let mut elements: ArrayVec<&[u8], MAX_HOPS> = ArrayVec::new();
-    for line in lines(fields, "forwarded") {
+    for line in fields.values("forwarded") {
         for element in split_unquoted(line, b',') {
             push_last(&mut elements, element);
         }
@@ -154,9 +134,6 @@ fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
 /// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 /// `None` for everything else: `unknown`, obfuscated `_names`, zones, rubbish.
 fn node(text: &[u8]) -> Option<IpAddr> {
-    if let Some(v4) = dotted(text) {
-        return Some(IpAddr::V4(v4));
-    }
     let text = std::str::from_utf8(text).ok()?;
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
@@ -168,29 +145,6 @@ fn node(text: &[u8]) -> Option<IpAddr> {
     }
     let (address, port) = text.split_once(':')?;
     address.parse::<Ipv4Addr>().ok().filter(|_| is_port(port)).map(IpAddr::V4)
-}
-
-/// A plain IPv4 address, which most are: four numbers without a leading zero.
-fn dotted(text: &[u8]) -> Option<Ipv4Addr> {
-    let (mut octets, mut index, mut digits, mut value) = ([0; 4], 0, 0, 0_u16);
-    for byte in text {
-        match byte {
-            b'0'..=b'9' if digits == 0 || value > 0 => {
-                value = value * 10 + u16::from(byte - b'0');
-                digits += 1;
-                if value > 255 {
-                    return None;
-                }
-            }
-            b'.' if digits > 0 && index < 3 => {
-                octets[index] = value as u8;
-                (index, digits, value) = (index + 1, 0, 0);
-            }
-            _ => return None,
-        }
-    }
-    octets[index] = value as u8;
-    (index == 3 && digits > 0).then(|| octets.into())
 }
 
 /// A decimal port, or an obfuscated one (RFC 7239, 6.2).

@@ -6,7 +6,7 @@
 /// A list of header fields. Values keep their order within a name.
 pub trait Fields {
     /// The values of a field, one for each line.
-    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]>;
+    fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &[u8]>;
 
     /// Every line: name and value.
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
@@ -44,7 +44,7 @@ pub trait Fields {
 }
 
 impl Fields for http::HeaderMap {
-    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+    fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.get_all(name).iter().map(http::HeaderValue::as_bytes)
     }
 

@@ -121,8 +121,8 @@ pub fn host<'a>(target: &'a [u8], fields: &'a impl Fields, is_http_10: bool) -> 
 fn is_same_authority(target: &[u8], one: &[u8], other: &[u8]) -> bool {
     let is_https = target.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"https://"));
     let port: &[u8] = if is_https { b":443" } else { b":80" };
-    let bare = |authority: &'_ [u8]| authority.strip_suffix(port).unwrap_or(authority).len();
-    one.eq_ignore_ascii_case(other) || one[..bare(one)].eq_ignore_ascii_case(&other[..bare(other)])
+    let [one, other] = [one, other].map(|authority| authority.strip_suffix(port).unwrap_or(authority));
+    one.eq_ignore_ascii_case(other)
 }
 
 /// How often a TRACE or OPTIONS may still be forwarded (RFC 9110, 7.6.2).
@@ -203,29 +203,17 @@ fn is_host(text: &[u8]) -> bool {
     name_is_good && port_is_good
 }
 
-/// Bytes of names apart from escapes.
-const IS_REG_NAME: [bool; 256] = {
-    let mut table = [false; 256];
-    let (marks, mut at) = (b"-._~!$&'()*+;=", 0);
-    while at < 256 {
-        table[at] = (at as u8).is_ascii_alphanumeric();
-        at += 1;
-    }
-    at = 0;
-    while at < marks.len() {
-        table[marks[at] as usize] = true;
-        at += 1;
-    }
-    table
-};
-
 /// RFC 3986, 3.2.2, but for the comma: no name has one, and a list of hosts is no host.
 fn is_reg_name(mut name: &[u8]) -> bool {
     while let Some((first, rest)) = name.split_first() {
         name = match (first, rest) {
             (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
             (b'%', _) => return false,
-            _ if IS_REG_NAME[usize::from(*first)] => rest,
+            (b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9', rest) => rest,
+            (
+                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=',
+                rest,
+            ) => rest,
             _ => return false,
         };
     }

@@ -1,8 +1,8 @@
 //! The line per request: one JSON object, written off the request path through a bounded queue.
 //!
 //! A request must never wait for a disk, a full pipe or a log collector. So it moves its record into a queue and is done; one
-//! thread makes the lines ([`super::line`]), batches and writes. When the queue is full the record is dropped and counted: a gap in the log is better than a
-//! gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
+//! thread makes the lines ([`super::line`]), batches and writes. When the queue is full the record is dropped and counted: a gap in
+//! the log is better than a gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

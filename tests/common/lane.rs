@@ -8,16 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use meridian::config::AccessLog;
-use meridian::geo::AtlasBuilder;
-use meridian::proxy::Shared;
 use meridian::proxy::engine::{Connect, Downstream, Mover, Served};
-use meridian::state::{Published, Reader};
-use meridian::steering::{RegionSet, Snapshot, View};
-use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-use super::world;
+use super::pipes::World;
 
 const CONFIG: &str = "[regions.a]\n[regions.b]\n[client_ip]\ntrusted = [\"192.0.2.0/24\"]\n\
     [services.web.health]\nkind = \"none\"\n\
@@ -32,21 +27,14 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Sun, 06 Nov 1
 /// The engine with its world.
 pub struct Lane {
     mover: Mover<Origin>,
-    _guard: AccessLogGuard,
+    _world: World,
 }
 
 impl Lane {
     /// Only on a runtime.
     pub fn new() -> Lane {
-        let config = world::compile(CONFIG);
-        let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
-        let snapshot = Arc::new(Snapshot::assuming(view, RegionSet::default()));
-        let metrics = Metrics::new();
-        let handles = metrics.published(&snapshot, 0);
-        let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
-        let (access, guard) = AccessLogger::start(&AccessLog::Off, &metrics).expect("no log");
-        let shared = Arc::new(Shared::new(reader, access, tokio::time::Instant::now().into_std()));
-        Lane { mover: Mover::over(Origin, shared, metrics, 1), _guard: guard }
+        let world = World::of(CONFIG, &AccessLog::Off);
+        Lane { mover: world.mover(Origin), _world: world }
     }
 
     /// So many requests on one connection, one after the other. Returns the bytes that the client got.

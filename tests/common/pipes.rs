@@ -202,7 +202,12 @@ pub struct World {
 
 impl World {
     pub fn new(log: &AccessLog) -> World {
-        let config = world::compile(CONFIG);
+        World::of(CONFIG, log)
+    }
+
+    /// Of that configuration: nothing is probed, and everything is up.
+    pub fn of(config: &str, log: &AccessLog) -> World {
+        let config = world::compile(config);
         let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
         let snapshot = Arc::new(Snapshot::assuming(view, RegionSet::default()));
         let metrics = Metrics::new();
@@ -221,9 +226,14 @@ impl World {
     /// An engine over these upstreams. Only on a runtime.
     pub fn engine(&self, upstreams: &[Upstream], grain: usize) -> Engine {
         let net = Net(Arc::new(Mutex::new(Wires { scripts: upstreams.to_vec().into(), grain, ..Wires::default() })));
+        Engine { mover: self.mover(net.clone()), net }
+    }
+
+    /// The mover of an engine that connects like that. Only on a runtime.
+    pub fn mover<C: Connect>(&self, connect: C) -> Mover<C> {
         let now = tokio::time::Instant::now().into_std();
         let shared = Arc::new(Shared::new(self.reader.clone(), self.access.clone(), now));
-        Engine { mover: Mover::over(net.clone(), shared, self.metrics.clone(), 1), net }
+        Mover::over(connect, shared, self.metrics.clone(), 1)
     }
 }
 

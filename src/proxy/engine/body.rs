@@ -2,13 +2,14 @@
 //!
 //! A chunked body is read by the letter of RFC 9112, 7.1: a size is one to sixteen hexadecimal digits and nothing else, lines end with
 //! CRLF, data ends where its size says, extensions follow the grammar. What is forwarded is written anew from the payload, so no odd form of a
-//! chunk reaches the other side. Extensions are left out: they concern one connection. White space that the grammar calls bad is taken around those of
-//! answers, and refused in requests, where it is a smuggler's. Public for the fuzz targets and property tests.
+//! chunk reaches the other side. Extensions are left out: they concern one connection. White space
+//! that the grammar calls bad is taken around those of answers, and refused in requests, where it is a smuggler's. Public for the fuzz targets and property tests.
 
 use super::head;
 use super::lines::Lines;
 use crate::config::names::is_token_byte;
 use crate::proxy::{Fields, Framing};
+use crate::text;
 
 /// The most bytes of one chunk's extensions.
 const EXTENSION_BYTES: usize = 256;
@@ -289,9 +290,8 @@ fn remove_unfit(lines: &mut Lines<'_>) {
 
 /// Appends one chunk. `payload` is not empty: an empty chunk would end the body.
 pub(super) fn write_chunk(out: &mut Vec<u8>, payload: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = (usize::BITS - payload.len().leading_zeros()).div_ceil(4);
-    out.extend((0..digits).rev().map(|at| DIGITS[payload.len() >> (4 * at) & 15]));
+    out.extend((0..digits).rev().map(|at| text::hexadecimal_digit((payload.len() >> (4 * at)) as u8)));
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(payload);
     out.extend_from_slice(b"\r\n");

@@ -4,7 +4,6 @@
 //! before it returns. So a thousand idle connections cost a thousand structs and a handful of buffers. Storage of the standard
 //! size is kept in a small stock per thread; larger storage, for large heads, is freed.
 
-use std::cell::RefCell;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
@@ -12,39 +11,36 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::stock::Stock;
+
 /// Bytes of a standard buffer: a usual head with its body, and large enough that copying long bodies is not all system calls.
 pub(super) const SIZE: usize = 16 << 10;
 
 /// Bytes of a buffer for the rest of a body of which so much came at once that a standard one was full.
 const LARGE: usize = 128 << 10;
 
-/// Standard and large buffers that a thread keeps.
+/// Standard and large buffers that a thread keeps, and as many scratches as standard ones.
 const STOCK: usize = 64;
 const LARGE_STOCK: usize = 4;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-    static LARGE_SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static SPARE: Stock<Box<[u8]>> = const { Stock::new(STOCK) };
+    static LARGE_SPARE: Stock<Box<[u8]>> = const { Stock::new(LARGE_STOCK) };
+    static SCRATCHES: Stock<Vec<u8>> = const { Stock::new(STOCK) };
 }
 
 fn take() -> Box<[u8]> {
-    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
+    Stock::take(&SPARE).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
 }
 
 fn take_large() -> Box<[u8]> {
-    LARGE_SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; LARGE].into_boxed_slice())
+    Stock::take(&LARGE_SPARE).unwrap_or_else(|| vec![0; LARGE].into_boxed_slice())
 }
 
 fn give_back(storage: Box<[u8]>) {
-    let length = storage.len();
-    let keep = |spare: &mut Vec<Box<[u8]>>, most| {
-        if spare.len() < most {
-            spare.push(storage);
-        }
-    };
-    match length {
-        SIZE => SPARE.with_borrow_mut(|spare| keep(spare, STOCK)),
-        LARGE => LARGE_SPARE.with_borrow_mut(|spare| keep(spare, LARGE_STOCK)),
+    match storage.len() {
+        SIZE => Stock::keep(&SPARE, storage),
+        LARGE => Stock::keep(&LARGE_SPARE, storage),
         _ => {}
     }
 }
@@ -55,32 +51,22 @@ fn give_back(storage: Box<[u8]>) {
 #[derive(Debug, Default)]
 pub(super) struct Scratch(Vec<u8>);
 
-/// The largest scratch that is kept, and how many.
-const SCRATCH: (usize, usize) = (2 * SIZE, 64);
-
-thread_local! {
-    static SCRATCHES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
+/// The largest scratch that is kept.
+const SCRATCH: usize = 2 * SIZE;
 
 impl Scratch {
     /// An empty one with some room.
     pub(super) fn take() -> Scratch {
-        Scratch(SCRATCHES.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1024)))
+        Scratch(Stock::take(&SCRATCHES).unwrap_or_else(|| Vec::with_capacity(1024)))
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.0);
-        if (1..=SCRATCH.0).contains(&bytes.capacity()) {
+        if (1..=SCRATCH).contains(&bytes.capacity()) {
             bytes.clear();
-            // At the end of a thread nobody takes it.
-            let _ = SCRATCHES.try_with(|kept| {
-                let mut kept = kept.borrow_mut();
-                if kept.len() < SCRATCH.1 {
-                    kept.push(bytes);
-                }
-            });
+            Stock::keep(&SCRATCHES, bytes);
         }
     }
 }

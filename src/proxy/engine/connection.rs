@@ -263,9 +263,11 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     /// Whether the client sent nothing after its request, as far as is known now.
     async fn is_quiet(&mut self) -> bool {
         let Client { stream, input, .. } = &mut self.client;
-        let read =
-            poll_fn(|cx| Poll::Ready(if input.is_empty() { Some(input.poll_fill(stream, cx)) } else { None })).await;
-        matches!(read, Some(Poll::Pending | Poll::Ready(Ok(0))))
+        if !input.is_empty() {
+            return false;
+        }
+        let read = poll_fn(|cx| Poll::Ready(input.poll_fill(stream, cx))).await;
+        matches!(read, Poll::Pending | Poll::Ready(Ok(0)))
     }
 
     /// From the head to a planned attempt and the bytes to send.
@@ -379,9 +381,6 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     async fn answer(&mut self, asked: Asked, outcome: Outcome, keep: bool, bytes_in: u64) -> Next {
         let status = outcome.status();
         let mut bytes = std::mem::take(&mut self.owed);
-        if bytes.capacity() == 0 {
-            bytes = Scratch::take();
-        }
         if status == 0 {
             self.finish(0, bytes_in, 0);
             return Next::Close;

@@ -4,33 +4,27 @@
 //! be written), and lines that lie side by side are written as one piece. Names keep their case and lines their order. Most fields
 //! that are asked for are not there: a set of tags says so without a look at a line.
 //!
-//! Storage is kept in a small stock per thread, so that in the long run a head costs no allocation.
+//! Storage goes back to its thread, so that in the long run a head costs no allocation.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
+use super::buffer::Scratch;
+use super::stock::Stock;
 use crate::proxy::Fields;
 
 /// A head's fields.
 #[derive(Debug)]
 pub(super) struct Lines<'b> {
     bytes: &'b [u8],
-    storage: Storage,
+    list: List,
+    /// Lines that we set, as they are written.
+    own: Scratch,
     /// Tags of the names, one bit each: of those that are there, and maybe of some that were.
     tags: u64,
     /// Tag bits that more than one line had.
     shared: u64,
     /// By tag bit, its first line.
     first: [u16; 64],
-}
-
-#[derive(Debug, Default)]
-struct Storage {
-    lines: Vec<Line>,
-    /// Lines that we set, as they are written.
-    own: Vec<u8>,
-    /// Where a list is put together.
-    list: Vec<u8>,
 }
 
 /// One line, by its places in the head or in `own`.
@@ -46,16 +40,25 @@ struct Line {
     is_gone: bool,
 }
 
-/// What a thread keeps, and how large.
-const STOCK: usize = 4;
-const STOCK_LINES: usize = 256;
-const STOCK_BYTES: usize = 8 << 10;
+/// Lines in storage that goes back to its thread.
+#[derive(Debug)]
+struct List(Vec<Line>);
 
-/// What a [`Storage`] has.
-type Kept = (Vec<Line>, Vec<u8>, Vec<u8>);
+/// The longest list that is kept.
+const KEPT_LINES: usize = 256;
 
 thread_local! {
-    static SPARE: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+    static LISTS: Stock<Vec<Line>> = const { Stock::new(4) };
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        let mut lines = std::mem::take(&mut self.0);
+        if (1..=KEPT_LINES).contains(&lines.capacity()) {
+            lines.clear();
+            Stock::keep(&LISTS, lines);
+        }
+    }
 }
 
 /// Tells most names apart: their length and both ends. Computed by the compiler for names that it knows.
@@ -91,10 +94,9 @@ fn place(whole: &[u8], part: &[u8]) -> Option<Range<u32>> {
 impl<'b> Lines<'b> {
     /// What was parsed of `bytes`.
     pub(super) fn of(bytes: &'b [u8], parsed: &[httparse::Header<'b>]) -> Lines<'b> {
-        let (spare, own, list) = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let storage = Storage { lines: spare, own, list };
-        let mut lines = Lines { bytes, storage, tags: 0, shared: 0, first: [0; 64] };
-        lines.storage.lines.reserve(parsed.len() + 10);
+        let list = List(Stock::take(&LISTS).unwrap_or_default());
+        let mut lines = Lines { bytes, list, own: Scratch::take(), tags: 0, shared: 0, first: [0; 64] };
+        lines.list.0.reserve(parsed.len() + 10);
         for header in parsed {
             match (place(bytes, header.name.as_bytes()), place(bytes, header.value)) {
                 (Some(name), Some(value)) => {
@@ -115,17 +117,17 @@ impl<'b> Lines<'b> {
     fn add(&mut self, line: Line) {
         let bit = bit(line.tag);
         if self.tags & bit == 0 {
-            self.first[slot(line.tag)] = self.storage.lines.len() as u16;
+            self.first[slot(line.tag)] = self.list.0.len() as u16;
         }
         self.shared |= self.tags & bit;
         self.tags |= bit;
-        self.storage.lines.push(line);
+        self.list.0.push(line);
     }
 
     /// Stores a line of ours, whose value `write` appends.
     #[inline]
     fn keep(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Line {
-        let own = &mut self.storage.own;
+        let own = &mut self.own;
         let start = own.len() as u32;
         own.extend_from_slice(name.as_bytes());
         own.extend_from_slice(b": ");
@@ -143,7 +145,7 @@ impl<'b> Lines<'b> {
     }
 
     fn text(&self, line: &Line, part: &Range<u32>) -> &[u8] {
-        let bytes = if line.is_ours { &self.storage.own } else { self.bytes };
+        let bytes = if line.is_ours { &self.own } else { self.bytes };
         &bytes[range(part)]
     }
 
@@ -159,22 +161,22 @@ impl<'b> Lines<'b> {
             return 0..0;
         }
         let first = usize::from(self.first[slot(tag)]);
-        if self.shared & bit(tag) == 0 { first..first + 1 } else { first..self.storage.lines.len() }
+        if self.shared & bit(tag) == 0 { first..first + 1 } else { first..self.list.0.len() }
     }
 
     /// Removes the lines whose name `gone` knows.
     pub(super) fn remove_where(&mut self, gone: impl Fn(&[u8]) -> bool) {
-        for at in 0..self.storage.lines.len() {
-            let line = &self.storage.lines[at];
+        for at in 0..self.list.0.len() {
+            let line = &self.list.0[at];
             if gone(self.text(line, &line.name)) {
-                self.storage.lines[at].is_gone = true;
+                self.list.0[at].is_gone = true;
             }
         }
     }
 
     /// Appends `name: value CRLF` for every line.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
-        let lines = &self.storage.lines;
+        let lines = &self.list.0;
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
@@ -202,36 +204,16 @@ impl<'b> Lines<'b> {
     }
 }
 
-impl Drop for Storage {
-    fn drop(&mut self) {
-        let small =
-            self.lines.capacity() <= STOCK_LINES && self.own.capacity().max(self.list.capacity()) <= STOCK_BYTES;
-        // Nothing to give back, or at the end of a thread nobody to take it.
-        if small && self.lines.capacity() > 0 {
-            let (mut lines, mut own) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.own));
-            let list = std::mem::take(&mut self.list);
-            lines.clear();
-            own.clear();
-            let _ = SPARE.try_with(|spare| {
-                let mut spare = spare.borrow_mut();
-                if spare.len() < STOCK {
-                    spare.push((lines, own, list));
-                }
-            });
-        }
-    }
-}
-
 impl Fields for Lines<'_> {
     #[inline(always)]
-    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+    fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
         let tag = tag(name.as_bytes());
-        let some = &self.storage.lines[self.reach(tag)];
+        let some = &self.list.0[self.reach(tag)];
         some.iter().filter(move |line| self.is(line, tag, name)).map(|line| self.text(line, &line.value))
     }
 
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let lines = self.storage.lines.iter().filter(|line| !line.is_gone);
+        let lines = self.list.0.iter().filter(|line| !line.is_gone);
         lines.map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
@@ -278,14 +260,14 @@ impl Lines<'_> {
     /// Removes the lines of that name within `reach`.
     fn cut(&mut self, reach: Range<usize>, tag: u16, name: &str) {
         for at in reach {
-            if self.is(&self.storage.lines[at], tag, name) {
-                self.storage.lines[at].is_gone = true;
+            if self.is(&self.list.0[at], tag, name) {
+                self.list.0[at].is_gone = true;
             }
         }
     }
 
     fn find(&self, tag: u16, name: &str) -> Option<usize> {
-        self.reach(tag).find(|at| self.is(&self.storage.lines[*at], tag, name))
+        self.reach(tag).find(|at| self.is(&self.list.0[*at], tag, name))
     }
 
     fn replace(&mut self, tag: u16, name: &str, value: &[u8]) {
@@ -295,15 +277,13 @@ impl Lines<'_> {
 
     /// The list of all lines of that name with one more member, in the place of the first.
     fn lengthen(&mut self, tag: u16, name: &str, member: &[u8]) {
-        let mut list = std::mem::take(&mut self.storage.list);
-        list.clear();
+        let mut list = Scratch::take();
         for value in self.values(name).filter(|value| !value.is_empty()) {
             list.extend_from_slice(value);
             list.extend_from_slice(b", ");
         }
         list.extend_from_slice(member);
         let line = self.keep(name, |own| own.extend_from_slice(&list));
-        self.storage.list = list;
         self.put(tag, name, line);
     }
 
@@ -313,7 +293,7 @@ impl Lines<'_> {
             Some(first) => {
                 let after = first + 1..self.reach(tag).end;
                 self.cut(after, tag, name);
-                self.storage.lines[first] = line;
+                self.list.0[first] = line;
             }
             None => self.add(line),
         }

@@ -19,6 +19,7 @@ pub mod gate;
 pub mod head;
 mod lines;
 mod relay;
+mod stock;
 mod timer;
 mod tunnel;
 mod upload;

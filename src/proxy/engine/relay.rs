@@ -699,13 +699,12 @@ where
                 Some(End::Broken)
             }
             Due::UpPace => {
-                let least = self.asked.times.min_rate.saturating_mul(PACE_WINDOW.as_secs());
-                if self.up_pace.next(now) < least { self.give_up_upload() } else { None }
+                let slow = self.up_pace.is_slow(self.asked.times.min_rate, PACE_WINDOW, 0, now);
+                if slow { self.give_up_upload() } else { None }
             }
             Due::DownPace => {
                 let rate = self.asked.times.min_rate;
-                let expected = u128::from(rate) * taking_window(rate).as_millis() / 1000;
-                let slow = u128::from(self.down_pace.next(now) + STEPS) < expected;
+                let slow = self.down_pace.is_slow(rate, taking_window(rate), STEPS, now);
                 slow.then_some(End::Over(Outcome::ClientSlow))
             }
             Due::Tunnel => Some(End::Complete),
@@ -722,9 +721,10 @@ impl<S, U> Relay<'_, S, U> {
 }
 
 impl Pace {
-    /// Ends a window: its bytes. Begins the next one.
-    fn next(&mut self, now: Instant) -> u64 {
-        std::mem::replace(self, Pace { since: now, bytes: 0 }).bytes
+    /// At the end of a window: whether it was too slow, so many bytes forgiven. Begins the next one.
+    fn is_slow(&mut self, min_rate: u64, window: Duration, forgiven: u64, now: Instant) -> bool {
+        let bytes = std::mem::replace(self, Pace { since: now, bytes: 0 }).bytes;
+        u128::from(bytes) + u128::from(forgiven) < u128::from(min_rate) * window.as_millis() / 1000
     }
 }
 

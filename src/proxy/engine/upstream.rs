@@ -3,8 +3,8 @@
 //! The pool has a shard for each worker, whose lock nobody else wants but the sweep and a worker that may make no more connections. A connection is
 //! kept under its endpoint's id, and with the epoch of its pool: when a region goes down its epoch rises, and no connection from before is used
 //! again. Before one is used it is looked at: bytes that nobody asked for, or an end, and it is dropped. What came
-//! before the worker's last look at its sockets, or before the last read of the connection, is known without asking the kernel again. A sweep a second closes
-//! what is too old and what the upstream closed; what is of another epoch goes as soon as that is published.
+//! before the worker's last look at its sockets, or before the last read of the connection, is known without asking the kernel again.
+//! A sweep a second closes what is too old and what the upstream closed; what is of another epoch goes as soon as that is published.
 //!
 //! How a connection is made is a trait, so that tests and fuzz targets run the whole engine over pipes.
 

@@ -2,13 +2,13 @@
 
 use std::time::SystemTime;
 
-use arrayvec::ArrayVec;
 use http::{StatusCode, Version};
 
 use super::lines::Lines;
 use super::relay::Asked;
 use super::{date, head};
 use crate::proxy::{Fields, Framing, Outcome, headers};
+use crate::text;
 
 /// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
 pub(super) fn request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
@@ -67,7 +67,7 @@ pub(super) fn remove_framing(lines: &mut Lines<'_>) {
 /// The status line of an upstream's answer, as we say it.
 pub(super) fn status(out: &mut Vec<u8>, head: &head::Response<'_>) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend([head.status / 100, head.status / 10 % 10, head.status % 10].map(|digit| b'0' + digit as u8));
+    text::three_digits(out, head.status.into());
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -75,16 +75,7 @@ pub(super) fn status(out: &mut Vec<u8>, head: &head::Response<'_>) {
 
 /// Appends a Content-Length line.
 pub(super) fn length(out: &mut Vec<u8>, length: u64) {
-    let mut digits: ArrayVec<u8, 20> = ArrayVec::new();
-    let mut left = length;
-    loop {
-        digits.push(b'0' + (left % 10) as u8);
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
     out.extend_from_slice(b"Content-Length: ");
-    out.extend(digits.iter().rev());
+    text::number(out, length);
     out.extend_from_slice(b"\r\n");
 }

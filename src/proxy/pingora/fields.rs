@@ -9,7 +9,7 @@ use crate::proxy::Fields;
 macro_rules! impl_fields {
     ($head:ty) => {
         impl Fields for $head {
-            fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+            fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
                 self.headers.get_all(name).iter().map(|value| value.as_bytes())
             }
 
