@@ -54,8 +54,8 @@ pub(super) struct Connection<'a, C: Connect, S> {
 
 /// What waiting for a head came to.
 enum Waited {
-    /// A head of that length is at the front of the input.
-    Head(usize),
+    /// A whole head is at the front of the input.
+    Head,
     Refused(Outcome),
     /// Nobody is there, or nothing is wanted any more.
     Closed,
@@ -65,8 +65,8 @@ enum Waited {
 enum Other {
     /// Refused, and whether the connection can go on.
     Refused(Asked, Outcome, bool),
-    /// The other mover's.
-    HandOver(Framing),
+    /// The other mover's: how long its head is, and how its body is framed.
+    HandOver(usize, Framing),
 }
 
 /// What becomes of the connection.
@@ -132,7 +132,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 self.exchange = Some(self.garbled(outcome));
                 self.refuse(Asked::unknown(), outcome, false).await
             }
-            Waited::Head(length) => self.request(length).await,
+            Waited::Head => self.request().await,
         }
     }
 
@@ -195,11 +195,11 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     /// Serves the request whose head is at the front of the input.
-    async fn request(&mut self, length: usize) -> Next {
-        let (asked, mut upload) = match self.begin(length) {
+    async fn request(&mut self) -> Next {
+        let (asked, mut upload) = match self.begin() {
             Ok(begun) => begun,
             Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
-            Err(Other::HandOver(framing)) => return Next::HandOver(length, framing),
+            Err(Other::HandOver(length, framing)) => return Next::HandOver(length, framing),
         };
         loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
@@ -271,12 +271,13 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     /// From the head to a planned attempt and the bytes to send.
-    fn begin(&mut self, length: usize) -> Result<(Asked, Upload), Other> {
+    fn begin(&mut self) -> Result<(Asked, Upload), Other> {
         let shared = &self.core.shared;
         let published = shared.reader.load();
         let most = published.edge.limits.headers;
-        let mut request = match head::request(&self.client.input.bytes()[..length], most) {
-            Ok(request) => request,
+        let read = head::read_request(self.client.input.bytes(), most);
+        let (mut request, length) = match read.and_then(|read| read.ok_or(Outcome::BadRequest)) {
+            Ok(read) => read,
             Err(outcome) => {
                 self.exchange = Some(self.garbled(outcome));
                 return Err(Other::Refused(Asked::unknown(), outcome, false));
@@ -314,7 +315,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
         if service.is_some_and(|service| service.upstream.protocol != Protocol::Http1) {
             // Begun anew by whom it is handed to; here it leaves no trace.
-            return Err(Other::HandOver(framing));
+            return Err(Other::HandOver(length, framing));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
         let nominates = headers::nominates(&request.lines);
@@ -463,7 +464,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let bytes = self.client.input.bytes();
         let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let shown = &line[..line.len().min(GARBLED)];
-        let (method, lines) = (Method::from_bytes(b"-").unwrap_or_default(), Lines::of(b"", &[]));
+        let (method, lines) = (Method::from_bytes(b"-").unwrap_or_default(), Lines::of(b""));
         let head = self.head(&method, shown, Version::HTTP_09, &lines);
         Exchange::refused(&self.core.shared, &head, outcome)
     }
@@ -479,9 +480,13 @@ fn look(bytes: &[u8], seen: &mut usize, most: usize, uri: usize) -> Option<Waite
         [byte, ..] if !is_token_byte(*byte) => return bad,
         _ => {}
     }
+    // Usually all of it comes at once, and nothing else: then reading it is finding its end.
+    if *seen == 0 && bytes.len() <= most && bytes.ends_with(b"\r\n\r\n") {
+        return Some(Waited::Head);
+    }
     match head::end(bytes, seen) {
         Err(head::BareLine) => bad,
-        Ok(Some(length)) if length <= most => Some(Waited::Head(length)),
+        Ok(Some(length)) if length <= most => Some(Waited::Head),
         // Not HTTP, or HTTP/0.9: whoever sent that may wait for an answer instead of going on.
         Ok(None) if !head::may_begin(bytes) => bad,
         Ok(None) if bytes.len() < most => None,

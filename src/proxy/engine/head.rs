@@ -1,23 +1,24 @@
 //! From bytes to heads: what is no head in the sense of RFC 9112 is refused, not repaired.
 //!
-//! httparse reads the parts in place. On top of it: every line ends with CRLF (it takes a bare LF), targets are visible ASCII without a fragment
-//! (it takes any byte above the controls), only the versions that we speak, no space after a method but one. Public for the fuzz
-//! targets and property tests.
+//! One pass over the bytes finds the lines, their ends and whatever must not be in them. Every line ends with CRLF, targets are visible
+//! ASCII without a fragment, versions are those that we speak, one space stands where one belongs, and no line is folded. Our own, because
+//! a request costs two heads and little else: tests hold it against httparse, a parser of the field, which it must never be laxer than.
+//! Public for the fuzz targets and property tests.
 
-use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use http::{Method, Version};
-use httparse::{Error, Header, ParserConfig, Status};
 
 use super::lines::Lines;
+use crate::config::names::is_token_byte;
 use crate::proxy::{Fields, Outcome};
-
-/// Heads with no more fields than this are parsed without an allocation for the parser.
-const FIELDS: usize = 256;
 
 /// The most bytes and fields of an upstream's head.
 pub const RESPONSE_BYTES: usize = 64 << 10;
 const RESPONSE_FIELDS: usize = 256;
+
+/// The most fields after a body.
+const TRAILERS: usize = 256;
 
 /// The head of a request.
 #[derive(Debug)]
@@ -89,90 +90,190 @@ pub fn may_begin(bytes: &[u8]) -> bool {
     })
 }
 
-/// Parses a whole request head, as found by [`end`], of at most `most` fields.
+/// What is wrong with the bytes of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It goes on in bytes that are not there.
+    Cut,
+    Bad,
+    /// More fields than may be.
+    Many,
+}
+
+/// Reads a request head of at most `most` fields from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come, or
+/// [`end`] knows what is wrong with it.
+pub fn read_request(bytes: &[u8], most: usize) -> Result<Option<(Request<'_>, usize)>, Outcome> {
+    match request_of(bytes, most) {
+        Ok(read) => Ok(Some(read)),
+        Err(Fault::Cut) => Ok(None),
+        Err(Fault::Bad) => Err(Outcome::BadRequest),
+        Err(Fault::Many) => Err(Outcome::HeadTooLarge),
+    }
+}
+
+/// Reads what is a request head of at most `most` fields, and nothing else.
 pub fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
-    with_headers(most, |headers| {
-        let mut parsed = httparse::Request::new(&mut []);
-        match parsed.parse_with_uninit_headers(bytes, headers) {
-            Ok(Status::Complete(length)) if length == bytes.len() => {}
-            Err(Error::TooManyHeaders) => return Err(Outcome::HeadTooLarge),
-            _ => return Err(Outcome::BadRequest),
-        }
-        let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
-            return Err(Outcome::BadRequest);
-        };
-        let good_target = target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        if !good_target || !is_one_line(bytes, method.len() + target.len()) {
-            return Err(Outcome::BadRequest);
-        }
-        debug_assert!(are_good(parsed.headers));
-        Ok(Request {
-            method: Method::from_bytes(method.as_bytes()).map_err(|_| Outcome::BadRequest)?,
-            target: target.as_bytes(),
-            version: version_of(version),
-            lines: Lines::of(bytes, parsed.headers),
-        })
-    })
+    match read_request(bytes, most)? {
+        Some((request, length)) if length == bytes.len() => Ok(request),
+        _ => Err(Outcome::BadRequest),
+    }
 }
 
-/// Whether the request line is nothing but method, target and version with one space between: `parts` is the length of the first two.
-fn is_one_line(bytes: &[u8], parts: usize) -> bool {
-    memchr::memchr(b'\r', bytes) == Some(parts + 2 + "HTTP/1.1".len())
+fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> {
+    let method = ..run(bytes, 0, is_token_byte)?;
+    if method.end == 0 || bytes[method.end] != b' ' {
+        return Err(Fault::Bad);
+    }
+    let target = method.end + 1..run(bytes, method.end + 1, |byte| byte.is_ascii_graphic() && byte != b'#')?;
+    if target.is_empty() || bytes[target.end] != b' ' {
+        return Err(Fault::Bad);
+    }
+    let (version, rest) = version(bytes, target.end + 1)?;
+    if bytes.get(rest..rest + 2).ok_or(Fault::Cut)? != b"\r\n" {
+        return Err(Fault::Bad);
+    }
+    let method = Method::from_bytes(&bytes[method]).map_err(|_| Fault::Bad)?;
+    let (lines, length) = fields(bytes, rest + 2, most, false)?;
+    Ok((Request { method, target: &bytes[target], version, lines }, length))
 }
 
-/// Parses a whole head of an answer, as found by [`end`].
+/// Reads an answer's head from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come, or [`end`] knows what is
+/// wrong with it.
+pub fn read_response(bytes: &[u8]) -> Result<Option<(Response<'_>, usize)>, NoAnswer> {
+    match response_of(bytes) {
+        Ok(read) => Ok(Some(read)),
+        Err(Fault::Cut) => Ok(None),
+        Err(Fault::Bad | Fault::Many) => Err(NoAnswer),
+    }
+}
+
+/// Reads what is an answer's head and nothing else.
 pub fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
-    with_headers(RESPONSE_FIELDS, |headers| {
-        let mut parsed = httparse::Response::new(&mut []);
-        let mut config = ParserConfig::default();
-        // A proxy has to remove such spaces, which writing the line anew does (RFC 9112, 5.1).
-        config.allow_spaces_after_header_name_in_responses(true);
-        match config.parse_response_with_uninit_headers(&mut parsed, bytes, headers) {
-            Ok(Status::Complete(length)) if length == bytes.len() => {}
-            _ => return Err(NoAnswer),
-        }
-        let (Some(status @ 100..=599), Some(version)) = (parsed.code, parsed.version) else { return Err(NoAnswer) };
-        // The parser takes empty lines before the status line, and leaves a reason out that is not plain text.
-        if !bytes.starts_with(b"HTTP/") {
-            return Err(NoAnswer);
-        }
-        debug_assert!(are_good(parsed.headers));
-        Ok(Response {
-            status,
-            reason: parsed.reason.unwrap_or(""),
-            version: version_of(version),
-            lines: Lines::of(bytes, parsed.headers),
-        })
-    })
+    match read_response(bytes)? {
+        Some((response, length)) if length == bytes.len() => Ok(response),
+        _ => Err(NoAnswer),
+    }
 }
 
-/// Parses the lines after a last chunk, the empty line included.
-pub(super) fn trailers(bytes: &[u8]) -> Option<Lines<'_>> {
-    let mut headers = [httparse::EMPTY_HEADER; FIELDS];
-    match httparse::parse_headers(bytes, &mut headers) {
-        Ok(Status::Complete((length, parsed))) if length == bytes.len() && are_good(parsed) => {
-            Some(Lines::of(bytes, parsed))
+fn response_of(bytes: &[u8]) -> Result<(Response<'_>, usize), Fault> {
+    let (version, at) = version(bytes, 0)?;
+    let status = match bytes.get(at..at + 4).ok_or(Fault::Cut)? {
+        [b' ', code @ ..] if code.iter().all(u8::is_ascii_digit) => {
+            code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'))
         }
+        _ => return Err(Fault::Bad),
+    };
+    if !(100..=599).contains(&status) {
+        return Err(Fault::Bad);
+    }
+    let end = text_end(bytes, at + 4)?;
+    let reason = match &bytes[at + 4..end] {
+        [] => &[],
+        [b' ', reason @ ..] => reason,
+        _ => return Err(Fault::Bad),
+    };
+    // A reason is for people; one that is not plain text is left out.
+    let reason = std::str::from_utf8(reason).ok().filter(|reason| reason.is_ascii()).unwrap_or("");
+    // A proxy has to remove spaces after a name, which writing the line anew does (RFC 9112, 5.1).
+    let (lines, length) = fields(bytes, end + 2, RESPONSE_FIELDS, true)?;
+    Ok((Response { status, reason, version, lines }, length))
+}
+
+/// Reads the lines after a last chunk, the empty line included.
+pub(super) fn trailers(bytes: &[u8]) -> Option<Lines<'_>> {
+    match fields(bytes, 0, TRAILERS, false) {
+        Ok((lines, length)) if length == bytes.len() => Some(lines),
         _ => None,
     }
 }
 
-/// Names are there and values hold no control byte but the tab. That is the parser's own rule: here to notice should it ever change.
-fn are_good(headers: &[Header<'_>]) -> bool {
-    let good = |byte: &u8| !matches!(byte, 0..=8 | 10..=31 | 127);
-    headers.iter().all(|header| !header.name.is_empty() && header.value.iter().all(good))
+/// Where the bytes from `at` on cease to be good; there is a byte that is not.
+#[inline(always)]
+fn run(bytes: &[u8], at: usize, good: impl Fn(u8) -> bool) -> Result<usize, Fault> {
+    let rest = bytes.get(at..).ok_or(Fault::Cut)?;
+    rest.iter().position(|byte| !good(*byte)).map(|length| at + length).ok_or(Fault::Cut)
 }
 
-fn version_of(minor: u8) -> Version {
-    if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 }
+/// `HTTP/1.0` or `HTTP/1.1` at that place, and where it ends.
+#[inline]
+fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
+    match bytes.get(at..at + 8).ok_or(Fault::Cut)? {
+        b"HTTP/1.1" => Ok((Version::HTTP_11, at + 8)),
+        b"HTTP/1.0" => Ok((Version::HTTP_10, at + 8)),
+        _ => Err(Fault::Bad),
+    }
 }
 
-/// Room for `most` fields, and one more that shows that there are too many.
-fn with_headers<'b, T>(most: usize, parse: impl FnOnce(&mut [MaybeUninit<Header<'b>>]) -> T) -> T {
-    if most <= FIELDS {
-        parse(&mut [const { MaybeUninit::uninit() }; FIELDS][..most])
-    } else {
-        parse(&mut vec![MaybeUninit::uninit(); most])
+/// Where the text that begins at `at` ends with its line: at CRLF. The tab is the only control byte in it (RFC 9110, 5.5).
+#[inline]
+fn text_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
+    loop {
+        at = control(bytes, at).ok_or(Fault::Cut)?;
+        match bytes[at..] {
+            [b'\t', ..] => at += 1,
+            [b'\r', b'\n', ..] => return Ok(at),
+            [b'\r'] => return Err(Fault::Cut),
+            _ => return Err(Fault::Bad),
+        }
+    }
+}
+
+/// The first control byte (0 … 31, 127) from `at` on. Eight bytes at once: in each byte of a word the top bit tells whether it is one. Borrows and
+/// carries go upwards only, so the lowest that is set is right.
+#[inline]
+fn control(bytes: &[u8], mut at: usize) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        let word = u64::from_le_bytes(*eight);
+        let below_space = word.wrapping_sub(ONES * 32) & !word;
+        let no_delete = word ^ (ONES * 127);
+        let delete = no_delete.wrapping_sub(ONES) & !no_delete;
+        let found = (below_space | delete) & (ONES * 128);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    let rest = bytes.get(at..)?;
+    rest.iter().position(u8::is_ascii_control).map(|length| at + length)
+}
+
+/// At most `most` lines from `at` on, and where the empty line after them ends. `spaced`: spaces may stand after a name.
+fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lines<'_>, usize), Fault> {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    // Places are kept in 32 bits.
+    u32::try_from(bytes.len()).map_err(|_| Fault::Bad)?;
+    let mut lines = Lines::of(bytes);
+    loop {
+        let name = at..run(bytes, at, is_token_byte)?;
+        if name.is_empty() {
+            return match bytes[at..] {
+                [b'\r', b'\n', ..] => Ok((lines, at + 2)),
+                [b'\r'] => Err(Fault::Cut),
+                _ => Err(Fault::Bad),
+            };
+        }
+        let mut colon = name.end;
+        while spaced && is_blank(bytes.get(colon)) {
+            colon += 1;
+        }
+        if *bytes.get(colon).ok_or(Fault::Cut)? != b':' {
+            return Err(Fault::Bad);
+        }
+        let mut value: Range<usize> = colon + 1..0;
+        while is_blank(bytes.get(value.start)) {
+            value.start += 1;
+        }
+        let line_end = text_end(bytes, value.start)?;
+        value.end = line_end;
+        while value.end > value.start && is_blank(bytes.get(value.end - 1)) {
+            value.end -= 1;
+        }
+        if lines.len() == most {
+            return Err(Fault::Many);
+        }
+        at = line_end + 2;
+        lines.found(name, value, at);
     }
 }
 
@@ -273,6 +374,32 @@ mod tests {
         }
     }
 
+    /// A good head with up to three bytes changed, left out or put in; or words of heads in any order.
+    fn head(good: &'static str) -> impl Strategy<Value = Vec<u8>> {
+        let byte =
+            || prop_oneof![proptest::sample::select(b" \t\r\n:/#\0\x0b\x1f\x7f\x80\xffA1".to_vec()), any::<u8>()];
+        let edit = (any::<proptest::sample::Index>(), 0..3, byte());
+        let edited = proptest::collection::vec(edit, 0..4).prop_map(move |edits| {
+            let mut text = good.as_bytes().to_vec();
+            for (at, how, byte) in edits {
+                let at = at.index(text.len());
+                match how {
+                    0 => text[at] = byte,
+                    1 => drop(text.remove(at)),
+                    _ => text.insert(at, byte),
+                }
+            }
+            text
+        });
+        let words = [
+            "GET", "HTTP/1.1", "HTTP/1.0", " ", " ", "/", "200", "OK", "A", ":", ": ", "b", "\t", "\r\n", "\r\n", "\n",
+            "\r", "\u{e9}",
+        ];
+        let spelled = proptest::collection::vec(proptest::sample::select(words.to_vec()), 0..20);
+        let spelled = spelled.prop_map(|words| [words.concat(), "\r\n\r\n".to_owned()].concat().into_bytes());
+        prop_oneof![3 => edited, 1 => spelled]
+    }
+
     proptest! {
         #[test]
         fn cuts_change_nothing(text in proptest::collection::vec(proptest::sample::select(b"GET / HTTP/1.1\r\n\r\n\r\n:ab \t\0\n\r".to_vec()), 0..80), piece in 1usize..80) {
@@ -286,6 +413,58 @@ mod tests {
                 }
             };
             prop_assert_eq!(cut, whole);
+        }
+
+        #[test]
+        fn requests_are_what_httparse_reads_by_our_rules(text in head("GET /a?b HTTP/1.1\r\nHost: a.b\r\nX-One:\t1 2 \r\nEmpty:\r\nLong-One: 0123456789abcdef\u{e9}\r\n\r\n")) {
+            let mut headers = [httparse::EMPTY_HEADER; 10];
+            let mut parsed = httparse::Request::new(&mut headers);
+            let whole = parsed.parse(&text) == Ok(httparse::Status::Complete(text.len()));
+            let (method, target) = (parsed.method.unwrap_or(""), parsed.path.unwrap_or(""));
+            let first_line = format!("{method} {target} HTTP/1.{}\r\n", parsed.version.unwrap_or(9));
+            let good = whole
+                && end(&text, &mut 0) == Ok(Some(text.len()))
+                && target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+                && text.starts_with(first_line.as_bytes());
+            let ours = request(&text, 10);
+            prop_assert_eq!(ours.is_ok(), good, "{:?}", text.escape_ascii().to_string());
+            if let Ok(ours) = ours {
+                prop_assert_eq!(ours.method.as_str(), method);
+                prop_assert_eq!(ours.target, target.as_bytes());
+                prop_assert_eq!(ours.version == Version::HTTP_11, parsed.version == Some(1));
+                prop_assert!(ours.fields().eq(parsed.headers.iter().map(|header| (header.name.as_bytes(), header.value))));
+            }
+        }
+
+        #[test]
+        fn answers_are_what_httparse_reads_by_our_rules(text in head("HTTP/1.1 204 No Content\r\nDate: x\r\nX-One :\t1 2 \r\nEmpty:\r\nLong-One: 0123456789abcdef\u{e9}\r\n\r\n")) {
+            let mut headers = [httparse::EMPTY_HEADER; 10];
+            let mut parsed = httparse::Response::new(&mut headers);
+            let mut config = httparse::ParserConfig::default();
+            config.allow_spaces_after_header_name_in_responses(true);
+            let whole = config.parse_response(&mut parsed, &text) == Ok(httparse::Status::Complete(text.len()));
+            let good = whole
+                && end(&text, &mut 0) == Ok(Some(text.len()))
+                && text.starts_with(b"HTTP/")
+                && matches!(parsed.code, Some(100..=599));
+            let ours = response(&text);
+            prop_assert_eq!(ours.is_ok(), good, "{:?}", text.escape_ascii().to_string());
+            if let Ok(ours) = ours {
+                prop_assert_eq!(Some(ours.status), parsed.code);
+                prop_assert_eq!(Some(ours.reason), parsed.reason);
+                prop_assert_eq!(ours.version == Version::HTTP_11, parsed.version == Some(1));
+                prop_assert!(ours.fields().eq(parsed.headers.iter().map(|header| (header.name.as_bytes(), header.value))));
+            }
+        }
+
+        #[test]
+        fn a_head_that_is_cut_goes_on_or_is_bad(text in head("GET / HTTP/1.1\r\nHost: a\r\nB: c\r\n\r\n"), at in any::<proptest::sample::Index>()) {
+            let cut = &text[..at.index(text.len() + 1)];
+            match (read_request(cut, 10), read_request(&text, 10)) {
+                (Ok(Some((_, length))), whole) => prop_assert_eq!(whole.unwrap().unwrap().1, length),
+                (Ok(None), _) => prop_assert_eq!(end(cut, &mut 0).ok().flatten(), None, "{:?}", cut.escape_ascii().to_string()),
+                (Err(_), whole) => prop_assert!(whole.is_err()),
+            }
         }
 
         #[test]

@@ -44,6 +44,9 @@ struct Line {
 #[derive(Debug)]
 struct List(Vec<Line>);
 
+/// Lines of a usual head, and those that are added to it.
+const USUAL_LINES: usize = 32;
+
 /// The longest list that is kept.
 const KEPT_LINES: usize = 256;
 
@@ -84,33 +87,27 @@ fn range(range: &Range<u32>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
-/// Where `part` lies in `whole`.
-fn place(whole: &[u8], part: &[u8]) -> Option<Range<u32>> {
-    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
-    let end = start.checked_add(part.len()).filter(|end| *end <= whole.len())?;
-    Some(u32::try_from(start).ok()?..u32::try_from(end).ok()?)
-}
-
 impl<'b> Lines<'b> {
-    /// What was parsed of `bytes`.
-    pub(super) fn of(bytes: &'b [u8], parsed: &[httparse::Header<'b>]) -> Lines<'b> {
-        let list = List(Stock::take(&LISTS).unwrap_or_default());
-        let mut lines = Lines { bytes, list, own: Scratch::take(), tags: 0, shared: 0, first: [0; 64] };
-        lines.list.0.reserve(parsed.len() + 10);
-        for header in parsed {
-            match (place(bytes, header.name.as_bytes()), place(bytes, header.value)) {
-                (Some(name), Some(value)) => {
-                    let tag = tag(header.name.as_bytes());
-                    let is_plain = value.start == name.end + 2
-                        && bytes[range(&(name.end..value.start))] == *b": "
-                        && bytes[value.end as usize..].starts_with(b"\r\n");
-                    lines.add(Line { name, value, tag, is_ours: false, is_plain, is_gone: false });
-                }
-                // An empty value need not lie anywhere.
-                _ => lines.push(header.name, header.value),
-            }
-        }
-        lines
+    /// Of a head in `bytes`, no line of which was found yet.
+    pub(super) fn of(bytes: &'b [u8]) -> Lines<'b> {
+        let mut list = List(Stock::take(&LISTS).unwrap_or_default());
+        list.0.reserve(USUAL_LINES);
+        Lines { bytes, list, own: Scratch::take(), tags: 0, shared: 0, first: [0; 64] }
+    }
+
+    /// How many lines there are, removed ones among them.
+    pub(super) fn len(&self) -> usize {
+        self.list.0.len()
+    }
+
+    /// Adds the line that was found at these places of `bytes` and ends, its CRLF with it, at `end`.
+    #[inline]
+    pub(super) fn found(&mut self, name: Range<usize>, value: Range<usize>, end: usize) {
+        let tag = tag(&self.bytes[name.clone()]);
+        let is_plain =
+            value.start == name.end + 2 && value.end + 2 == end && self.bytes[name.end..value.start] == *b": ";
+        let places = |range: Range<usize>| range.start as u32..range.end as u32;
+        self.add(Line { name: places(name), value: places(value), tag, is_ours: false, is_plain, is_gone: false });
     }
 
     #[inline]
@@ -305,12 +302,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parsed(text: &str) -> Vec<httparse::Header<'_>> {
-        let mut headers = [httparse::EMPTY_HEADER; 40];
-        let read = httparse::parse_headers(text.as_bytes(), &mut headers).unwrap();
-        let (length, headers) = read.unwrap();
-        assert_eq!(length, text.len());
-        headers.to_vec()
+    fn lines(text: &str) -> Lines<'_> {
+        super::super::head::trailers(text.as_bytes()).unwrap()
     }
 
     fn written(lines: &Lines<'_>) -> String {
@@ -322,7 +315,7 @@ mod tests {
     #[test]
     fn lines_keep_case_and_order() {
         let text = "Host: a\r\nX-One: 1\r\nx-one: 2\r\nX-Two: 3\r\n\r\n";
-        let mut lines = Lines::of(text.as_bytes(), &parsed(text));
+        let mut lines = lines(text);
         assert_eq!(written(&lines) + "\r\n", text);
         assert_eq!(lines.values("X-ONE").collect::<Vec<_>>(), [b"1", b"2"]);
         lines.set("x-one", b"new");
@@ -336,7 +329,7 @@ mod tests {
     #[test]
     fn lines_are_written_as_one_writes_them() {
         let text = "A:1\r\nB:  2 \t\r\nC:\r\nD: \r\nE: 5\r\n\r\n";
-        let lines = Lines::of(text.as_bytes(), &parsed(text));
+        let lines = lines(text);
         assert_eq!(written(&lines), "A: 1\r\nB: 2\r\nC: \r\nD: \r\nE: 5\r\n");
     }
 
@@ -386,7 +379,7 @@ mod tests {
             let text: String = given.iter().map(|(name, value, space)| format!("{name}:{space}{value}\r\n")).collect();
             let text = text + "\r\n";
             let mut list: Vec<(String, String)> = given.iter().map(|(name, value, _)| ((*name).to_owned(), value.clone())).collect();
-            let mut lines = Lines::of(text.as_bytes(), &parsed(&text));
+            let mut lines = lines(&text);
             for act in acts {
                 match act {
                     Act::Remove(name) => {

@@ -353,8 +353,12 @@ where
         let mut moved = false;
         loop {
             while let Phase::Head = self.phase {
+                // Usually all of it came at once: then reading it is finding its end.
+                if self.seen == 0 && self.head(now)? {
+                    continue;
+                }
                 match head::end(self.upstream.input.bytes(), &mut self.seen) {
-                    Ok(Some(length)) => self.head(length, now)?,
+                    Ok(Some(_)) if self.head(now)? => {}
                     Ok(None) if self.upstream.input.len() < head::RESPONSE_BYTES => break,
                     _ => return Err(End::Failed(Failure::BadAnswer)),
                 }
@@ -508,11 +512,15 @@ where
         }
     }
 
-    /// A whole head came: an informational one goes by, a final one decides what follows.
-    fn head(&mut self, length: usize, now: Instant) -> Result<(), End> {
+    /// If a whole head is there: an informational one goes by, a final one decides what follows.
+    fn head(&mut self, now: Instant) -> Result<bool, End> {
         let bad = End::Failed(Failure::BadAnswer);
         let asked = self.asked;
-        let Ok(mut head) = head::response(&self.upstream.input.bytes()[..length]) else { return Err(bad) };
+        let (mut head, length) = match head::read_response(self.upstream.input.bytes()) {
+            Ok(Some(read)) => read,
+            Ok(None) => return Ok(false),
+            Err(head::NoAnswer) => return Err(bad),
+        };
         let (status, from_http_10) = (head.status, head.version == Version::HTTP_10);
         let Ok(framing) = framing::response(asked.to_head, status, &head.lines, from_http_10) else { return Err(bad) };
         let version = if from_http_10 { "1.0" } else { "1.1" };
@@ -588,7 +596,7 @@ where
         }
         self.upstream.input.consume(length);
         self.seen = 0;
-        Ok(())
+        Ok(true)
     }
 
     /// Bytes both ways, until both sides closed theirs.
