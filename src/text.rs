@@ -1,11 +1,9 @@
-//! Numbers and addresses as text, appended to bytes: what a request writes several times, without the formatter's machinery.
+//! Numbers and addresses as text, and a look for odd bytes in it: what a request does several times, without the formatter's machinery.
 //!
 //! Must not know what the text is for.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
-use arrayvec::ArrayVec;
 
 /// Decimal digits.
 pub fn number(out: &mut Vec<u8>, number: u64) {
@@ -24,51 +22,111 @@ pub fn hexadecimal_digit(of: u8) -> u8 {
 
 /// 32 hexadecimal digits.
 pub fn hexadecimal(number: u128) -> [u8; 32] {
+    static PAIRS: [[u8; 2]; 256] = {
+        let (mut pairs, mut byte) = ([[0; 2]; 256], 0);
+        while byte < 256 {
+            pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+            byte += 1;
+        }
+        pairs
+    };
     let mut digits = [0; 32];
     for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-        pair.copy_from_slice(&[hexadecimal_digit(byte >> 4), hexadecimal_digit(byte)]);
+        pair.copy_from_slice(&PAIRS[usize::from(byte)]);
     }
     digits
 }
 
 /// An address as text, as `Display` writes it.
 #[derive(Debug)]
-pub struct Address(ArrayVec<u8, LONGEST>);
+pub struct Address {
+    text: [u8; LONGEST],
+    length: usize,
+}
 
-/// The longest address: eight groups, or six and a dotted quad, and what is between them.
-const LONGEST: usize = 45;
+/// The longest address: eight groups, or six and a dotted quad, and what is between them; and what is written past the end of an IPv4 address.
+const LONGEST: usize = 48;
+
+/// How an octet is written, a point after it, and the length of that.
+static OCTETS: [([u8; 4], u8); 256] = {
+    let (mut octets, mut octet) = ([([0; 4], 0); 256], 0);
+    while octet < 256 {
+        let (h, t, o) = (b'0' + (octet / 100) as u8, b'0' + (octet / 10 % 10) as u8, b'0' + (octet % 10) as u8);
+        octets[octet] = match octet {
+            0..10 => ([o, b'.', 0, 0], 2),
+            10..100 => ([t, o, b'.', 0], 3),
+            _ => ([h, t, o, b'.'], 4),
+        };
+        octet += 1;
+    }
+    octets
+};
 
 impl Address {
     /// That address.
     pub fn of(address: IpAddr) -> Address {
-        let mut text = ArrayVec::new();
         match address {
-            IpAddr::V4(v4) => dotted(&mut text, v4),
-            // It fits.
-            IpAddr::V6(v6) => drop(write!(text, "{v6}")),
+            IpAddr::V4(v4) => Address::dotted(v4),
+            IpAddr::V6(v6) => {
+                let mut text = [0; LONGEST];
+                let mut rest = &mut text[..];
+                // It fits.
+                let _ = write!(rest, "{v6}");
+                let length = LONGEST - rest.len();
+                Address { text, length }
+            }
         }
-        Address(text)
+    }
+
+    fn dotted(address: Ipv4Addr) -> Address {
+        let (mut text, mut length) = ([0; LONGEST], 0);
+        for octet in address.octets() {
+            let (written, count) = &OCTETS[usize::from(octet)];
+            text[length..length + 4].copy_from_slice(written);
+            length += usize::from(*count);
+        }
+        // There is no point after the last one.
+        Address { text, length: length - 1 }
     }
 
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.text[..self.length]
     }
 }
 
-fn dotted(text: &mut ArrayVec<u8, LONGEST>, address: Ipv4Addr) {
-    for (index, octet) in address.octets().into_iter().enumerate() {
-        if index > 0 {
-            text.push(b'.');
-        }
-        if octet >= 100 {
-            text.push(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            text.push(b'0' + octet / 10 % 10);
-        }
-        text.push(b'0' + octet % 10);
+/// Eight bytes at once: flags, in the top bit of each byte, what one looks for.
+pub mod eight {
+    const ONES: u64 = u64::MAX / 255;
+
+    /// Bytes below `least`, which is at most 128. True for those that are below it, and maybe for some after the first of them.
+    #[inline(always)]
+    pub const fn below(word: u64, least: u8) -> u64 {
+        word.wrapping_sub(ONES * least as u64) & !word & (ONES * 128)
     }
+
+    /// Bytes that are `byte`. True for those, and maybe for some after the first of them.
+    #[inline(always)]
+    pub const fn equal(word: u64, byte: u8) -> u64 {
+        below(word ^ (ONES * byte as u64), 1)
+    }
+}
+
+/// Where the first byte from `at` on is that is looked for: `flags` finds it among eight, as those of [`eight`] do.
+#[inline(always)]
+pub fn find(bytes: &[u8], mut at: usize, flags: impl Fn(u64) -> u64) -> Option<usize> {
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        match flags(u64::from_le_bytes(*eight)) {
+            0 => at += 8,
+            found => return Some(at + found.trailing_zeros() as usize / 8),
+        }
+    }
+    let rest = bytes.get(at..)?;
+    // What fills the word up is no byte of the text.
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let found = flags(u64::from_le_bytes(last)).trailing_zeros() as usize / 8;
+    (found < rest.len()).then_some(at + found)
 }
 
 /// Appends an address.
@@ -109,6 +167,16 @@ mod tests {
             prop_assert_eq!(text(|out| address(out, v4.into())), v4.to_string());
             prop_assert_eq!(text(|out| address(out, to.ip())), to.ip().to_string());
             prop_assert_eq!(text(|out| socket(out, to)), to.to_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_byte_is_found(text in proptest::collection::vec(prop_oneof![9 => 32..=255_u8, 1 => any::<u8>()], 0..40), at in 0..40_usize) {
+            let flags = |word| eight::below(word, 32) | eight::equal(word, 127) | eight::equal(word, 0xe9);
+            let found = find(&text, at, flags);
+            let odd = |byte: &u8| *byte < 32 || matches!(byte, 127 | 0xe9);
+            prop_assert_eq!(found, text.get(at..).and_then(|rest| Some(at + rest.iter().position(odd)?)));
         }
     }
 

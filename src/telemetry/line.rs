@@ -13,7 +13,7 @@ use crate::geo::atlas::SourceInfo;
 use crate::geo::{Place, Source};
 use crate::steering::{Snapshot, TakeReason};
 use crate::telemetry::AccessRecord;
-use crate::text::{address, hexadecimal, hexadecimal_digit, number, socket, three_digits};
+use crate::text::{address, eight, find, hexadecimal, hexadecimal_digit, number, socket, three_digits};
 
 /// Makes lines; remembers the second it wrote last.
 #[derive(Debug, Default)]
@@ -53,9 +53,9 @@ impl Lines {
         out.extend_from_slice(b",\"outcome\":");
         plain(out, record.outcome);
         out.extend_from_slice(b",\"service\":");
-        or_null(out, service, text);
+        or_null(out, service, plain);
         out.extend_from_slice(b",\"region\":");
-        or_null(out, region, text);
+        or_null(out, region, plain);
         out.extend_from_slice(b",\"endpoint\":");
         or_null(out, record.endpoint, |out, endpoint| quoted(out, |out| socket(out, endpoint)));
         out.extend_from_slice(b",\"reason\":");
@@ -119,7 +119,7 @@ fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 
 /// A string of tokens' letters, in which nothing is to be escaped.
 fn plain(out: &mut Vec<u8>, text: &str) {
-    debug_assert!(!text.bytes().any(is_escaped));
+    debug_assert_eq!(find(text.as_bytes(), 0, escaped), None);
     quoted(out, |out| out.extend_from_slice(text.as_bytes()));
 }
 
@@ -127,7 +127,7 @@ fn plain(out: &mut Vec<u8>, text: &str) {
 fn text(out: &mut Vec<u8>, text: &str) {
     quoted(out, |out| {
         let mut rest = text.as_bytes();
-        while let Some(at) = rest.iter().position(|byte| is_escaped(*byte)) {
+        while let Some(at) = find(rest, 0, escaped) {
             out.extend_from_slice(&rest[..at]);
             match rest[at] {
                 byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
@@ -142,8 +142,9 @@ fn text(out: &mut Vec<u8>, text: &str) {
     });
 }
 
-fn is_escaped(byte: u8) -> bool {
-    byte < b' ' || byte == b'"' || byte == b'\\'
+/// Bytes that a JSON string escapes.
+fn escaped(word: u64) -> u64 {
+    eight::below(word, b' ') | eight::equal(word, b'"') | eight::equal(word, b'\\')
 }
 
 /// Microseconds as milliseconds, to three places.

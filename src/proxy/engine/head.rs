@@ -12,6 +12,7 @@ use http::{Method, Version};
 use super::lines::Lines;
 use crate::config::names::is_token_byte;
 use crate::proxy::{Fields, Outcome};
+use crate::text::{self, eight};
 
 /// The most bytes and fields of an upstream's head.
 pub const RESPONSE_BYTES: usize = 64 << 10;
@@ -100,8 +101,7 @@ enum Fault {
     Many,
 }
 
-/// Reads a request head of at most `most` fields from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come, or
-/// [`end`] knows what is wrong with it.
+/// Reads a request head of at most `most` fields from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come.
 pub fn read_request(bytes: &[u8], most: usize) -> Result<Option<(Request<'_>, usize)>, Outcome> {
     match request_of(bytes, most) {
         Ok(read) => Ok(Some(read)),
@@ -137,8 +137,7 @@ fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> 
     Ok((Request { method, target: &bytes[target], version, lines }, length))
 }
 
-/// Reads an answer's head from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come, or [`end`] knows what is
-/// wrong with it.
+/// Reads an answer's head from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come.
 pub fn read_response(bytes: &[u8]) -> Result<Option<(Response<'_>, usize)>, NoAnswer> {
     match response_of(bytes) {
         Ok(read) => Ok(Some(read)),
@@ -197,9 +196,13 @@ fn run(bytes: &[u8], at: usize, good: impl Fn(u8) -> bool) -> Result<usize, Faul
 /// `HTTP/1.0` or `HTTP/1.1` at that place, and where it ends.
 #[inline]
 fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
-    match bytes.get(at..at + 8).ok_or(Fault::Cut)? {
-        b"HTTP/1.1" => Ok((Version::HTTP_11, at + 8)),
-        b"HTTP/1.0" => Ok((Version::HTTP_10, at + 8)),
+    match bytes.get(at..).unwrap_or_default() {
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor, ..] => match minor {
+            b'1' => Ok((Version::HTTP_11, at + 8)),
+            b'0' => Ok((Version::HTTP_10, at + 8)),
+            _ => Err(Fault::Bad),
+        },
+        begun if b"HTTP/1.".starts_with(begun) => Err(Fault::Cut),
         _ => Err(Fault::Bad),
     }
 }
@@ -208,7 +211,7 @@ fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
 #[inline]
 fn text_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     loop {
-        at = control(bytes, at).ok_or(Fault::Cut)?;
+        at = text::find(bytes, at, |word| eight::below(word, b' ') | eight::equal(word, 127)).ok_or(Fault::Cut)?;
         match bytes[at..] {
             [b'\t', ..] => at += 1,
             [b'\r', b'\n', ..] => return Ok(at),
@@ -216,26 +219,6 @@ fn text_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
             _ => return Err(Fault::Bad),
         }
     }
-}
-
-/// The first control byte (0 … 31, 127) from `at` on. Eight bytes at once: in each byte of a word the top bit tells whether it is one. Borrows and
-/// carries go upwards only, so the lowest that is set is right.
-#[inline]
-fn control(bytes: &[u8], mut at: usize) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-        let word = u64::from_le_bytes(*eight);
-        let below_space = word.wrapping_sub(ONES * 32) & !word;
-        let no_delete = word ^ (ONES * 127);
-        let delete = no_delete.wrapping_sub(ONES) & !no_delete;
-        let found = (below_space | delete) & (ONES * 128);
-        if found != 0 {
-            return Some(at + found.trailing_zeros() as usize / 8);
-        }
-        at += 8;
-    }
-    let rest = bytes.get(at..)?;
-    rest.iter().position(u8::is_ascii_control).map(|length| at + length)
 }
 
 /// At most `most` lines from `at` on, and where the empty line after them ends. `spaced`: spaces may stand after a name.

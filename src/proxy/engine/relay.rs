@@ -270,14 +270,22 @@ where
 
     /// Moves whatever can be moved.
     fn advance(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
+        // Each direction goes as far as it can, whatever the other does, so once is enough; but a tunnel may begin.
         loop {
-            let moved = match self.phase {
+            let again = match self.phase {
                 Phase::Tunnel(_) if self.out.is_empty() => self.tunnel(cx, now)?,
                 // An answer that is all there is the end: nobody needs to look at the client before it is written.
-                _ if self.upload.is_sent() => self.download(cx, now)? | self.upload(cx, now)?,
-                _ => self.upload(cx, now)? | self.download(cx, now)?,
+                _ if self.upload.is_sent() => {
+                    let opens = self.download(cx, now)?;
+                    self.upload(cx, now)?;
+                    opens
+                }
+                _ => {
+                    self.upload(cx, now)?;
+                    self.download(cx, now)?
+                }
             };
-            if !moved {
+            if !again {
                 break;
             }
         }
@@ -302,8 +310,7 @@ where
     }
 
     /// From the client to the upstream, as far as it goes; then a look whether the client is still there.
-    fn upload(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        let mut moved = false;
+    fn upload(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<(), End> {
         loop {
             let mut again = false;
             self.upload.stage(&mut self.client.input).map_err(End::Over)?;
@@ -313,7 +320,8 @@ where
                         self.upload.advance(count);
                         self.up_moved = now;
                         self.head_sent_at.get_or_insert(now);
-                        again = true;
+                        // Unless that was all there is to send now.
+                        again = self.upload.waits_to_send() || !self.upload.ended() && !self.client.input.is_empty();
                     }
                     // It may have answered before it stopped reading: the answer decides.
                     Poll::Ready(_) => self.upload.refuse(),
@@ -342,15 +350,13 @@ where
                 }
             }
             if !again {
-                return Ok(moved);
+                return Ok(());
             }
-            moved = true;
         }
     }
 
-    /// From the upstream to the client, as far as it goes.
+    /// From the upstream to the client, as far as it goes. Returns whether a tunnel is open: its head is written.
     fn download(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        let mut moved = false;
         loop {
             while let Phase::Head = self.phase {
                 // Usually all of it came at once: then reading it is finding its end.
@@ -380,9 +386,8 @@ where
                 again |= self.read(cx, now)?;
             }
             if !again {
-                return Ok(moved);
+                return Ok(false);
             }
-            moved = true;
         }
     }
 

@@ -4,7 +4,7 @@
 //! only for a moment earlier than the one it is armed for, and when it goes off too early it is armed for what is due by then.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::time::{Sleep, sleep_until};
@@ -13,6 +13,8 @@ use tokio::time::{Sleep, sleep_until};
 #[derive(Debug, Default)]
 pub(super) struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Whom the runtime's timer wakes.
+    waker: Option<Waker>,
     due: Option<Instant>,
 }
 
@@ -27,6 +29,11 @@ impl Timer {
         let Some(due) = self.due else { return Poll::Pending };
         let due = tokio::time::Instant::from_std(due);
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        let wakes_us = self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if wakes_us && sleep.deadline() <= due && !sleep.is_elapsed() {
+            // Armed, early enough, and still to go off: the runtime need not be told again.
+            return Poll::Pending;
+        }
         if due < sleep.deadline() {
             sleep.as_mut().reset(due);
         }
@@ -35,6 +42,9 @@ impl Timer {
                 return Poll::Ready(());
             }
             sleep.as_mut().reset(due);
+        }
+        if !wakes_us {
+            self.waker = Some(cx.waker().clone());
         }
         Poll::Pending
     }
