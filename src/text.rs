@@ -95,6 +95,28 @@ impl Address {
     }
 }
 
+/// Reads an IPv4 address as `FromStr` does: four numbers without zeros before them.
+pub fn dotted_quad(text: &[u8]) -> Option<Ipv4Addr> {
+    let (mut octets, mut index) = ([0; 4], 0);
+    let (mut number, mut digits) = (0_u16, 0);
+    for byte in text {
+        match byte {
+            // A second digit after a zero, or a fourth one, is too much.
+            b'0'..=b'9' if digits == 0 || number > 0 && digits < 3 => {
+                number = number * 10 + u16::from(byte - b'0');
+                digits += 1;
+            }
+            b'.' if digits > 0 && index < 3 => {
+                octets[index] = u8::try_from(number).ok()?;
+                (index, number, digits) = (index + 1, 0, 0);
+            }
+            _ => return None,
+        }
+    }
+    octets[3] = u8::try_from(number).ok()?;
+    (digits > 0 && index == 3).then(|| octets.into())
+}
+
 /// Eight bytes at once: flags, in the top bit of each byte, what one looks for.
 pub mod eight {
     const ONES: u64 = u64::MAX / 255;
@@ -105,11 +127,36 @@ pub mod eight {
         word.wrapping_sub(ONES * least as u64) & !word & (ONES * 128)
     }
 
+    /// The same with small letters for capitals.
+    #[inline(always)]
+    pub const fn lower(word: u64) -> u64 {
+        // In its top bit each byte tells whether what is in the other seven is at least `A`, or above `Z`.
+        let seven = word & (ONES * 127);
+        let (from_a, above_z) = (seven + ONES * (128 - b'A') as u64, seven + ONES * (127 - b'Z') as u64);
+        let capitals = (from_a ^ above_z) & !word & (ONES * 128);
+        word | capitals >> 2
+    }
+
     /// Bytes that are `byte`. True for those, and maybe for some after the first of them.
     #[inline(always)]
     pub const fn equal(word: u64, byte: u8) -> u64 {
         below(word ^ (ONES * byte as u64), 1)
     }
+}
+
+/// Whether two texts are one but for the case of letters.
+#[inline]
+pub fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let (Some((front, _)), Some(back)) = (one.split_first_chunk::<8>(), one.last_chunk::<8>()) else {
+        return one.eq_ignore_ascii_case(other);
+    };
+    let word = |eight: &[u8; 8]| eight::lower(u64::from_le_bytes(*eight));
+    let words = |text| <[u8]>::first_chunk::<8>(text).map(word);
+    // The first and the last eight, which may overlap, and what is between them.
+    one.len() == other.len()
+        && Some(word(front)) == words(other)
+        && Some(word(back)) == other.last_chunk().map(word)
+        && (8..one.len().saturating_sub(8)).step_by(8).all(|at| words(&one[at..]) == words(&other[at..]))
 }
 
 /// Where the first byte from `at` on is that is looked for: `flags` finds it among eight, as those of [`eight`] do.
@@ -177,6 +224,30 @@ mod tests {
             let found = find(&text, at, flags);
             let odd = |byte: &u8| *byte < 32 || matches!(byte, 127 | 0xe9);
             prop_assert_eq!(found, text.get(at..).and_then(|rest| Some(at + rest.iter().position(odd)?)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn dotted_quads_are_read_as_the_library_reads_them(v4: Ipv4Addr, text in "[0-9.]{1,16}", loose in "0?[0-9]{1,3}(\\.0?[0-9]{1,3}){3}\\.?") {
+            prop_assert_eq!(dotted_quad(v4.to_string().as_bytes()), Some(v4));
+            for text in [text, loose] {
+                prop_assert_eq!(dotted_quad(text.as_bytes()), text.parse().ok(), "{}", text);
+            }
+        }
+
+        #[test]
+        fn case_makes_no_difference(text in proptest::collection::vec(any::<u8>(), 0..40), at in any::<proptest::sample::Index>(), byte: u8) {
+            let mut other: Vec<u8> = text.iter().map(u8::to_ascii_uppercase).collect();
+            prop_assert!(is_same(&text, &other) && is_same(&other, &text));
+            prop_assert!(text.is_empty() || !is_same(&text, &text[1..]));
+            if !text.is_empty() {
+                let at = at.index(text.len());
+                for byte in [byte, other[at] ^ 0x20] {
+                    other[at] = byte;
+                    prop_assert_eq!(is_same(&text, &other), text.eq_ignore_ascii_case(&other));
+                }
+            }
         }
     }
 

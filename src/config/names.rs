@@ -166,21 +166,23 @@ pub(crate) fn is_token(text: &str) -> bool {
 /// A byte of an HTTP token (RFC 9110, 5.6.2).
 #[inline]
 pub(crate) fn is_token_byte(byte: u8) -> bool {
-    /// Looked up for each byte of each field's name.
-    static TOKEN: [bool; 256] = {
-        let (mut table, mut byte) = ([false; 256], 0);
-        while byte < 256 {
-            table[byte] = (byte as u8).is_ascii_alphanumeric();
-            byte += 1;
-        }
-        let (others, mut at) = (b"!#$%&'*+-.^_`|~", 0);
-        while at < others.len() {
-            table[others[at] as usize] = true;
-            at += 1;
-        }
-        table
-    };
+    static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
     TOKEN[usize::from(byte)]
+}
+
+/// Letters, digits and those bytes: to be looked up where each byte of a head is.
+pub(crate) const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
 }
 
 /// A field value that can be sent as it is: visible ASCII, spaces and tabs inside.

@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 use crate::config::{Edge, Forwarding};
 use crate::geo::{Canonical, Prefix};
 use crate::proxy::Fields;
+use crate::text::dotted_quad;
 
 /// The most hops looked at: longer lists are cut on the left, where the least trusted entries stand.
 pub const MAX_HOPS: usize = 100;
@@ -68,7 +69,15 @@ fn push_last<'a>(list: &mut ArrayVec<&'a [u8], MAX_HOPS>, item: &'a [u8]) {
 /// The hops of `X-Forwarded-For`, nearest first.
 fn x_forwarded_for(fields: &impl Fields) -> impl Iterator<Item = Option<IpAddr>> {
     let lines = fields.values("x-forwarded-for").rev().take(MAX_HOPS);
-    let members = lines.flat_map(|line| line.rsplit(|byte| *byte == b','));
+    let members = lines.flat_map(|line| {
+        let mut rest = Some(line);
+        std::iter::from_fn(move || {
+            let line = rest.take()?;
+            let Some(comma) = memchr::memrchr(b',', line) else { return Some(line) };
+            rest = Some(&line[..comma]);
+            Some(&line[comma + 1..])
+        })
+    });
     members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()).map(node)
 }
 
@@ -134,6 +143,9 @@ fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
 /// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 /// `None` for everything else: `unknown`, obfuscated `_names`, zones, rubbish.
 fn node(text: &[u8]) -> Option<IpAddr> {
+    if let Some(v4) = dotted_quad(text) {
+        return Some(v4.into());
+    }
     let text = std::str::from_utf8(text).ok()?;
     if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;

@@ -36,6 +36,11 @@ pub trait Fields {
         self.values(name).next().is_some()
     }
 
+    /// Whether that is a member of a comma-separated field, whatever its case.
+    fn lists(&self, name: &str, member: &[u8]) -> bool {
+        self.has(name) && self.members(name).any(|other| other.eq_ignore_ascii_case(member))
+    }
+
     /// The members of a comma-separated field over all its lines, trimmed, empty ones left out (RFC 9110, 5.6.1).
     fn members(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         let lines = self.values(name).flat_map(|line| line.split(|byte| *byte == b','));

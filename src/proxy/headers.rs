@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use http::Method;
 
-use crate::config::names::is_token_byte;
+use crate::config::names::{alphanumeric_and, is_token_byte};
 use crate::config::{Edge, Forwarding, Limits, Underscores};
 use crate::proxy::client::Client;
 use crate::proxy::framing::{self, Framing};
@@ -80,15 +80,17 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if count > limits.headers || bytes > limits.header_bytes {
         return Err(Outcome::HeadTooLarge);
     }
-    let mut nominations = 0;
-    for name in fields.members("connection") {
-        nominations += 1;
-        if nominations > MAX_NOMINATIONS || !is_token(name) || is_protected(name) {
-            return Err(Outcome::BadRequest);
+    if fields.has("connection") {
+        let mut nominations = 0;
+        for name in fields.members("connection") {
+            nominations += 1;
+            if nominations > MAX_NOMINATIONS || !is_token(name) || is_protected(name) {
+                return Err(Outcome::BadRequest);
+            }
         }
     }
     let ours = |member: &&[u8]| member.rsplit(|b| *b == b' ').next().is_some_and(|by| by == via.as_bytes());
-    if fields.members("via").filter(ours).count() >= 2 {
+    if fields.has("via") && fields.members("via").filter(ours).count() >= 2 {
         return Err(Outcome::Loop);
     }
     Ok(())
@@ -205,15 +207,10 @@ fn is_host(text: &[u8]) -> bool {
 
 /// RFC 3986, 3.2.2, but for the comma: no name has one, and a list of hosts is no host.
 fn is_reg_name(mut name: &[u8]) -> bool {
-    while let Some((first, rest)) = name.split_first() {
-        name = match (first, rest) {
-            (b'%', [a, b, rest @ ..]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
-            (b'%', _) => return false,
-            (b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9', rest) => rest,
-            (
-                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=',
-                rest,
-            ) => rest,
+    static PLAIN: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+;=");
+    while let Some(odd) = name.iter().position(|byte| !PLAIN[usize::from(*byte)]) {
+        name = match &name[odd..] {
+            [b'%', a, b, rest @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => rest,
             _ => return false,
         };
     }
@@ -241,10 +238,13 @@ pub fn is_websocket(method: &Method, fields: &impl Fields, is_http_11: bool) -> 
 
 /// Whether the fields speak of the one upgrade that we pass on, in a request or in the 101 that answers it (RFC 6455, 4.1 and 4.2).
 pub fn is_upgrade(fields: &impl Fields) -> bool {
+    if !fields.has("upgrade") {
+        return false;
+    }
     let mut protocols = fields.members("upgrade");
     protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
         && protocols.next().is_none()
-        && fields.members("connection").any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+        && fields.lists("connection", b"upgrade")
 }
 
 /// A request id from a trusted peer, if it is sane: 128 bits as 32 hexadecimal digits, or as a UUID.
@@ -293,9 +293,7 @@ pub struct Forward<'a> {
 
 /// Makes the fields of a request as the upstream gets them.
 pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
-    let trailers = forward.trailers
-        && forward.version != "1.0"
-        && fields.members("te").any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    let trailers = forward.trailers && forward.version != "1.0" && fields.lists("te", b"trailers");
     strip(fields);
     fields.remove("te");
     fields.remove("upgrade");
@@ -355,7 +353,15 @@ fn strip(fields: &mut impl Fields) {
             .collect();
         nominated.iter().for_each(|name| fields.remove(name));
     }
-    HOP_BY_HOP.iter().for_each(|name| fields.remove(name));
+    remove_each(fields, HOP_BY_HOP);
+}
+
+/// Names that the compiler knows are looked for at little cost.
+#[inline(always)]
+fn remove_each<const N: usize>(fields: &mut impl Fields, names: [&'static str; N]) {
+    for name in names {
+        fields.remove(name);
+    }
 }
 
 fn drop_underscores(fields: &mut impl Fields) {
@@ -368,7 +374,7 @@ fn drop_underscores(fields: &mut impl Fields) {
 fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     let trusted = forward.client.is_some_and(|client| client.peer_trusted);
     if !trusted {
-        CLAIMS.iter().for_each(|name| fields.remove(name));
+        remove_each(fields, CLAIMS);
     }
     if let Some(client) = forward.client {
         let peer = text::Address::of(client.peer);

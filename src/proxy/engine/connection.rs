@@ -284,13 +284,13 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             }
         };
         let head = self.head(&request.method, request.target, request.version, &request.lines);
-        let exchange = Exchange::begin(shared, published, &head);
+        let exchange = self.exchange.insert(Exchange::begin(shared, published, &head));
         let framing = exchange.framing();
         let limits = &exchange.edge().limits;
-        let wants = |option: &[u8]| request.lines.members("connection").any(|o| o.eq_ignore_ascii_case(option));
+        let wants = |option: &[u8]| request.lines.lists("connection", option);
         let last = limits.requests > 0 && self.requests + 1 >= limits.requests;
         let is_http_11 = request.version == Version::HTTP_11;
-        let expects = request.lines.members("expect").any(|what| what.eq_ignore_ascii_case(b"100-continue"));
+        let expects = request.lines.lists("expect", b"100-continue");
         let service = exchange.service();
         let asked = Asked {
             version: request.version,
@@ -309,12 +309,12 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         };
         if let Some(outcome) = exchange.refusal() {
             let keep = asked.keep_alive && framing.is_empty() && outcome.keeps_connection();
-            self.exchange = Some(exchange);
             self.client.input.consume(length);
             return Err(Other::Refused(asked, outcome, keep));
         }
         if service.is_some_and(|service| service.upstream.protocol != Protocol::Http1) {
             // Begun anew by whom it is handed to; here it leaves no trace.
+            self.exchange = None;
             return Err(Other::HandOver(length, framing));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
@@ -325,7 +325,6 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
         let mut out = Scratch::take();
         write::request(&mut out, &mut request, framing);
-        self.exchange = Some(exchange);
         self.client.input.consume(length);
         let mut upload = Upload::new(out, framing, max_body, replay);
         if nominates {

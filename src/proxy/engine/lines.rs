@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::buffer::Scratch;
 use super::stock::Stock;
 use crate::proxy::Fields;
+use crate::text;
 
 /// A head's fields.
 #[derive(Debug)]
@@ -148,7 +149,7 @@ impl<'b> Lines<'b> {
 
     #[inline]
     fn is(&self, line: &Line, tag: u16, name: &str) -> bool {
-        line.tag == tag && !line.is_gone && self.text(line, &line.name).eq_ignore_ascii_case(name.as_bytes())
+        line.tag == tag && !line.is_gone && text::is_same(self.text(line, &line.name), name.as_bytes())
     }
 
     /// Where lines of that tag may be.
@@ -237,6 +238,7 @@ impl Fields for Lines<'_> {
         }
     }
 
+    #[inline(always)]
     fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
         let line = self.keep(name, |own| parts.iter().for_each(|part| own.extend_from_slice(part)));
         self.add(line);
@@ -274,6 +276,19 @@ impl Lines<'_> {
 
     /// The list of all lines of that name with one more member, in the place of the first.
     fn lengthen(&mut self, tag: u16, name: &str, member: &[u8]) {
+        if self.shared & bit(tag) == 0
+            && let Some(only) = self.find(tag, name)
+            && let Line { is_ours: false, value, .. } = &self.list.0[only]
+            && !value.is_empty()
+        {
+            let list = &self.bytes[range(value)];
+            self.list.0[only] = self.keep(name, |own| {
+                for part in [list, b", ", member] {
+                    own.extend_from_slice(part);
+                }
+            });
+            return;
+        }
         let mut list = Scratch::take();
         for value in self.values(name).filter(|value| !value.is_empty()) {
             list.extend_from_slice(value);

@@ -561,7 +561,7 @@ where
             self.exchange.passed_on();
             self.upload.give_back();
             self.status = Some(status);
-            let closes = head.lines.members("connection").any(|option| option.eq_ignore_ascii_case(b"close"));
+            let closes = head.lines.lists("connection", b"close");
             self.keep_upstream = !closes && !from_http_10 && !upgraded && framing != Framing::UntilClose;
             let has_body = matches!(framing, Framing::Chunked | Framing::UntilClose);
             self.chunk = has_body && asked.version == Version::HTTP_11;
