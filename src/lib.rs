@@ -12,7 +12,7 @@
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
-//! - [`text`]: numbers and addresses as text.
+//! - [`text`]: numbers, addresses and names as bytes. [`memory`]: what is asked of the allocator.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
 
@@ -26,6 +26,7 @@ pub mod disk;
 pub mod geo;
 pub mod listen;
 pub mod load;
+pub mod memory;
 pub mod notify;
 pub mod origin;
 pub mod probe;

@@ -23,6 +23,7 @@ const TIERS: &[(&str, u8)] = &[
     ("disk", 5),
     ("listen", 5),
     ("load", 5),
+    ("memory", 5),
     ("notify", 5),
     ("origin", 5),
     ("probe", 5),

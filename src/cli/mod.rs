@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{demo, origin, server};
+use crate::{demo, memory, origin, server};
 
 /// A geo-aware reverse proxy: each request to the nearest healthy data center.
 #[derive(Debug, Parser)]
@@ -61,6 +61,7 @@ struct Origin {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    memory::give_large_blocks_back();
     match Cli::parse().command {
         Command::Run(file) => server::run(&file.config),
         Command::Check(check) => check.run(),
