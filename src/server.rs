@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::pin::Pin;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -202,7 +203,7 @@ struct Pingora {
 impl Pingora {
     /// One request, handed over by the engine after so many. The stream comes back if another one may follow.
     async fn serve_one(&self, stream: Stream, served: u32, shutdown: &ShutdownWatch) -> Option<Stream> {
-        caught(self.mover.serve_one(stream, served, shutdown)).await.unwrap_or_else(|panic| {
+        caught(pin!(self.mover.serve_one(stream, served, shutdown))).await.unwrap_or_else(|panic| {
             self.metrics.panicked(Mover::Pingora, &panic);
             None
         })
@@ -212,7 +213,7 @@ impl Pingora {
 #[async_trait]
 impl ConnectionHandler for Pingora {
     async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> listen::Ending {
-        if let Err(panic) = caught(self.mover.serve(stream, shutdown)).await {
+        if let Err(panic) = caught(pin!(self.mover.serve(stream, shutdown))).await {
             self.metrics.panicked(Mover::Pingora, &panic);
         }
         listen::Ending::Closed

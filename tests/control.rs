@@ -151,7 +151,6 @@ impl Scrape {
 
 fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, status: u16) -> AccessRecord {
     AccessRecord {
-        snapshot: snapshot.clone(),
         at_us: 1_700_000_000_123_456,
         peer: Some("192.0.2.1:1234".parse().unwrap()),
         client: Some("81.2.69.142".parse().unwrap()),
@@ -250,7 +249,7 @@ async fn an_access_log_file_is_appended_to_and_opened_anew() {
     let to = AccessLog::File(path.clone());
     let (logger, guard) = AccessLogger::start(&to, &stage.metrics).unwrap();
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    logger.log(record(&snapshot, Some(0), Some(0), 200));
+    logger.log(&snapshot, Box::new(record(&snapshot, Some(0), Some(0), 200)));
     until("the line", || read(&path).lines().count() == 2).await;
     let line: serde_json::Value = serde_json::from_str(read(&path).lines().nth(1).unwrap()).unwrap();
     for (key, want) in [
@@ -270,7 +269,7 @@ async fn an_access_log_file_is_appended_to_and_opened_anew() {
     fs::rename(&path, &moved).unwrap();
     logger.reopen();
     until("the new file", || path.exists()).await;
-    logger.log(record(&snapshot, None, None, 400));
+    logger.log(&snapshot, Box::new(record(&snapshot, None, None, 400)));
     drop(guard);
     assert_eq!(read(&moved).lines().count(), 2);
     assert_eq!(read(&path).lines().count(), 1);

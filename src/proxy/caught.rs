@@ -3,12 +3,11 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 
 /// Runs `future`; a panic in it becomes the error, with its message. The future is never polled again after that, and what it borrowed must
 /// be looked at with the suspicion that it was left half done.
-pub async fn caught<F: Future>(future: F) -> Result<F::Output, String> {
-    let mut future = pin!(future);
+pub async fn caught<F: Future>(mut future: Pin<&mut F>) -> Result<F::Output, String> {
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(poll) => poll.map(Ok),
         Err(payload) => std::task::Poll::Ready(Err(message(&*payload))),
@@ -24,10 +23,11 @@ fn message(payload: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     #[tokio::test]
     async fn a_panic_is_an_error_with_its_message() {
-        assert_eq!(caught(async { 1 }).await, Ok(1));
-        assert_eq!(caught(async { panic!("what {}", 2) }).await.map(|()| 0), Err("what 2".to_owned()));
+        assert_eq!(caught(pin!(async { 1 })).await, Ok(1));
+        assert_eq!(caught(pin!(async { panic!("what {}", 2) })).await.map(|()| 0), Err("what 2".to_owned()));
     }
 }

@@ -68,17 +68,27 @@ fn push_last<'a>(list: &mut ArrayVec<&'a [u8], MAX_HOPS>, item: &'a [u8]) {
 
 /// The hops of `X-Forwarded-For`, nearest first.
 fn x_forwarded_for(fields: &impl Fields) -> impl Iterator<Item = Option<IpAddr>> {
-    let lines = fields.values("x-forwarded-for").rev().take(MAX_HOPS);
-    let members = lines.flat_map(|line| {
-        let mut rest = Some(line);
-        std::iter::from_fn(move || {
-            let line = rest.take()?;
-            let Some(comma) = memchr::memrchr(b',', line) else { return Some(line) };
-            rest = Some(&line[..comma]);
-            Some(&line[comma + 1..])
-        })
-    });
-    members.map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()).map(node)
+    let mut lines = fields.values("x-forwarded-for").rev().take(MAX_HOPS);
+    let mut rest = None;
+    std::iter::from_fn(move || {
+        loop {
+            let line = match rest.take() {
+                Some(line) => line,
+                None => lines.next()?,
+            };
+            let member = match memchr::memrchr(b',', line) {
+                Some(comma) => {
+                    rest = Some(&line[..comma]);
+                    &line[comma + 1..]
+                }
+                None => line,
+            };
+            match member.trim_ascii() {
+                b"" => {}
+                member => return Some(node(member)),
+            }
+        }
+    })
 }
 
 /// The hops of `Forwarded`, nearest first. Quoted strings may hold commas, so lines are read from the left.

@@ -136,7 +136,7 @@ impl Attempt {
 pub struct Exchange {
     shared: Arc<Shared>,
     published: Arc<Published>,
-    record: AccessRecord,
+    record: Box<AccessRecord>,
     client: Option<Client>,
     request_id_kept: bool,
     scheme: &'static str,
@@ -226,10 +226,26 @@ impl Exchange {
     /// is in [`Exchange::refusal`].
     pub fn begin<F: Fields>(shared: &Arc<Shared>, published: Arc<Published>, head: &Head<'_, F>) -> Exchange {
         let mut exchange = Exchange::new(shared, published, head);
-        if let Err(outcome) = exchange.route(head) {
-            exchange.outcome = outcome;
-        }
+        exchange.plan_first(head);
         exchange
+    }
+
+    /// The same in a place that is there already: an exchange is a kilobyte, which need not be moved.
+    pub fn begin_in<'s, F: Fields>(
+        slot: &'s mut Option<Exchange>,
+        shared: &Arc<Shared>,
+        published: Arc<Published>,
+        head: &Head<'_, F>,
+    ) -> &'s mut Exchange {
+        let exchange = slot.insert(Exchange::new(shared, published, head));
+        exchange.plan_first(head);
+        exchange
+    }
+
+    fn plan_first<F: Fields>(&mut self, head: &Head<'_, F>) {
+        if let Err(outcome) = self.route(head) {
+            self.outcome = outcome;
+        }
     }
 
     /// For a head that the mover itself could not read, or that never came whole: nothing to do but to answer and to log it.
@@ -242,7 +258,7 @@ impl Exchange {
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
         Exchange {
-            record: record(shared, &published, head, client.as_ref(), kept.unwrap_or(head.id)),
+            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id)),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
@@ -508,7 +524,7 @@ impl Exchange {
         self.record.bytes_out = bytes_out;
         self.record.total_us = micros(now - self.started);
         self.published.handles.request(&self.record);
-        self.shared.access.log(self.record);
+        self.shared.access.log(&self.published.snapshot, self.record);
     }
 
     /// Plans another attempt if what happened allows it.
@@ -575,17 +591,11 @@ impl Exchange {
     }
 }
 
-fn record<F>(
-    shared: &Shared,
-    published: &Published,
-    head: &Head<'_, F>,
-    client: Option<&Client>,
-    request_id: u128,
-) -> AccessRecord {
-    let mut text = shared.access.text();
+fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, request_id: u128) -> Box<AccessRecord> {
+    let mut record = shared.access.record();
+    let mut text = std::mem::take(&mut record.text);
     text.set_target(&String::from_utf8_lossy(&head.target[..head.target.len().min(TARGET_BYTES)]));
-    AccessRecord {
-        snapshot: Arc::clone(&published.snapshot),
+    *record = AccessRecord {
         at_us: head.at_us,
         peer: head.peer,
         client: client.map(|client| client.address.ip()),
@@ -612,7 +622,8 @@ fn record<F>(
         total_us: 0,
         first_byte_us: None,
         connect_us: 0,
-    }
+    };
+    record
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -21,18 +21,6 @@ use crate::text;
 /// The most fields that `Connection` may nominate.
 const MAX_NOMINATIONS: usize = 16;
 
-/// Fields that concern one connection, in a request or an answer. `Proxy-Authenticate` and `-Authorization` are an agreement
-/// with a forward proxy, which we are not, and `Proxy` becomes `HTTP_PROXY` in CGI programs.
-const HOP_BY_HOP: [&str; 7] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "http2-settings",
-    "proxy",
-];
-
 /// Fields that no nomination removes.
 const PROTECTED: [&str; 20] = [
     "host",
@@ -56,9 +44,6 @@ const PROTECTED: [&str; 20] = [
     "sec-websocket-protocol",
     "sec-websocket-version",
 ];
-
-/// What an untrusted peer says of the client, besides what we write ourselves.
-const CLAIMS: [&str; 5] = ["forwarded", "x-real-ip", "x-forwarded-port", "x-forwarded-server", "x-forwarded-prefix"];
 
 /// Checks the form of a head against RFC 9110/9112 and the limits, as far as every mover leaves it to the phases.
 pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limits, via: &str) -> Result<(), Outcome> {
@@ -353,15 +338,16 @@ fn strip(fields: &mut impl Fields) {
             .collect();
         nominated.iter().for_each(|name| fields.remove(name));
     }
-    remove_each(fields, HOP_BY_HOP);
-}
-
-/// Names that the compiler knows are looked for at little cost.
-#[inline(always)]
-fn remove_each<const N: usize>(fields: &mut impl Fields, names: [&'static str; N]) {
-    for name in names {
-        fields.remove(name);
-    }
+    // One by one: of a name that it knows, the compiler makes a look whether there is anything to remove.
+    fields.remove("connection");
+    fields.remove("keep-alive");
+    fields.remove("proxy-connection");
+    fields.remove("http2-settings");
+    // An agreement with a forward proxy, which we are not.
+    fields.remove("proxy-authenticate");
+    fields.remove("proxy-authorization");
+    // It becomes HTTP_PROXY in CGI programs.
+    fields.remove("proxy");
 }
 
 fn drop_underscores(fields: &mut impl Fields) {
@@ -374,7 +360,12 @@ fn drop_underscores(fields: &mut impl Fields) {
 fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     let trusted = forward.client.is_some_and(|client| client.peer_trusted);
     if !trusted {
-        remove_each(fields, CLAIMS);
+        // What it says of the client, besides what we write ourselves.
+        fields.remove("forwarded");
+        fields.remove("x-real-ip");
+        fields.remove("x-forwarded-port");
+        fields.remove("x-forwarded-server");
+        fields.remove("x-forwarded-prefix");
     }
     if let Some(client) = forward.client {
         let peer = text::Address::of(client.peer);

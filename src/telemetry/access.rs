@@ -66,8 +66,6 @@ impl Mover {
 /// Everything the line, the metrics and nothing else need to know of a finished request.
 #[derive(Debug)]
 pub struct AccessRecord {
-    /// The snapshot it was served by: names come from it.
-    pub snapshot: Arc<Snapshot>,
     /// Unix time in microseconds at which the request head was complete.
     pub at_us: u64,
     /// The connecting peer.
@@ -152,10 +150,39 @@ impl Text {
     }
 }
 
-/// Texts kept for requests to come, so that in the long run none is allocated.
-const TEXTS: usize = 4096;
+impl AccessRecord {
+    /// Of no request: to be written over.
+    fn unused() -> AccessRecord {
+        AccessRecord {
+            at_us: 0,
+            peer: None,
+            client: None,
+            place: None,
+            request_id: 0,
+            method: http::Method::GET,
+            text: Text::default(),
+            protocol: "",
+            mover: Mover::Native,
+            service: None,
+            region: None,
+            endpoint: None,
+            reason: None,
+            attempts: 0,
+            status: 0,
+            outcome: "",
+            bytes_in: 0,
+            bytes_out: 0,
+            total_us: 0,
+            first_byte_us: None,
+            connect_us: 0,
+        }
+    }
+}
 
-/// The longest one that is kept.
+/// Records kept for requests to come, so that in the long run none is allocated. Boxed, because a record is handed on five times.
+const RECORDS: usize = 4096;
+
+/// The longest text of one that is kept.
 const KEPT_TEXT: usize = 1024;
 
 /// The request path's end of the access log. Cheap to clone.
@@ -163,22 +190,22 @@ const KEPT_TEXT: usize = 1024;
 pub struct AccessLogger {
     /// `None`: the log is off.
     queue: Option<Queue>,
-    texts: Texts,
+    records: Records,
 }
 
-/// Texts of requests that are over.
+/// Records of requests that are over.
 #[derive(Clone, Debug)]
-struct Texts(Arc<ArrayQueue<Text>>);
+struct Records(Arc<ArrayQueue<Box<AccessRecord>>>);
 
-impl Texts {
-    fn new() -> Texts {
-        Texts(Arc::new(ArrayQueue::new(TEXTS)))
+impl Records {
+    fn new() -> Records {
+        Records(Arc::new(ArrayQueue::new(RECORDS)))
     }
 
-    fn keep(&self, text: Text) {
-        if text.both.capacity() <= KEPT_TEXT {
+    fn keep(&self, record: Box<AccessRecord>) {
+        if record.text.both.capacity() <= KEPT_TEXT {
             // When there are enough, it is freed.
-            let _ = self.0.push(text);
+            let _ = self.0.push(record);
         }
     }
 }
@@ -197,19 +224,20 @@ struct Asked {
     stop: AtomicBool,
 }
 
-/// `None`: look at the flags.
-type Message = Option<AccessRecord>;
+/// A finished request, and the snapshot it was served by: names come from it. `None`: look at the flags.
+type Message = Option<(Arc<Snapshot>, Box<AccessRecord>)>;
 
 impl AccessLogger {
-    /// Room for what a client wrote; what is in it is to be set anew.
-    pub fn text(&self) -> Text {
-        self.texts.0.pop().unwrap_or_default()
+    /// Room for a record; what is in it is to be written over.
+    pub fn record(&self) -> Box<AccessRecord> {
+        self.records.0.pop().unwrap_or_else(|| Box::new(AccessRecord::unused()))
     }
 
-    /// Queues a record; when the queue is full the record is dropped and counted, never waited for.
-    pub fn log(&self, record: AccessRecord) {
-        let Some(queue) = &self.queue else { return self.texts.keep(record.text) };
-        match queue.sender.try_send(Some(record)) {
+    /// Queues the record of a request that was served by this snapshot; when the queue is full the record is dropped and counted, never waited
+    /// for.
+    pub fn log(&self, snapshot: &Arc<Snapshot>, record: Box<AccessRecord>) {
+        let Some(queue) = &self.queue else { return self.records.keep(record) };
+        match queue.sender.try_send(Some((Arc::clone(snapshot), record))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => queue.lines.dropped.inc(),
         }
@@ -266,15 +294,15 @@ impl AccessLogger {
     ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let (finished, done) = sync_channel(0);
         let Some(output) = output else {
-            let logger = AccessLogger { queue: None, texts: Texts::new() };
+            let logger = AccessLogger { queue: None, records: Records::new() };
             return Ok((logger, AccessLogGuard { queue: None, done }));
         };
         let (sender, receiver) = sync_channel(room);
         let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines() };
-        let texts = Texts::new();
+        let records = Records::new();
         let mut writer = Writer {
             output,
-            texts: texts.clone(),
+            records: records.clone(),
             written: Lines::default(),
             asked: queue.asked.clone(),
             lines: queue.lines.clone(),
@@ -289,7 +317,7 @@ impl AccessLogger {
             drop(receiver);
             drop(finished);
         })?;
-        Ok((AccessLogger { queue: Some(queue.clone()), texts }, AccessLogGuard { queue: Some(queue), done }))
+        Ok((AccessLogger { queue: Some(queue.clone()), records }, AccessLogGuard { queue: Some(queue), done }))
     }
 }
 
@@ -327,7 +355,7 @@ impl Write for Output {
 
 struct Writer {
     output: Output,
-    texts: Texts,
+    records: Records,
     written: Lines,
     asked: Arc<Asked>,
     lines: AccessLines,
@@ -368,10 +396,10 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message) {
-        let Some(record) = message else { return };
-        self.written.append(&mut self.batch, &record);
+        let Some((snapshot, record)) = message else { return };
+        self.written.append(&mut self.batch, &record, &snapshot);
         self.batched += 1;
-        self.texts.keep(record.text);
+        self.records.keep(record);
         if self.batch.len() >= BATCH {
             self.write();
             // A queue that never runs empty must not keep a moved file open for ever.
@@ -497,11 +525,14 @@ pub(super) mod tests {
         }
     }
 
+    pub(in crate::telemetry) fn snapshot() -> Arc<Snapshot> {
+        let view = View::compile(Arc::new(Fleet::default()), Arc::new(Atlas::empty()), None);
+        Arc::new(Snapshot::assuming(view, RegionSet::EMPTY))
+    }
+
     /// A request that was refused.
     pub(in crate::telemetry) fn record(target: &str) -> AccessRecord {
-        let view = View::compile(Arc::new(Fleet::default()), Arc::new(Atlas::empty()), None);
         AccessRecord {
-            snapshot: Arc::new(Snapshot::assuming(view, RegionSet::EMPTY)),
             at_us: 1_769_903_999_999_000,
             peer: Some("[2001:db8::1]:443".parse().unwrap()),
             client: None,
@@ -535,11 +566,11 @@ pub(super) mod tests {
     fn a_full_queue_drops_and_counts_and_what_is_queued_is_written_at_the_end() {
         let (gate, metrics) = (Gate::default(), Metrics::new());
         let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
-        logger.log(record("first"));
+        logger.log(&snapshot(), Box::new(record("first")));
         gate.wait_for_writer();
         // The writer is stuck with the first one: four wait, five are lost.
         for n in 0..9 {
-            logger.log(record(&n.to_string()));
+            logger.log(&snapshot(), Box::new(record(&n.to_string())));
         }
         assert_eq!(metrics.access_lines().dropped.get(), 5);
         gate.open(None);
@@ -547,7 +578,7 @@ pub(super) mod tests {
         assert_eq!(numbers(&gate.text()), ["first", "0", "1", "2", "3"]);
         assert_eq!(metrics.access_lines().written.get(), 5);
         assert_eq!(metrics.access_lines().failed.get(), 0);
-        logger.log(record("late"));
+        logger.log(&snapshot(), Box::new(record("late")));
         assert_eq!(metrics.access_lines().dropped.get(), 6, "after the end, records are dropped like any other");
     }
 
@@ -556,11 +587,11 @@ pub(super) mod tests {
         let (gate, metrics) = (Gate::default(), Metrics::new());
         gate.open(Some(10));
         let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
-        logger.log(record("torn"));
+        logger.log(&snapshot(), Box::new(record("torn")));
         while metrics.access_lines().failed.get() == 0 {
             thread::yield_now();
         }
-        logger.log(record("whole"));
+        logger.log(&snapshot(), Box::new(record("whole")));
         drop(guard);
         let text = gate.text();
         let (torn, rest) = text.split_once('\n').unwrap();

@@ -23,9 +23,9 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Appends the line of a request, with its end.
-    pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord) {
-        let fleet = record.snapshot.fleet();
+    /// Appends the line of a request that was served by this snapshot, with its end.
+    pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
+        let fleet = snapshot.fleet();
         let service = record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str()));
         let region = record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str()));
         out.extend_from_slice(b"{\"ts\":\"");
@@ -37,7 +37,7 @@ impl Lines {
         out.extend_from_slice(b",\"peer\":");
         or_null(out, record.peer, |out, peer| quoted(out, |out| socket(out, peer)));
         out.extend_from_slice(b",\"place\":");
-        or_null(out, record.place.as_ref(), |out, place| self::place(out, place, &record.snapshot));
+        or_null(out, record.place.as_ref(), |out, place| self::place(out, place, snapshot));
         out.extend_from_slice(b",\"method\":");
         plain(out, record.method.as_str());
         out.extend_from_slice(b",\"host\":");
@@ -186,7 +186,7 @@ mod tests {
     use std::net::{IpAddr, SocketAddr};
 
     use crate::telemetry::access::Text;
-    use crate::telemetry::access::tests::record;
+    use crate::telemetry::access::tests::{record, snapshot};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -194,9 +194,9 @@ mod tests {
         let mut out = Vec::new();
         let mut lines = Lines::default();
         // The second is remembered from an earlier one.
-        lines.append(&mut out, &super::super::access::tests::record("/"));
+        lines.append(&mut out, &self::record("/"), &snapshot());
         out.clear();
-        lines.append(&mut out, record);
+        lines.append(&mut out, record, &snapshot());
         assert_eq!(out.pop(), Some(b'\n'));
         assert!(!out.contains(&b'\n'));
         serde_json::from_slice(&out).unwrap()

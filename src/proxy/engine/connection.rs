@@ -107,7 +107,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     /// Serves to the end, or to a request that is not ours to serve.
     pub(super) async fn run(mut self) -> Served<S> {
         loop {
-            let next = match caught(self.next()).await {
+            let caught = caught(pin!(self.next())).await;
+            let next = match caught {
                 Ok(next) => next,
                 Err(panic) => self.panicked(&panic).await,
             };
@@ -227,7 +228,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             self.at = relay.now;
             let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
             let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
-            let unsent = relay.into_unsent();
+            let unsent = relay.take_unsent();
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let outcome = match end {
                 End::Elsewhere => continue,
@@ -284,7 +285,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             }
         };
         let head = self.head(&request.method, request.target, request.version, &request.lines);
-        let exchange = self.exchange.insert(Exchange::begin(shared, published, &head));
+        let exchange = Exchange::begin_in(&mut self.exchange, shared, published, &head);
         let framing = exchange.framing();
         let limits = &exchange.edge().limits;
         let wants = |option: &[u8]| request.lines.lists("connection", option);
@@ -334,7 +335,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     /// A connection for that attempt: a kept one, or a new one in time.
-    async fn connect(&mut self, attempt: &Attempt) -> Result<Upstream<C::Stream>, Failure> {
+    async fn connect(&mut self, attempt: &Attempt) -> Result<Box<Upstream<C::Stream>>, Failure> {
         let begun = self.at;
         if !attempt.fresh
             && let Some(upstream) = self.core.pool.take(attempt, begun)

@@ -102,6 +102,7 @@ enum Fault {
 }
 
 /// Reads a request head of at most `most` fields from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come.
+#[inline]
 pub fn read_request(bytes: &[u8], most: usize) -> Result<Option<(Request<'_>, usize)>, Outcome> {
     match request_of(bytes, most) {
         Ok(read) => Ok(Some(read)),
@@ -119,6 +120,7 @@ pub fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
     }
 }
 
+#[inline(always)]
 fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> {
     let method = ..run(bytes, 0, is_token_byte)?;
     if method.end == 0 || bytes[method.end] != b' ' {
@@ -138,6 +140,7 @@ fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> 
 }
 
 /// Reads an answer's head from the front of `bytes`, and tells its length. `None`: it goes on in bytes to come.
+#[inline]
 pub fn read_response(bytes: &[u8]) -> Result<Option<(Response<'_>, usize)>, NoAnswer> {
     match response_of(bytes) {
         Ok(read) => Ok(Some(read)),
@@ -154,6 +157,7 @@ pub fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
     }
 }
 
+#[inline(always)]
 fn response_of(bytes: &[u8]) -> Result<(Response<'_>, usize), Fault> {
     let (version, at) = version(bytes, 0)?;
     let status = match bytes.get(at..at + 4).ok_or(Fault::Cut)? {
@@ -222,6 +226,7 @@ fn text_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
 }
 
 /// At most `most` lines from `at` on, and where the empty line after them ends. `spaced`: spaces may stand after a name.
+#[inline(always)]
 fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lines<'_>, usize), Fault> {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     // Places are kept in 32 bits.

@@ -17,18 +17,16 @@ use crate::text;
 #[derive(Debug)]
 pub(super) struct Lines<'b> {
     bytes: &'b [u8],
-    list: List,
-    /// Lines that we set, as they are written.
-    own: Scratch,
+    store: Store,
     /// Tags of the names, one bit each: of those that are there, and maybe of some that were.
     tags: u64,
     /// Tag bits that more than one line had.
     shared: u64,
-    /// By tag bit, its first line.
-    first: [u16; 64],
+    /// By tag bit, its first line, or [`FAR`] for one beyond.
+    first: [u8; 64],
 }
 
-/// One line, by its places in the head or in `own`.
+/// One line, by its places in the head or in what we set.
 #[derive(Clone, Debug)]
 struct Line {
     name: Range<u32>,
@@ -41,26 +39,43 @@ struct Line {
     is_gone: bool,
 }
 
-/// Lines in storage that goes back to its thread.
-#[derive(Debug)]
-struct List(Vec<Line>);
+/// Lines, and the bytes of those that we set, in storage that goes back to its thread.
+#[derive(Debug, Default)]
+struct Store {
+    lines: Vec<Line>,
+    /// As they will be written.
+    own: Vec<u8>,
+}
+
+/// The first line of a tag may be further behind.
+const FAR: u8 = u8::MAX;
 
 /// Lines of a usual head, and those that are added to it.
 const USUAL_LINES: usize = 32;
 
-/// The longest list that is kept.
+/// The most lines, and bytes of our own, that are kept room for.
 const KEPT_LINES: usize = 256;
+const KEPT_BYTES: usize = 16 << 10;
 
 thread_local! {
-    static LISTS: Stock<Vec<Line>> = const { Stock::new(4) };
+    static STORES: Stock<(Vec<Line>, Vec<u8>)> = const { Stock::new(4) };
 }
 
-impl Drop for List {
+impl Store {
+    fn take() -> Store {
+        let (mut lines, own) = Stock::take(&STORES).unwrap_or_default();
+        lines.reserve(USUAL_LINES);
+        Store { lines, own }
+    }
+}
+
+impl Drop for Store {
     fn drop(&mut self) {
-        let mut lines = std::mem::take(&mut self.0);
-        if (1..=KEPT_LINES).contains(&lines.capacity()) {
+        let Store { lines, own } = self;
+        if (1..=KEPT_LINES).contains(&lines.capacity()) && own.capacity() <= KEPT_BYTES {
             lines.clear();
-            Stock::keep(&LISTS, lines);
+            own.clear();
+            Stock::keep(&STORES, (std::mem::take(lines), std::mem::take(own)));
         }
     }
 }
@@ -91,14 +106,12 @@ fn range(range: &Range<u32>) -> Range<usize> {
 impl<'b> Lines<'b> {
     /// Of a head in `bytes`, no line of which was found yet.
     pub(super) fn of(bytes: &'b [u8]) -> Lines<'b> {
-        let mut list = List(Stock::take(&LISTS).unwrap_or_default());
-        list.0.reserve(USUAL_LINES);
-        Lines { bytes, list, own: Scratch::take(), tags: 0, shared: 0, first: [0; 64] }
+        Lines { bytes, store: Store::take(), tags: 0, shared: 0, first: [0; 64] }
     }
 
     /// How many lines there are, removed ones among them.
     pub(super) fn len(&self) -> usize {
-        self.list.0.len()
+        self.store.lines.len()
     }
 
     /// Adds the line that was found at these places of `bytes` and ends, its CRLF with it, at `end`.
@@ -115,17 +128,17 @@ impl<'b> Lines<'b> {
     fn add(&mut self, line: Line) {
         let bit = bit(line.tag);
         if self.tags & bit == 0 {
-            self.first[slot(line.tag)] = self.list.0.len() as u16;
+            self.first[slot(line.tag)] = u8::try_from(self.store.lines.len()).unwrap_or(FAR);
         }
         self.shared |= self.tags & bit;
         self.tags |= bit;
-        self.list.0.push(line);
+        self.store.lines.push(line);
     }
 
     /// Stores a line of ours, whose value `write` appends.
     #[inline]
     fn keep(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) -> Line {
-        let own = &mut self.own;
+        let own = &mut self.store.own;
         let start = own.len() as u32;
         own.extend_from_slice(name.as_bytes());
         own.extend_from_slice(b": ");
@@ -143,13 +156,13 @@ impl<'b> Lines<'b> {
     }
 
     fn text(&self, line: &Line, part: &Range<u32>) -> &[u8] {
-        let bytes = if line.is_ours { &self.own } else { self.bytes };
+        let bytes = if line.is_ours { &self.store.own } else { self.bytes };
         &bytes[range(part)]
     }
 
     #[inline]
     fn is(&self, line: &Line, tag: u16, name: &str) -> bool {
-        line.tag == tag && !line.is_gone && text::is_same(self.text(line, &line.name), name.as_bytes())
+        line.tag == tag && !line.is_gone && text::is_same_token(self.text(line, &line.name), name.as_bytes())
     }
 
     /// Where lines of that tag may be.
@@ -158,23 +171,24 @@ impl<'b> Lines<'b> {
         if self.tags & bit(tag) == 0 {
             return 0..0;
         }
-        let first = usize::from(self.first[slot(tag)]);
-        if self.shared & bit(tag) == 0 { first..first + 1 } else { first..self.list.0.len() }
+        let first = self.first[slot(tag)];
+        let from = usize::from(first);
+        if self.shared & bit(tag) == 0 && first != FAR { from..from + 1 } else { from..self.store.lines.len() }
     }
 
     /// Removes the lines whose name `gone` knows.
     pub(super) fn remove_where(&mut self, gone: impl Fn(&[u8]) -> bool) {
-        for at in 0..self.list.0.len() {
-            let line = &self.list.0[at];
+        for at in 0..self.store.lines.len() {
+            let line = &self.store.lines[at];
             if gone(self.text(line, &line.name)) {
-                self.list.0[at].is_gone = true;
+                self.store.lines[at].is_gone = true;
             }
         }
     }
 
     /// Appends `name: value CRLF` for every line.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
-        let lines = &self.list.0;
+        let lines = &self.store.lines;
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
@@ -206,12 +220,12 @@ impl Fields for Lines<'_> {
     #[inline(always)]
     fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &[u8]> {
         let tag = tag(name.as_bytes());
-        let some = &self.list.0[self.reach(tag)];
+        let some = &self.store.lines[self.reach(tag)];
         some.iter().filter(move |line| self.is(line, tag, name)).map(|line| self.text(line, &line.value))
     }
 
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let lines = self.list.0.iter().filter(|line| !line.is_gone);
+        let lines = self.store.lines.iter().filter(|line| !line.is_gone);
         lines.map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
@@ -259,14 +273,14 @@ impl Lines<'_> {
     /// Removes the lines of that name within `reach`.
     fn cut(&mut self, reach: Range<usize>, tag: u16, name: &str) {
         for at in reach {
-            if self.is(&self.list.0[at], tag, name) {
-                self.list.0[at].is_gone = true;
+            if self.is(&self.store.lines[at], tag, name) {
+                self.store.lines[at].is_gone = true;
             }
         }
     }
 
     fn find(&self, tag: u16, name: &str) -> Option<usize> {
-        self.reach(tag).find(|at| self.is(&self.list.0[*at], tag, name))
+        self.reach(tag).find(|at| self.is(&self.store.lines[*at], tag, name))
     }
 
     fn replace(&mut self, tag: u16, name: &str, value: &[u8]) {
@@ -278,11 +292,11 @@ impl Lines<'_> {
     fn lengthen(&mut self, tag: u16, name: &str, member: &[u8]) {
         if self.shared & bit(tag) == 0
             && let Some(only) = self.find(tag, name)
-            && let Line { is_ours: false, value, .. } = &self.list.0[only]
+            && let Line { is_ours: false, value, .. } = &self.store.lines[only]
             && !value.is_empty()
         {
             let list = &self.bytes[range(value)];
-            self.list.0[only] = self.keep(name, |own| {
+            self.store.lines[only] = self.keep(name, |own| {
                 for part in [list, b", ", member] {
                     own.extend_from_slice(part);
                 }
@@ -305,7 +319,7 @@ impl Lines<'_> {
             Some(first) => {
                 let after = first + 1..self.reach(tag).end;
                 self.cut(after, tag, name);
-                self.list.0[first] = line;
+                self.store.lines[first] = line;
             }
             None => self.add(line),
         }
@@ -383,6 +397,21 @@ mod tests {
             ],
             0..12,
         )
+    }
+
+    #[test]
+    fn lines_behind_many_others_are_found() {
+        let many: String = (0..253).map(|n| format!("a: {n}\r\n")).collect();
+        let text = many + "b: 1\r\nc: 2\r\nd: 3\r\n\r\n";
+        let mut lines = self::lines(&text);
+        for (name, value) in [("b", b"1"), ("c", b"2"), ("d", b"3")] {
+            assert_eq!(lines.values(name).collect::<Vec<_>>(), [value]);
+        }
+        lines.append("e", &[b"4"]);
+        lines.append_member("e", b"5");
+        lines.remove("d");
+        lines.remove("a");
+        assert_eq!(written(&lines), "b: 1\r\nc: 2\r\ne: 4, 5\r\n");
     }
 
     proptest! {

@@ -238,9 +238,10 @@ where
     }
 
     /// What was to be written to the client and was not.
-    pub(super) fn into_unsent(mut self) -> Scratch {
-        self.out.drain(..self.out_sent);
-        self.out
+    pub(super) fn take_unsent(&mut self) -> Scratch {
+        let mut unsent = std::mem::take(&mut self.out);
+        unsent.drain(..std::mem::take(&mut self.out_sent));
+        unsent
     }
 
     /// Runs to the end.

@@ -108,9 +108,9 @@ impl Drop for Place {
 }
 
 impl<U> Upstream<U> {
-    /// A new connection for that attempt.
-    pub(super) fn new(stream: U, attempt: &Attempt, place: Place, now: Instant) -> Upstream<U> {
-        Upstream {
+    /// A new connection for that attempt. Boxed, because it is handed on several times with each request.
+    pub(super) fn new(stream: U, attempt: &Attempt, place: Place, now: Instant) -> Box<Upstream<U>> {
+        Box::new(Upstream {
             stream,
             input: Buffer::default(),
             reused: false,
@@ -120,12 +120,12 @@ impl<U> Upstream<U> {
             idle: attempt.pool_idle,
             max_age: attempt.max_age,
             _place: place,
-        }
+        })
     }
 }
 
 struct Idle<U> {
-    upstream: Upstream<U>,
+    upstream: Box<Upstream<U>>,
     since: Instant,
 }
 
@@ -175,17 +175,17 @@ impl<C: Connect> Pool<C> {
     }
 
     /// A connection of this worker for that attempt, the one used last first: it is the least likely to be closing.
-    pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
+    pub(super) fn take(&self, attempt: &Attempt, now: Instant) -> Option<Box<Upstream<C::Stream>>> {
         self.take_from(worker(), attempt, now)
     }
 
     /// A connection that another worker keeps.
-    pub(super) fn take_from_others(&self, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
+    pub(super) fn take_from_others(&self, attempt: &Attempt, now: Instant) -> Option<Box<Upstream<C::Stream>>> {
         let own = worker();
         (1..self.shards.len()).find_map(|offset| self.take_from(own + offset, attempt, now))
     }
 
-    fn take_from(&self, shard: usize, attempt: &Attempt, now: Instant) -> Option<Upstream<C::Stream>> {
+    fn take_from(&self, shard: usize, attempt: &Attempt, now: Instant) -> Option<Box<Upstream<C::Stream>>> {
         let mut shard = self.shard(shard);
         let kept = shard.get_mut(&attempt.endpoint)?;
         while let Some(mut idle) = kept.pop() {
@@ -203,7 +203,7 @@ impl<C: Connect> Pool<C> {
     }
 
     /// Keeps a connection whose last exchange ended cleanly.
-    pub(super) fn put(&self, upstream: Upstream<C::Stream>, now: Instant) {
+    pub(super) fn put(&self, upstream: Box<Upstream<C::Stream>>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
         let mut shard = self.shard(worker());
         shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
