@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean
+.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ demo: setup
 ## make build      the binary for production: target/release/meridian
 build: setup
 	$(CARGO) build --locked --release
+
+## make release-pgo  the same, laid out by a profile of its own work: target/pgo/*/release/meridian, in ten minutes
+release-pgo: setup
+	CARGO="$(CARGO)" sh benches/pgo.sh
 
 ## make test       the tests
 test: setup
