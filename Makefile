@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo
+.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ lint: setup
 ## make bench      the benches (Criterion)
 bench: setup
 	$(CARGO) bench --locked
+
+## make instructions  instructions of a request in the engine, by valgrind, held against benches/instructions.tsv
+instructions: setup
+	CARGO="$(CARGO)" sh benches/instructions.sh
 
 ## make fuzz       each fuzz target for FUZZ_SECONDS (60); see tests/fuzz/README.md
 fuzz: setup
