@@ -6,6 +6,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: it starts the clocks")]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::pin::pin;
@@ -169,11 +170,9 @@ struct Native {
 
 #[async_trait]
 impl ConnectionHandler for Native {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> listen::Ending {
-        let digest = stream.get_socket_digest();
-        let peer = digest.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet()).copied();
+    async fn serve(&self, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) -> listen::Ending {
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
-        let from = engine::Downstream { peer, scheme };
+        let from = engine::Downstream { peer: Some(peer), scheme };
         let mut served = self.engine.serve(stream, from, shutdown).await;
         loop {
             let request = match served {
@@ -212,7 +211,7 @@ impl Pingora {
 
 #[async_trait]
 impl ConnectionHandler for Pingora {
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> listen::Ending {
+    async fn serve(&self, stream: Stream, _peer: SocketAddr, shutdown: &ShutdownWatch) -> listen::Ending {
         if let Err(panic) = caught(pin!(self.mover.serve(stream, shutdown))).await {
             self.metrics.panicked(Mover::Pingora, &panic);
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,7 +33,9 @@ const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
 pub(super) struct Connection {
     /// Taken only when dropped.
     open: Option<(TcpStream, Guard)>,
-    digest: Arc<SocketDigest>,
+    peer: SocketAddr,
+    /// Made for those who ask.
+    digest: OnceLock<Arc<SocketDigest>>,
     fd: UniqueIDType,
     /// The client closed its side, or the connection broke: nothing to linger for.
     finished: bool,
@@ -43,10 +45,7 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> Connection {
         let fd = tcp.as_raw_fd();
-        let digest = SocketDigest::from_raw_fd(fd);
-        // A new cell is empty.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        Connection { open: Some((tcp, guard)), digest: Arc::new(digest), fd, finished: false, wrote: false }
+        Connection { open: Some((tcp, guard)), peer, digest: OnceLock::new(), fd, finished: false, wrote: false }
     }
 
     fn stream(&mut self) -> Pin<&mut TcpStream> {
@@ -193,6 +192,12 @@ impl GetProxyDigest for Connection {
 
 impl GetSocketDigest for Connection {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(Arc::clone(&self.digest))
+        let digest = self.digest.get_or_init(|| {
+            let digest = SocketDigest::from_raw_fd(self.fd);
+            // A new cell is empty.
+            let _ = digest.peer_addr.set(Some(self.peer.into()));
+            Arc::new(digest)
+        });
+        Some(Arc::clone(digest))
     }
 }

@@ -15,6 +15,7 @@ mod drain;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -42,9 +43,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// Serves connections once they are established.
 #[async_trait]
 pub trait ConnectionHandler: Send + Sync + 'static {
-    /// Serves one connection to its end. `shutdown` becomes true when the service drains: then the connection is to close after
+    /// Serves one connection of that peer to its end. `shutdown` becomes true when the service drains: then the connection is to close after
     /// the request it is at.
-    async fn serve(&self, stream: Stream, shutdown: &ShutdownWatch) -> Ending;
+    async fn serve(&self, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) -> Ending;
 
     /// The service drains: connections that wait for a request are to close.
     async fn close_idle(&self);
@@ -246,10 +247,12 @@ struct AcceptLoop {
 impl AcceptLoop {
     async fn run(self, listener: TcpListener) {
         let mut pause = None;
+        // One for all connections: to wait anew for each would be a good part of accepting it.
+        let mut begun = pin!(self.drain.begun());
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.drain.begun() => return,
+                () = &mut begun => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -282,7 +285,7 @@ impl AcceptLoop {
         let handler = Arc::clone(&self.handler);
         let shutdown = self.drain.watch();
         tokio::spawn(async move {
-            match handler.serve(establish(tcp, peer, guard), &shutdown).await {
+            match handler.serve(establish(tcp, peer, guard), peer, &shutdown).await {
                 Ending::Closed => {}
                 Ending::Finished(stream) => connection::finish(stream),
                 Ending::Reset(stream) => connection::reset(stream),

@@ -409,21 +409,28 @@ impl Exchange {
         Ok(attempt)
     }
 
-    /// What tells that the request had better move on from where it waits, for requests that may: idempotent ones with attempts
-    /// left, of services without residency rules (which might leave nothing to move to).
+    /// Whether the request may move on from where it waits should that be found down: idempotent ones with attempts left may, of services
+    /// without residency rules (which might leave nothing to move to).
+    pub fn may_leave(&self) -> bool {
+        let (Some(attempt), Some(id)) = (self.current, self.record.service) else { return false };
+        let snapshot = &self.published.snapshot;
+        let service = snapshot.fleet().service(id);
+        let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
+        self.idempotent
+            && self.record.attempts < service.retry.attempts
+            && service.residency.is_empty()
+            && endpoint.state != EndpointState::Down
+    }
+
+    /// What tells that the request had better move on from where it waits, if it may.
     pub fn vigil(&self) -> Option<Vigil> {
-        let attempt = self.current?;
-        let id = self.record.service?;
-        let service = self.published.snapshot.fleet().service(id);
-        if !self.idempotent || self.record.attempts >= service.retry.attempts || !service.residency.is_empty() {
-            return None;
-        }
+        let (attempt, service) = (self.current?, self.record.service?);
         let snapshot = &self.published.snapshot;
         let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
-        (endpoint.state != EndpointState::Down).then(|| Vigil {
+        self.may_leave().then(|| Vigil {
             shared: Arc::clone(&self.shared),
             snapshot: Arc::clone(snapshot),
-            service: id,
+            service,
             take: attempt.take,
             endpoint: endpoint.id,
         })

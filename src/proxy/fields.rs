@@ -11,6 +11,12 @@ pub trait Fields {
     /// Every line: name and value.
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
 
+    /// How many lines there are, and their bytes on the wire: `name: value CRLF`.
+    fn extent(&self) -> (usize, u64) {
+        self.lines()
+            .fold((0, 0), |(count, bytes), (name, value)| (count + 1, bytes + (name.len() + value.len() + 4) as u64))
+    }
+
     /// Removes every line of that name.
     fn remove(&mut self, name: &str);
 

@@ -53,19 +53,14 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if target.len() > limits.uri {
         return Err(Outcome::TargetTooLong);
     }
-    let (mut count, mut bytes) = (0, target.len() as u64);
-    for (name, value) in fields.lines() {
-        count += 1;
-        // As on the wire: `name: value CRLF`.
-        bytes += name.len() as u64 + value.len() as u64 + 4;
-        if limits.underscores == Underscores::Reject && name.contains(&b'_') {
-            return Err(Outcome::BadRequest);
-        }
+    if limits.underscores == Underscores::Reject && fields.lines().any(|(name, _)| name.contains(&b'_')) {
+        return Err(Outcome::BadRequest);
     }
-    if count > limits.headers || bytes > limits.header_bytes {
+    let (count, bytes) = fields.extent();
+    if count > limits.headers || target.len() as u64 + bytes > limits.header_bytes {
         return Err(Outcome::HeadTooLarge);
     }
-    if fields.has("connection") {
+    if Said::of(fields) == Said::More {
         let mut nominations = 0;
         for name in fields.members("connection") {
             nominations += 1;
@@ -120,9 +115,47 @@ pub fn max_forwards(method: &Method, fields: &impl Fields) -> Option<u64> {
     std::str::from_utf8(fields.values("max-forwards").next()?).ok()?.parse().ok()
 }
 
+/// What `Connection` says, told at a glance when it is one of the usual words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// It is not there.
+    Nothing,
+    /// `close`.
+    Close,
+    /// `keep-alive`.
+    KeepAlive,
+    /// Anything else, or more than one word.
+    More,
+}
+
+impl Said {
+    /// By these fields.
+    pub fn of(fields: &impl Fields) -> Said {
+        if !fields.has("connection") {
+            return Said::Nothing;
+        }
+        let mut lines = fields.values("connection");
+        match (lines.next(), lines.next()) {
+            (Some(only), None) if only.eq_ignore_ascii_case(b"close") => Said::Close,
+            (Some(only), None) if only.eq_ignore_ascii_case(b"keep-alive") => Said::KeepAlive,
+            _ => Said::More,
+        }
+    }
+
+    /// Whether that option (in lower case) is among what these fields, the same, say.
+    pub fn has(self, option: &[u8], fields: &impl Fields) -> bool {
+        match self {
+            Said::Nothing => false,
+            Said::Close => option == b"close",
+            Said::KeepAlive => option == b"keep-alive",
+            Said::More => fields.lists("connection", option),
+        }
+    }
+}
+
 /// Whether `Connection` nominates fields: its trailers may be among them, which are then left out (RFC 9110, 7.6.1).
 pub fn nominates(fields: &impl Fields) -> bool {
-    fields.has("connection") && fields.members("connection").any(|name| !is_option(name))
+    Said::of(fields) == Said::More && fields.members("connection").any(|name| !is_option(name))
 }
 
 /// Members of `Connection` that are options, or names that never pass.
@@ -327,7 +360,7 @@ pub fn response(fields: &mut impl Fields, via: &str, version: &str, upgraded: bo
 
 /// Removes what concerns one connection, nominated or by name.
 fn strip(fields: &mut impl Fields) {
-    if fields.has("connection") {
+    if Said::of(fields) == Said::More {
         let nominated: Vec<String> = fields
             .members("connection")
             .filter(|name| is_token(name) && !is_protected(name))

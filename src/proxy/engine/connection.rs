@@ -23,6 +23,7 @@ use super::upstream::{Connect, Place, Upstream};
 use super::{Core, Downstream, HandOver, Served, head, now, wall, write};
 use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
+use crate::proxy::headers::Said;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome, headers};
 use crate::steering::fleet::Protocol;
@@ -288,7 +289,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let exchange = Exchange::begin_in(&mut self.exchange, shared, published, &head);
         let framing = exchange.framing();
         let limits = &exchange.edge().limits;
-        let wants = |option: &[u8]| request.lines.lists("connection", option);
+        let said = Said::of(&request.lines);
+        let wants = |option: &[u8]| said.has(option, &request.lines);
         let last = limits.requests > 0 && self.requests + 1 >= limits.requests;
         let is_http_11 = request.version == Version::HTTP_11;
         let expects = request.lines.lists("expect", b"100-continue");

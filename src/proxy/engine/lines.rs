@@ -229,6 +229,11 @@ impl Fields for Lines<'_> {
         lines.map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
+    fn extent(&self) -> (usize, u64) {
+        let lines = self.store.lines.iter().filter(|line| !line.is_gone);
+        lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + (line.name.len() + line.value.len() + 4) as u64))
+    }
+
     #[inline(always)]
     fn has(&self, name: &str) -> bool {
         self.tags & bit(tag(name.as_bytes())) != 0 && self.values(name).next().is_some()

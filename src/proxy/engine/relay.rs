@@ -22,7 +22,7 @@ use super::tunnel::Tunnel;
 use super::upload::{Upload, WINDOW, is_spent};
 use super::upstream::Upstream;
 use super::{date, head, write};
-use crate::proxy::exchange::Vigil;
+use crate::proxy::headers::Said;
 use crate::proxy::retry::Failure;
 use crate::proxy::{Exchange, Fields, Framing, Outcome, framing, headers};
 
@@ -114,7 +114,8 @@ pub(super) struct Relay<'a, S, U> {
     upload: &'a mut Upload,
     asked: Asked,
     draining: &'a Draining<'a>,
-    vigil: Option<(Vigil, Instant)>,
+    /// When to look next whether the endpoint was found down, for a request that may leave it.
+    look: Option<Instant>,
     phase: Phase,
     /// When it was looked at last.
     pub(super) now: Instant,
@@ -188,7 +189,7 @@ where
         draining: &'a Draining<'a>,
         now: Instant,
     ) -> Relay<'a, S, U> {
-        let vigil = exchange.vigil().map(|vigil| (vigil, now + LOOK));
+        let look = exchange.may_leave().then(|| now + LOOK);
         let pace = Pace { since: now, bytes: 0 };
         Relay {
             client,
@@ -197,7 +198,7 @@ where
             upload,
             asked,
             draining,
-            vigil,
+            look,
             phase: Phase::Head,
             now,
             is_new: true,
@@ -258,7 +259,9 @@ where
             if let Err(end) = self.advance(cx, self.now) {
                 return Poll::Ready(end);
             }
-            self.client.timer.set(self.deadlines().iter().map(|(at, _)| *at).min());
+            let mut first = None;
+            self.deadlines(|at, _| first = Some(first.map_or(at, |first: Instant| first.min(at))));
+            self.client.timer.set(first);
             if self.client.timer.poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -540,7 +543,7 @@ where
             if to_http_11 && (status != 100 || asked.expects) {
                 self.exchange.interim_passed_on();
                 // It cannot go elsewhere any more, so there is nothing to look out for.
-                self.vigil = None;
+                self.look = None;
                 headers::response(&mut head.lines, self.exchange.via(), version, false);
                 write::remove_framing(&mut head.lines);
                 write::status(&mut self.out, &head);
@@ -562,7 +565,7 @@ where
             self.exchange.passed_on();
             self.upload.give_back();
             self.status = Some(status);
-            let closes = head.lines.lists("connection", b"close");
+            let closes = Said::of(&head.lines).has(b"close", &head.lines);
             self.keep_upstream = !closes && !from_http_10 && !upgraded && framing != Framing::UntilClose;
             let has_body = matches!(framing, Framing::Chunked | Framing::UntilClose);
             self.chunk = has_body && asked.version == Version::HTTP_11;
@@ -598,7 +601,7 @@ where
                     Phase::Body(body)
                 }
             };
-            self.vigil = None;
+            self.look = None;
         }
         self.upstream.input.consume(length);
         self.seen = 0;
@@ -623,48 +626,46 @@ where
         Ok(up.moved || down.moved)
     }
 
-    /// What is due when, as things are.
-    fn deadlines(&self) -> ArrayVec<(Instant, Due), 8> {
-        let mut due = ArrayVec::new();
+    /// Tells what is due when, as things are.
+    fn deadlines(&self, mut each: impl FnMut(Instant, Due)) {
         let times = &self.asked.times;
         if let Phase::Tunnel(tunnel) = &self.phase {
             let half = tunnel.up.ended || tunnel.down.ended;
-            due.push((self.down_moved + if half { times.idle.min(times.tunnel) } else { times.tunnel }, Due::Tunnel));
-            return due;
+            each(self.down_moved + if half { times.idle.min(times.tunnel) } else { times.tunnel }, Due::Tunnel);
+            return;
         }
         if let Phase::Head = self.phase {
-            due.push((self.answer_due(), Due::Answer));
+            each(self.answer_due(), Due::Answer);
             // An answer that has begun to come is waited for.
             let waits = self.upload.is_sent() && self.upload.replayable() && self.upstream.input.is_empty();
-            if let (Some((_, look)), true) = (&self.vigil, waits) {
-                due.push((*look, Due::Look));
+            if let (Some(look), true) = (self.look, waits) {
+                each(look, Due::Look);
             }
             if let Some(closed) = self.client.closed {
-                due.push((closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed));
+                each(closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed);
             }
         }
         let (waits_for_body, blocked) = (self.waits_for_body(), self.is_blocked());
         if self.upload.waits_to_send() {
-            due.push((self.up_moved + times.idle, Due::UpstreamTakes));
+            each(self.up_moved + times.idle, Due::UpstreamTakes);
         } else if waits_for_body {
-            due.push((self.up_moved + times.body, Due::ClientBody));
+            each(self.up_moved + times.body, Due::ClientBody);
         }
         if blocked {
-            due.push((self.down_moved + times.idle, Due::ClientTakes));
+            each(self.down_moved + times.idle, Due::ClientTakes);
         } else if let Phase::Body(_) = self.phase {
             // An upstream that answered early may wait for the rest of the request before it goes on.
             let moved = if self.upload.is_sent() { self.down_moved } else { self.down_moved.max(self.up_moved) };
-            due.push((moved + times.idle, Due::UpstreamBody));
+            each(moved + times.idle, Due::UpstreamBody);
         }
         if times.min_rate > 0 {
             if waits_for_body {
-                due.push((self.up_pace.since + PACE_WINDOW, Due::UpPace));
+                each(self.up_pace.since + PACE_WINDOW, Due::UpPace);
             }
             if blocked {
-                due.push((self.down_pace.since + taking_window(times.min_rate), Due::DownPace));
+                each(self.down_pace.since + taking_window(times.min_rate), Due::DownPace);
             }
         }
-        due
     }
 
     /// The client holds its body back until the upstream says something.
@@ -684,8 +685,13 @@ where
 
     /// The timer went off: what is over, if anything.
     fn expire(&mut self, now: Instant) -> Option<End> {
-        let due: ArrayVec<_, 8> = self.deadlines().into_iter().filter(|(at, _)| *at <= now).collect();
-        due.into_iter().find_map(|(_, due)| self.pass_due(due, now))
+        let mut due = ArrayVec::<_, 8>::new();
+        self.deadlines(|at, what| {
+            if at <= now {
+                due.push(what);
+            }
+        });
+        due.into_iter().find_map(|due| self.pass_due(due, now))
     }
 
     fn pass_due(&mut self, due: Due, now: Instant) -> Option<End> {
@@ -700,9 +706,9 @@ where
             }
             Due::UpstreamTakes => Some(End::Failed(Failure::Silent)),
             Due::Look => {
-                let (vigil, look) = self.vigil.as_mut()?;
-                *look = now + LOOK;
-                let leaves = vigil.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
+                self.look = Some(now + LOOK);
+                let leaves =
+                    self.exchange.vigil()?.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
                 leaves.then_some(End::Elsewhere)
             }
             Due::HalfClosed => Some(End::Over(Outcome::ClientGone)),

@@ -83,9 +83,9 @@ pub(super) struct Upstream<U> {
     pub(super) reused: bool,
     endpoint: EndpointId,
     epoch: u32,
-    born: Instant,
     idle: Duration,
-    max_age: Duration,
+    /// When it is too old to be used again.
+    dies: Instant,
     /// Counts it at its endpoint.
     _place: Place,
 }
@@ -116,9 +116,8 @@ impl<U> Upstream<U> {
             reused: false,
             endpoint: attempt.endpoint,
             epoch: attempt.epoch,
-            born: now,
             idle: attempt.pool_idle,
-            max_age: attempt.max_age,
+            dies: now + attempt.max_age,
             _place: place,
         })
     }
@@ -126,16 +125,14 @@ impl<U> Upstream<U> {
 
 struct Idle<U> {
     upstream: Box<Upstream<U>>,
-    since: Instant,
+    /// When it is too old, or was not used for too long.
+    until: Instant,
 }
 
 impl<U> Idle<U> {
     /// Whether it may be used at `now`: young enough, and quiet.
     fn is_good<C: Connect<Stream = U>>(&mut self, now: Instant) -> bool {
-        let upstream = &mut self.upstream;
-        let young = now.saturating_duration_since(self.since) < upstream.idle
-            && now.saturating_duration_since(upstream.born) < upstream.max_age;
-        young && C::is_quiet(&mut upstream.stream)
+        now < self.until && C::is_quiet(&mut self.upstream.stream)
     }
 }
 
@@ -206,7 +203,8 @@ impl<C: Connect> Pool<C> {
     pub(super) fn put(&self, upstream: Box<Upstream<C::Stream>>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
         let mut shard = self.shard(worker());
-        shard.entry(upstream.endpoint).or_default().push(Idle { upstream, since: now });
+        let until = (now + upstream.idle).min(upstream.dies);
+        shard.entry(upstream.endpoint).or_default().push(Idle { upstream, until });
     }
 
     /// Closes what must not be used any more: of another epoch than the endpoint's pool has in `snapshot`, and, when it is told the time,
