@@ -14,14 +14,15 @@ use tokio::sync::watch;
 
 use super::pipes::World;
 
-const CONFIG: &str = "[regions.a]\n[regions.b]\n[client_ip]\ntrusted = [\"192.0.2.0/24\"]\n\
+pub const CONFIG: &str = "[regions.a]\n[regions.b]\n[client_ip]\ntrusted = [\"192.0.2.0/24\"]\n\
     [services.web.health]\nkind = \"none\"\n\
     [services.web.pools.a]\nendpoints = [\"192.0.2.1:80\"]\n[services.web.pools.b]\nendpoints = [\"192.0.2.2:80\"]\n";
 
 /// A request as browsers and load balancers send it, and an answer as origins do.
-const REQUEST: &[u8] = b"GET /some/where?a=b HTTP/1.1\r\nHost: www.example\r\nUser-Agent: lane/1\r\nAccept: */*\r\n\
+pub const REQUEST: &[u8] =
+    b"GET /some/where?a=b HTTP/1.1\r\nHost: www.example\r\nUser-Agent: lane/1\r\nAccept: */*\r\n\
     Accept-Encoding: gzip, br\r\nConnection: keep-alive\r\nX-Forwarded-For: 198.51.100.7\r\n\r\n";
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: origin\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
     Content-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!";
 
 /// The engine with its world.

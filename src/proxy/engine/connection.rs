@@ -322,12 +322,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
         let nominates = headers::nominates(&request.lines);
-        headers::request(&mut request.lines, exchange.edge(), &exchange.forward(true));
-        if !asked.expects {
-            request.lines.remove("expect");
-        }
         let mut out = Scratch::take();
-        write::request(&mut out, &mut request, framing);
+        request.rewrite(&mut out, exchange.edge(), &exchange.forward(true), framing, asked.expects);
         self.client.input.consume(length);
         let mut upload = Upload::new(out, framing, max_body, replay);
         if nominates {

@@ -7,23 +7,32 @@ use http::{StatusCode, Version};
 use super::lines::Lines;
 use super::relay::Asked;
 use super::{date, head};
+use crate::config::Edge;
+use crate::proxy::headers::Forward;
 use crate::proxy::{Fields, Framing, Outcome, headers};
 use crate::text;
 
-/// The head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood.
-pub(super) fn request(out: &mut Vec<u8>, request: &mut head::Request<'_>, framing: Framing) {
-    remove_framing(&mut request.lines);
-    let (before, target) = headers::forwarded_target(&request.method, request.target);
-    for part in [request.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
-        out.extend_from_slice(part);
+impl head::Request<'_> {
+    /// Appends the head as it goes upstream: always HTTP/1.1, in origin form, framed by what was understood. Its fields are changed to what
+    /// upstreams get. `expects`: its client waits for `100 Continue`.
+    pub fn rewrite(&mut self, out: &mut Vec<u8>, edge: &Edge, forward: &Forward<'_>, framing: Framing, expects: bool) {
+        headers::request(&mut self.lines, edge, forward);
+        if !expects {
+            self.lines.remove("expect");
+        }
+        remove_framing(&mut self.lines);
+        let (before, target) = headers::forwarded_target(&self.method, self.target);
+        for part in [self.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
+            out.extend_from_slice(part);
+        }
+        self.lines.write_to(out);
+        match framing {
+            Framing::Length(bytes) => length(out, bytes),
+            Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+            Framing::None | Framing::UntilClose => {}
+        }
+        out.extend_from_slice(b"\r\n");
     }
-    request.lines.write_to(out);
-    match framing {
-        Framing::Length(bytes) => length(out, bytes),
-        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        Framing::None | Framing::UntilClose => {}
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// An answer of our own.
