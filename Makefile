@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo instructions
+.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -64,6 +64,11 @@ fuzz: setup
 ## make compare    beside nginx, HAProxy and Envoy, ten minutes; writes docs/compare.md, see benches/compare/README.md
 compare: build
 	CARGO="$(CARGO)" python3 benches/compare/compare.py --install --two-threads --markdown docs/compare.md
+
+## make compare-pgo  the same with what `make release-pgo` makes, the usual build beside it; writes docs/compare.md
+compare-pgo: build release-pgo
+	CARGO="$(CARGO)" python3 benches/compare/compare.py --install --two-threads --markdown docs/compare.md \
+		--meridian "meridian=$$(ls target/pgo/*/release/meridian)" --meridian unprofiled=target/release/meridian
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
 geoip:

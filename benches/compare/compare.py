@@ -39,6 +39,7 @@ WARM_UP = 0.5  # seconds before each measurement
 HELD = 1000  # connections for the memory of one
 DESCRIPTORS = 16384
 BUILT = os.path.join(install.ROOT, "target", "release", "meridian")
+PROFILED = os.path.join(install.ROOT, "target", "pgo", "")
 QUIET = 0.05  # the share of the proxy's core that others may take before it is worth a warning
 
 
@@ -140,9 +141,9 @@ def machine():
 
 
 def own_version(binary):
-    """With the commit, if it is what `make build` built."""
+    """With the commit, if it is what `make build` or `make release-pgo` built."""
     version = proxies.version("meridian", binary)
-    if binary != BUILT:
+    if binary != BUILT and not binary.startswith(PROFILED):
         return version
     describe = ["git", "-C", install.ROOT, "describe", "--always", "--dirty"]
     try:
@@ -221,7 +222,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--install", action="store_true", help="fetch what is missing")
     parser.add_argument("--meridian", action="append", metavar="NAME=PATH", help="a build of meridian (target/release/meridian); repeatable")
-    parser.add_argument("--peers", type=words, default=list(proxies.PEERS), help="of nginx,haproxy,envoy; '' for none")
+    parser.add_argument("--peers", type=words, default=list(proxies.PEERS), help="of nginx,nginx-log,haproxy,envoy; '' for none")
     parser.add_argument("--scenarios", type=words, default=list(SCENARIOS), help=f"of {','.join(SCENARIOS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")

@@ -63,7 +63,7 @@ def no_service_starts():
 
 def debian(peers):
     need = {}
-    if "nginx" in peers:
+    if "nginx" in peers or "nginx-log" in peers:
         need["nginx"], need["libnginx-mod-http-geoip2"] = program("nginx"), geoip2_module()
     if "haproxy" in peers:
         need["haproxy"] = program("haproxy")
@@ -120,7 +120,8 @@ def require(peers):
         "haproxy": ("HAProxy", program("haproxy")),
         "envoy": ("Envoy", envoy()),
     }
-    missing = [there[peer][0] for peer in peers if not there[peer][1]]
+    programs = dict.fromkeys(peer.removesuffix("-log") for peer in peers)
+    missing = [there[name][0] for name in programs if not there[name][1]]
     if not os.path.exists(os.path.join(GEO, "clients.txt")):
         missing.append("the geo data")
     if missing:

@@ -180,8 +180,7 @@ class Meridian(Proxy):
         # A line may be written ten milliseconds after its request.
         end = time.monotonic() + 5
         while True:
-            with open(self.log, "rb") as log:
-                lines = sum(block.count(b"\n") for block in iter(lambda: log.read(1 << 20), b""))
+            lines = lines_of(self.log)
             counted = self.requests_total() - self.counted
             if lines == counted == answered:
                 break
@@ -201,12 +200,54 @@ class Meridian(Proxy):
         return round(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("meridian_requests_total{")))
 
 
+class Logging(Proxy):
+    """A peer that writes a line for every answer, as meridian does."""
+
+    def __init__(self, *arguments, log):
+        self.log = log
+        super().__init__(*arguments)
+
+    def check(self, answered):
+        self.wait_until(lambda: lines_of(self.log) == answered, f"not {answered} lines in its access log")
+        os.truncate(self.log, 0)
+
+
+def lines_of(path):
+    with open(path, "rb") as log:
+        return sum(block.count(b"\n") for block in iter(lambda: log.read(1 << 20), b""))
+
+
 def nginx(origin, cores):
-    folder = folder_of("nginx")
+    folder, config = nginx_setup("nginx", origin, lambda log: "access_log off;")
+    return Proxy("nginx", nginx_command(config), folder, cores, config["PORT"])
+
+
+def nginx_log(origin, cores):
+    """The same with a log of the same fields as meridian's, written in pieces as large."""
+    fields = {"ts": "time_iso8601", "request_id": "request_id", "client": "remote_addr", "peer": "realip_remote_addr", "country": "country",
+              "method": "request_method", "host": "host", "path": "request_uri", "protocol": "server_protocol", "status": "status",
+              "region": "region", "endpoint": "upstream_addr", "bytes_in": "request_length", "bytes_out": "body_bytes_sent",
+              "duration": "request_time", "first_byte": "upstream_header_time", "connect": "upstream_connect_time"}
+    line = ",".join(f'"{name}":"${variable}"' for name, variable in fields.items())
+    folder, config = nginx_setup(
+        "nginx-log", origin, lambda log: f"log_format line escape=json '{{{line}}}'; access_log {log} line buffer=64k flush=1s;")
+    log = os.path.join(folder, "access.log")
+    if os.path.exists(log):
+        os.remove(log)
+    return Logging("nginx with a log", nginx_command(config), folder, cores, config["PORT"], log=log)
+
+
+def nginx_command(config):
+    return [install.program("nginx"), "-e", "stderr", "-c", config["FILE"]]
+
+
+def nginx_setup(name, origin, access_log):
+    folder = folder_of(name)
     values = common(origin, folder)
+    values["ACCESS_LOG"] = access_log(os.path.join(folder, "access.log"))
     values["GEOIP2"], values["USER"] = install.geoip2_module(), "root" if os.geteuid() == 0 else "nobody"
-    config = render("nginx.conf", os.path.join(folder, "nginx.conf"), values)
-    return Proxy("nginx", [install.program("nginx"), "-e", "stderr", "-c", config], folder, cores, values["PORT"])
+    values["FILE"] = render("nginx.conf", os.path.join(folder, "nginx.conf"), values)
+    return folder, values
 
 
 def haproxy(origin, cores):
@@ -233,11 +274,12 @@ def envoy(origin, cores):
     return Proxy("Envoy", command, folder, cores, values["PORT"])
 
 
-PEERS = {"nginx": nginx, "haproxy": haproxy, "envoy": envoy}
+PEERS = {"nginx": nginx, "nginx-log": nginx_log, "haproxy": haproxy, "envoy": envoy}
 
 
 def version(name, binary=None):
     """`nginx 1.22.1`, from whatever a program prints for it."""
+    name = name.removesuffix("-log")
     flag = {"nginx": "-v", "haproxy": "-v"}.get(name, "--version")
     path = binary or (install.envoy() if name == "envoy" else install.program(name))
     try:

@@ -104,6 +104,7 @@ def page(run):
             "* CPU is the user and system time of all the proxy's processes, divided by the answers.",
             "* Each proxy finds the client in the rightmost `X-Forwarded-For` entry, looks up its country and chooses one of three regions; the region",
             "  of every answer is checked. 65,536 clients, half of them drawn again and again.",
-            "* meridian writes an access log to a file and counts metrics, and both are checked against the answers; the others do neither.",
+            "* meridian writes an access log to a file and counts metrics, and both are checked against the answers; the others do neither, but for",
+            "  nginx with a log, which writes the same fields, in pieces as large; its lines are counted too.",
             "* At a fixed rate latency counts from the moment a request was due, not from when it could be sent.", ""]
     return "\n".join(out)
