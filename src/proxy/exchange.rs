@@ -9,6 +9,7 @@
 //! guard: however a request ends, also by being dropped, it is given back.
 
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -136,7 +137,7 @@ impl Attempt {
 pub struct Exchange {
     shared: Arc<Shared>,
     published: Arc<Published>,
-    record: Box<AccessRecord>,
+    record: Record,
     client: Option<Client>,
     request_id_kept: bool,
     scheme: &'static str,
@@ -162,6 +163,26 @@ pub struct Exchange {
     interim: bool,
     passed_on: bool,
     outcome: Outcome,
+}
+
+/// What the log is to know. Taken only at the end, so that an exchange can end where it lies.
+#[derive(Debug)]
+struct Record(Option<Box<AccessRecord>>);
+
+const TAKEN: &str = "the record is taken only by finish";
+
+impl Deref for Record {
+    type Target = AccessRecord;
+
+    fn deref(&self) -> &AccessRecord {
+        self.0.as_ref().expect(TAKEN)
+    }
+}
+
+impl DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut AccessRecord {
+        self.0.as_mut().expect(TAKEN)
+    }
 }
 
 /// A request counted in at an endpoint.
@@ -258,7 +279,7 @@ impl Exchange {
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
         Exchange {
-            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id)),
+            record: Record(Some(record(shared, head, client.as_ref(), kept.unwrap_or(head.id)))),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
@@ -439,7 +460,10 @@ impl Exchange {
     /// The attempt being made has its connection.
     pub fn connected(&mut self, now: Instant) {
         if let Some(began) = self.connecting.take() {
-            self.record.connect_us += micros(now - began);
+            // Mostly there was one.
+            if now != began {
+                self.record.connect_us += micros(now - began);
+            }
         }
     }
 
@@ -522,16 +546,17 @@ impl Exchange {
     }
 
     /// Ends the request: counts it and hands its line to the log. `status` is what was sent to the client, 0 for nothing.
-    pub fn finish(mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
+    pub fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
         self.in_flight = None;
         self.counted = None;
-        self.record.status = status;
-        self.record.outcome = self.outcome.label();
-        self.record.bytes_in = bytes_in;
-        self.record.bytes_out = bytes_out;
-        self.record.total_us = micros(now - self.started);
-        self.published.handles.request(&self.record);
-        self.shared.access.log(&self.published.snapshot, self.record);
+        let Some(mut record) = self.record.0.take() else { return };
+        record.status = status;
+        record.outcome = self.outcome.label();
+        record.bytes_in = bytes_in;
+        record.bytes_out = bytes_out;
+        record.total_us = micros(now - self.started);
+        self.published.handles.request(&record);
+        self.shared.access.log(&self.published.snapshot, record);
     }
 
     /// Plans another attempt if what happened allows it.
@@ -634,5 +659,5 @@ fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, reque
 }
 
 fn micros(duration: Duration) -> u64 {
-    duration.as_micros() as u64
+    duration.as_secs() * 1_000_000 + u64::from(duration.subsec_micros())
 }

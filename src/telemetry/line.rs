@@ -5,29 +5,87 @@
 //!
 //! Must not know where lines go.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
 
 use crate::geo::atlas::SourceInfo;
 use crate::geo::{Place, Source};
-use crate::steering::{Snapshot, TakeReason};
-use crate::telemetry::AccessRecord;
+use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
+use crate::telemetry::{AccessRecord, Mover};
 use crate::text::{address, eight, find, hexadecimal, hexadecimal_digit, number, socket, three_digits};
 
-/// Makes lines; remembers the second it wrote last.
+/// Makes lines; remembers what it wrote last where much of the next one is the same.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     /// A Unix second, and its time of day as far as the point before the milliseconds.
     second: Option<(u64, String)>,
+    /// Ways that requests took, each in the place that [`Way::place`] gives it.
+    ways: Vec<Option<(Way, Vec<u8>)>>,
+}
+
+/// Ways that are remembered.
+const WAYS: usize = 64;
+
+/// What the middle of a line tells, from `protocol` to `attempts`: the same for most requests to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    /// Of the configuration that ids belong to.
+    generation: u64,
+    protocol: &'static str,
+    mover: Mover,
+    status: u16,
+    outcome: &'static str,
+    service: Option<ServiceId>,
+    region: Option<RegionId>,
+    endpoint: Option<SocketAddr>,
+    reason: Option<TakeReason>,
+    attempts: u8,
+}
+
+impl Way {
+    fn of(record: &AccessRecord, snapshot: &Snapshot) -> Way {
+        let &AccessRecord { protocol, mover, status, outcome, service, region, endpoint, reason, attempts, .. } =
+            record;
+        let generation = snapshot.generation;
+        Way { generation, protocol, mover, status, outcome, service, region, endpoint, reason, attempts }
+    }
+
+    /// Where it is remembered: others may be there too.
+    fn place(&self) -> usize {
+        let port = self.endpoint.map_or(0, |endpoint| endpoint.port());
+        usize::from(port ^ self.status.wrapping_mul(5)) % WAYS
+    }
+
+    fn write(&self, out: &mut Vec<u8>, snapshot: &Snapshot) {
+        let fleet = snapshot.fleet();
+        let service = self.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str()));
+        let region = self.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str()));
+        out.extend_from_slice(b",\"protocol\":");
+        plain(out, self.protocol);
+        out.extend_from_slice(b",\"mover\":");
+        plain(out, self.mover.as_str());
+        out.extend_from_slice(b",\"status\":");
+        number(out, self.status.into());
+        out.extend_from_slice(b",\"outcome\":");
+        plain(out, self.outcome);
+        out.extend_from_slice(b",\"service\":");
+        or_null(out, service, plain);
+        out.extend_from_slice(b",\"region\":");
+        or_null(out, region, plain);
+        out.extend_from_slice(b",\"endpoint\":");
+        or_null(out, self.endpoint, |out, endpoint| quoted(out, |out| socket(out, endpoint)));
+        out.extend_from_slice(b",\"reason\":");
+        or_null(out, self.reason.map(TakeReason::as_str), plain);
+        out.extend_from_slice(b",\"attempts\":");
+        number(out, self.attempts.into());
+    }
 }
 
 impl Lines {
     /// Appends the line of a request that was served by this snapshot, with its end.
     pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
-        let fleet = snapshot.fleet();
-        let service = record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str()));
-        let region = record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str()));
         out.extend_from_slice(b"{\"ts\":\"");
         self.moment(out, record.at_us);
         out.extend_from_slice(b"\",\"request_id\":\"");
@@ -44,24 +102,7 @@ impl Lines {
         text(out, record.text.host());
         out.extend_from_slice(b",\"path\":");
         text(out, record.text.target());
-        out.extend_from_slice(b",\"protocol\":");
-        plain(out, record.protocol);
-        out.extend_from_slice(b",\"mover\":");
-        plain(out, record.mover.as_str());
-        out.extend_from_slice(b",\"status\":");
-        number(out, record.status.into());
-        out.extend_from_slice(b",\"outcome\":");
-        plain(out, record.outcome);
-        out.extend_from_slice(b",\"service\":");
-        or_null(out, service, plain);
-        out.extend_from_slice(b",\"region\":");
-        or_null(out, region, plain);
-        out.extend_from_slice(b",\"endpoint\":");
-        or_null(out, record.endpoint, |out, endpoint| quoted(out, |out| socket(out, endpoint)));
-        out.extend_from_slice(b",\"reason\":");
-        or_null(out, record.reason.map(TakeReason::as_str), plain);
-        out.extend_from_slice(b",\"attempts\":");
-        number(out, record.attempts.into());
+        self.way(out, Way::of(record, snapshot), snapshot);
         out.extend_from_slice(b",\"bytes_in\":");
         number(out, record.bytes_in);
         out.extend_from_slice(b",\"bytes_out\":");
@@ -73,6 +114,20 @@ impl Lines {
         out.extend_from_slice(b",\"connect_ms\":");
         milliseconds(out, record.connect_us);
         out.extend_from_slice(b"}\n");
+    }
+
+    fn way(&mut self, out: &mut Vec<u8>, way: Way, snapshot: &Snapshot) {
+        if self.ways.is_empty() {
+            self.ways.resize(WAYS, None);
+        }
+        match &mut self.ways[way.place()] {
+            Some((known, written)) if *known == way => out.extend_from_slice(written),
+            place => {
+                let start = out.len();
+                way.write(out, snapshot);
+                *place = Some((way, out[start..].to_vec()));
+            }
+        }
     }
 
     /// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
@@ -183,7 +238,7 @@ fn source<'a>(place: &Place, snapshot: &'a Snapshot) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::IpAddr;
 
     use crate::telemetry::access::Text;
     use crate::telemetry::access::tests::{record, snapshot};
@@ -214,6 +269,27 @@ mod tests {
         assert_eq!(line["service"], Value::Null);
         assert_eq!(line["place"], Value::Null);
         assert_eq!(line.as_object().unwrap().len(), 22);
+    }
+
+    #[test]
+    fn a_way_that_is_remembered_is_written_as_it_is() {
+        let (mut lines, snapshot) = (Lines::default(), snapshot());
+        let mut records = [record("/"), record("/"), record("/"), record("/")];
+        // 64 x 5 more: the same place.
+        (records[1].status, records[2].outcome, records[3].attempts) = (400 + 64, "other", 7);
+        let places: Vec<_> = records.iter().map(|record| Way::of(record, &snapshot).place()).collect();
+        assert!(places.iter().all(|place| *place == places[0]));
+        for _ in 0..2 {
+            for record in &records {
+                for _ in 0..2 {
+                    let mut out = Vec::new();
+                    lines.append(&mut out, record, &snapshot);
+                    let line: Value = serde_json::from_slice(&out).unwrap();
+                    assert_eq!((&line["status"], &line["outcome"]), (&json!(record.status), &json!(record.outcome)));
+                    assert_eq!(line["attempts"], record.attempts);
+                }
+            }
+        }
     }
 
     #[test]

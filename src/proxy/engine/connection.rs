@@ -429,9 +429,10 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
-        if let Some(exchange) = self.exchange.take() {
+        if let Some(exchange) = &mut self.exchange {
             exchange.finish(status, bytes_in, bytes_out, self.at);
         }
+        self.exchange = None;
     }
 
     /// A head as the phases see it, complete at this moment.
