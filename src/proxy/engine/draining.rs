@@ -2,10 +2,11 @@
 //!
 //! Both must cost next to nothing: nothing is locked, and nobody registered anew, unless something changed.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 
 /// A connection's eye on the drain.
 pub(super) struct Draining<'a> {
@@ -45,7 +46,8 @@ impl<'a> Draining<'a> {
             let mut receiver = self.receiver.clone();
             Box::pin(async move { drop(receiver.wait_for(|draining| *draining).await) })
         });
-        begun.as_mut().poll(cx)
+        // Whatever this task did already: otherwise it would seem to wait, and nobody would wake it.
+        pin!(unconstrained(begun.as_mut())).poll(cx)
     }
 }
 

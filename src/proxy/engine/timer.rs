@@ -3,10 +3,11 @@
 //! Deadlines come and go with every read and write, and almost none of them passes. So moving one is a store: the runtime's timer is armed anew
 //! only for a moment earlier than the one it is armed for, and when it goes off too early it is armed for what is due by then.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep_until};
 
 /// When a connection is to be woken whatever else happens.
@@ -37,7 +38,8 @@ impl Timer {
         if due < sleep.deadline() {
             sleep.as_mut().reset(due);
         }
-        while sleep.as_mut().poll(cx).is_ready() {
+        // Not to be told to wait because this task did much already: then the timer would not be armed, and seem to be.
+        while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
             if sleep.deadline() >= due {
                 return Poll::Ready(());
             }
@@ -76,5 +78,20 @@ mod tests {
         timer.set(ms(80));
         poll_fn(|cx| timer.poll(cx)).await;
         assert!(begun.elapsed() >= Duration::from_millis(80));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_armed_by_a_task_that_may_do_no_more_now() {
+        let mut timer = Timer::default();
+        timer.set(Some((tokio::time::Instant::now() + Duration::from_secs(1)).into_std()));
+        let mut is_first = true;
+        // A task, as a connection is: its waker stays the same.
+        let waiting = tokio::spawn(poll_fn(move |cx| {
+            if std::mem::take(&mut is_first) {
+                while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+            }
+            timer.poll(cx)
+        }));
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it goes off").unwrap();
     }
 }
