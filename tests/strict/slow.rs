@@ -84,6 +84,20 @@ async fn a_line_that_cannot_begin_a_head_is_not_waited_on() {
 }
 
 #[tokio::test]
+async fn many_requests_at_once_switch_no_deadline_off() {
+    let (upstream, _) = witness().await;
+    // What an answer's client is waited for (as for a body, for want of a service) ends before what comes after it.
+    let limits = "[limits]\nbody_timeout = \"100ms\"\nheader_timeout = \"200ms\"\nidle_timeout = \"300ms\"";
+    let proxy = before(upstream, limits, "hosts = [\"only.example\"]").await;
+    for begun in ["", "GET "] {
+        // So many are as much as a task may do at once, and more.
+        let (answers, _) = ask(proxy.address, GET.repeat(300) + begun).await;
+        assert_eq!(answers.matches("HTTP/1.1 421 ").count(), 300);
+        assert_eq!(answers.matches("HTTP/1.1 408 ").count(), usize::from(!begun.is_empty()));
+    }
+}
+
+#[tokio::test]
 async fn idle_connections_end_without_a_word() {
     let (upstream, _) = witness().await;
     let proxy = before(upstream, "[limits]\nheader_timeout = \"600s\"\nidle_timeout = \"100ms\"", "").await;
