@@ -16,8 +16,8 @@ pub fn three_digits(out: &mut Vec<u8>, number: u64) {
 }
 
 /// The hexadecimal digit of the low four bits.
-pub fn hexadecimal_digit(of: u8) -> u8 {
-    b"0123456789abcdef"[usize::from(of & 15)]
+pub const fn hexadecimal_digit(of: u8) -> u8 {
+    b"0123456789abcdef"[(of & 15) as usize]
 }
 
 /// 32 hexadecimal digits.
@@ -25,7 +25,7 @@ pub fn hexadecimal(number: u128) -> [u8; 32] {
     static PAIRS: [[u8; 2]; 256] = {
         let (mut pairs, mut byte) = ([[0; 2]; 256], 0);
         while byte < 256 {
-            pairs[byte] = [b"0123456789abcdef"[byte >> 4], b"0123456789abcdef"[byte & 15]];
+            pairs[byte] = [hexadecimal_digit((byte >> 4) as u8), hexadecimal_digit(byte as u8)];
             byte += 1;
         }
         pairs

@@ -218,7 +218,7 @@ def lines_of(path):
 
 
 def nginx(origin, cores):
-    folder, config = nginx_setup("nginx", origin, lambda log: "access_log off;")
+    folder, config = nginx_setup("nginx", origin, "access_log off;")
     return Proxy("nginx", nginx_command(config), folder, cores, config["PORT"])
 
 
@@ -229,9 +229,9 @@ def nginx_log(origin, cores):
               "region": "region", "endpoint": "upstream_addr", "bytes_in": "request_length", "bytes_out": "body_bytes_sent",
               "duration": "request_time", "first_byte": "upstream_header_time", "connect": "upstream_connect_time"}
     line = ",".join(f'"{name}":"${variable}"' for name, variable in fields.items())
-    folder, config = nginx_setup(
-        "nginx-log", origin, lambda log: f"log_format line escape=json '{{{line}}}'; access_log {log} line buffer=64k flush=1s;")
-    log = os.path.join(folder, "access.log")
+    log = os.path.join(folder_of("nginx-log"), "access.log")
+    directives = f"log_format line escape=json '{{{line}}}'; access_log {log} line buffer=64k flush=1s;"
+    folder, config = nginx_setup("nginx-log", origin, directives)
     if os.path.exists(log):
         os.remove(log)
     return Logging("nginx with a log", nginx_command(config), folder, cores, config["PORT"], log=log)
@@ -244,7 +244,7 @@ def nginx_command(config):
 def nginx_setup(name, origin, access_log):
     folder = folder_of(name)
     values = common(origin, folder)
-    values["ACCESS_LOG"] = access_log(os.path.join(folder, "access.log"))
+    values["ACCESS_LOG"] = access_log
     values["GEOIP2"], values["USER"] = install.geoip2_module(), "root" if os.geteuid() == 0 else "nobody"
     values["FILE"] = render("nginx.conf", os.path.join(folder, "nginx.conf"), values)
     return folder, values

@@ -9,7 +9,6 @@
 //! guard: however a request ends, also by being dropped, it is given back.
 
 use std::net::SocketAddr;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -137,7 +136,7 @@ impl Attempt {
 pub struct Exchange {
     shared: Arc<Shared>,
     published: Arc<Published>,
-    record: Record,
+    record: Box<AccessRecord>,
     client: Option<Client>,
     request_id_kept: bool,
     scheme: &'static str,
@@ -163,26 +162,6 @@ pub struct Exchange {
     interim: bool,
     passed_on: bool,
     outcome: Outcome,
-}
-
-/// What the log is to know. Taken only at the end, so that an exchange can end where it lies.
-#[derive(Debug)]
-struct Record(Option<Box<AccessRecord>>);
-
-const TAKEN: &str = "the record is taken only by finish";
-
-impl Deref for Record {
-    type Target = AccessRecord;
-
-    fn deref(&self) -> &AccessRecord {
-        self.0.as_ref().expect(TAKEN)
-    }
-}
-
-impl DerefMut for Record {
-    fn deref_mut(&mut self) -> &mut AccessRecord {
-        self.0.as_mut().expect(TAKEN)
-    }
 }
 
 /// A request counted in at an endpoint.
@@ -279,7 +258,7 @@ impl Exchange {
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
         Exchange {
-            record: Record(Some(record(shared, head, client.as_ref(), kept.unwrap_or(head.id)))),
+            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id)),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
@@ -410,8 +389,7 @@ impl Exchange {
             return Err(self.outcome);
         };
         let take = attempt.take;
-        let endpoint = &self.published.snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)];
-        self.in_flight = Some(InFlight::enter(&endpoint.meter));
+        self.in_flight = Some(InFlight::enter(&self.endpoint(take).meter));
         if self.record.attempts == 0
             && let Some(id) = self.record.service
         {
@@ -434,26 +412,22 @@ impl Exchange {
     /// without residency rules (which might leave nothing to move to).
     pub fn may_leave(&self) -> bool {
         let (Some(attempt), Some(id)) = (self.current, self.record.service) else { return false };
-        let snapshot = &self.published.snapshot;
-        let service = snapshot.fleet().service(id);
-        let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
+        let service = self.published.snapshot.fleet().service(id);
         self.idempotent
             && self.record.attempts < service.retry.attempts
             && service.residency.is_empty()
-            && endpoint.state != EndpointState::Down
+            && self.endpoint(attempt.take).state != EndpointState::Down
     }
 
     /// What tells that the request had better move on from where it waits, if it may.
     pub fn vigil(&self) -> Option<Vigil> {
         let (attempt, service) = (self.current?, self.record.service?);
-        let snapshot = &self.published.snapshot;
-        let endpoint = &snapshot.pool(attempt.take.pool).endpoints[usize::from(attempt.take.endpoint)];
         self.may_leave().then(|| Vigil {
             shared: Arc::clone(&self.shared),
-            snapshot: Arc::clone(snapshot),
+            snapshot: Arc::clone(&self.published.snapshot),
             service,
             take: attempt.take,
-            endpoint: endpoint.id,
+            endpoint: attempt.endpoint,
         })
     }
 
@@ -546,17 +520,16 @@ impl Exchange {
     }
 
     /// Ends the request: counts it and hands its line to the log. `status` is what was sent to the client, 0 for nothing.
-    pub fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
+    pub fn finish(mut self, status: u16, bytes_in: u64, bytes_out: u64, now: Instant) {
         self.in_flight = None;
         self.counted = None;
-        let Some(mut record) = self.record.0.take() else { return };
-        record.status = status;
-        record.outcome = self.outcome.label();
-        record.bytes_in = bytes_in;
-        record.bytes_out = bytes_out;
-        record.total_us = micros(now - self.started);
-        self.published.handles.request(&record);
-        self.shared.access.log(&self.published.snapshot, record);
+        self.record.status = status;
+        self.record.outcome = self.outcome.label();
+        self.record.bytes_in = bytes_in;
+        self.record.bytes_out = bytes_out;
+        self.record.total_us = micros(now - self.started);
+        self.published.handles.request(&self.record);
+        self.shared.access.log(&self.published.snapshot, self.record);
     }
 
     /// Plans another attempt if what happened allows it.
@@ -595,9 +568,12 @@ impl Exchange {
         true
     }
 
+    fn endpoint(&self, take: Take) -> &EndpointView {
+        &self.published.snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)]
+    }
+
     fn plan(&self, service: &Service, take: Take, fresh: bool, now: Instant) -> Attempt {
-        let pool = self.published.snapshot.pool(take.pool);
-        let endpoint = &pool.endpoints[usize::from(take.endpoint)];
+        let endpoint = self.endpoint(take);
         let timeouts = &service.timeouts;
         let remaining = self.deadline.saturating_duration_since(now);
         let share = retry::share(
@@ -609,7 +585,7 @@ impl Exchange {
         Attempt {
             endpoint: endpoint.id,
             address: endpoint.address,
-            epoch: pool.epoch,
+            epoch: self.published.snapshot.pool(take.pool).epoch,
             fresh,
             protocol: service.upstream.protocol,
             connect: timeouts.connect.min(remaining),
@@ -631,7 +607,6 @@ fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, reque
         at_us: head.at_us,
         peer: head.peer,
         client: client.map(|client| client.address.ip()),
-        place: None,
         request_id,
         method: head.method.clone(),
         text,
@@ -642,18 +617,8 @@ fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, reque
             _ => "HTTP",
         },
         mover: head.mover,
-        service: None,
-        region: None,
-        endpoint: None,
-        reason: None,
-        attempts: 0,
-        status: 0,
         outcome: Outcome::Answered.label(),
-        bytes_in: 0,
-        bytes_out: 0,
-        total_us: 0,
-        first_byte_us: None,
-        connect_us: 0,
+        ..AccessRecord::unused()
     };
     record
 }

@@ -151,11 +151,11 @@ impl Said {
             Said::More => fields.lists("connection", option),
         }
     }
-}
 
-/// Whether `Connection` nominates fields: its trailers may be among them, which are then left out (RFC 9110, 7.6.1).
-pub fn nominates(fields: &impl Fields) -> bool {
-    Said::of(fields) == Said::More && fields.members("connection").any(|name| !is_option(name))
+    /// Whether it nominates some of these fields, the same: its trailers may be among them, which are then left out (RFC 9110, 7.6.1).
+    pub fn nominates(self, fields: &impl Fields) -> bool {
+        self == Said::More && fields.members("connection").any(|name| !is_option(name))
+    }
 }
 
 /// Members of `Connection` that are options, or names that never pass.

@@ -151,8 +151,8 @@ impl Text {
 }
 
 impl AccessRecord {
-    /// Of no request: to be written over.
-    fn unused() -> AccessRecord {
+    /// Of no request yet.
+    pub(crate) fn unused() -> AccessRecord {
         AccessRecord {
             at_us: 0,
             peer: None,

@@ -40,7 +40,8 @@ fn lower<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Vec<Field> {
 /// What is taken as a request's head is one in the model's eyes, with the same parts.
 pub(crate) fn request_head(data: &[u8]) {
     let Some(length) = head_length(data) else { return };
-    let Ok(request) = head::request(&data[..length], 100) else { return };
+    let Ok(Some((request, read))) = head::read_request(data, 100) else { return };
+    assert_eq!(read, length);
     let (fields, rest) = model::request_parts(&data[..length]).expect("the model finds a head too");
     assert_eq!(lower(request.fields()), fields);
     assert_eq!(format!("{} {} {:?}", request.method, String::from_utf8_lossy(request.target), request.version), rest);
@@ -49,7 +50,8 @@ pub(crate) fn request_head(data: &[u8]) {
 /// The same for an answer's head.
 pub(crate) fn response_head(data: &[u8]) {
     let Some(length) = head_length(data) else { return };
-    let Ok(answer) = head::response(&data[..length]) else { return };
+    let Ok(Some((answer, read))) = head::read_response(data) else { return };
+    assert_eq!(read, length);
     let (fields, status, minor) = model::answer_parts(&data[..length]).expect("the model finds a head too");
     assert_eq!(lower(answer.fields()), fields);
     assert_eq!((answer.status, format!("{:?}", answer.version)), (status, format!("HTTP/1.{minor}")));

@@ -25,7 +25,7 @@ use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
 use crate::proxy::headers::Said;
 use crate::proxy::retry::Failure;
-use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome, headers};
+use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome};
 use crate::steering::fleet::Protocol;
 use crate::telemetry::Mover;
 
@@ -321,7 +321,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             return Err(Other::HandOver(length, framing));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
-        let nominates = headers::nominates(&request.lines);
+        let nominates = said.nominates(&request.lines);
         let mut out = Scratch::take();
         request.rewrite(&mut out, exchange.edge(), &exchange.forward(true), framing, asked.expects);
         self.client.input.consume(length);
@@ -429,10 +429,9 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
-        if let Some(exchange) = &mut self.exchange {
+        if let Some(exchange) = self.exchange.take() {
             exchange.finish(status, bytes_in, bytes_out, self.at);
         }
-        self.exchange = None;
     }
 
     /// A head as the phases see it, complete at this moment.

@@ -112,14 +112,6 @@ pub fn read_request(bytes: &[u8], most: usize) -> Result<Option<(Request<'_>, us
     }
 }
 
-/// Reads what is a request head of at most `most` fields, and nothing else.
-pub fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
-    match read_request(bytes, most)? {
-        Some((request, length)) if length == bytes.len() => Ok(request),
-        _ => Err(Outcome::BadRequest),
-    }
-}
-
 #[inline(always)]
 fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> {
     let method = ..run(bytes, 0, is_token_byte)?;
@@ -146,14 +138,6 @@ pub fn read_response(bytes: &[u8]) -> Result<Option<(Response<'_>, usize)>, NoAn
         Ok(read) => Ok(Some(read)),
         Err(Fault::Cut) => Ok(None),
         Err(Fault::Bad | Fault::Many) => Err(NoAnswer),
-    }
-}
-
-/// Reads what is an answer's head and nothing else.
-pub fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
-    match read_response(bytes)? {
-        Some((response, length)) if length == bytes.len() => Ok(response),
-        _ => Err(NoAnswer),
     }
 }
 
@@ -269,6 +253,22 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// What is a request head and nothing else.
+    fn request(bytes: &[u8], most: usize) -> Result<Request<'_>, Outcome> {
+        match read_request(bytes, most)? {
+            Some((request, length)) if length == bytes.len() => Ok(request),
+            _ => Err(Outcome::BadRequest),
+        }
+    }
+
+    /// What is an answer's head and nothing else.
+    fn response(bytes: &[u8]) -> Result<Response<'_>, NoAnswer> {
+        match read_response(bytes)? {
+            Some((response, length)) if length == bytes.len() => Ok(response),
+            _ => Err(NoAnswer),
+        }
+    }
 
     fn read(text: &[u8]) -> Result<Option<Result<Request<'_>, Outcome>>, BareLine> {
         Ok(end(text, &mut 0)?.map(|length| request(&text[..length], 10)))

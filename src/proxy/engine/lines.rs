@@ -229,6 +229,7 @@ impl Fields for Lines<'_> {
         lines.map(|line| (self.text(line, &line.name), self.text(line, &line.value)))
     }
 
+    /// By the places alone, which spares looking at the text: a hundredth of a request's instructions.
     fn extent(&self) -> (usize, u64) {
         let lines = self.store.lines.iter().filter(|line| !line.is_gone);
         lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + (line.name.len() + line.value.len() + 4) as u64))

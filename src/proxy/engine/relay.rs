@@ -565,14 +565,15 @@ where
             self.exchange.passed_on();
             self.upload.give_back();
             self.status = Some(status);
-            let closes = Said::of(&head.lines).has(b"close", &head.lines);
+            let said = Said::of(&head.lines);
+            let closes = said.has(b"close", &head.lines);
             self.keep_upstream = !closes && !from_http_10 && !upgraded && framing != Framing::UntilClose;
             let has_body = matches!(framing, Framing::Chunked | Framing::UntilClose);
             self.chunk = has_body && asked.version == Version::HTTP_11;
             self.until_close = has_body && !self.chunk;
             self.keep_client =
                 asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !self.draining.is_on();
-            let nominates = headers::nominates(&head.lines);
+            let nominates = said.nominates(&head.lines);
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
             // What a body would have been is told too, in our own digits.
             let described = if asked.to_head || status == 304 { framing::described(&head.lines) } else { None };
