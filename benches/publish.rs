@@ -34,11 +34,11 @@ fn publish(c: &mut Criterion) {
         b.iter(|| {
             let mut world = world.borrow_mut();
             for result in [ProbeResult::Pass, ProbeResult::Pass] {
-                world.apply(Change::Probed { endpoint, result }, Now(0));
+                world.apply(Change::Probed { endpoint, result, began: Now(0) }, Now(0));
             }
             for _ in 0..3 {
                 let result = ProbeResult::Fail("refused".to_owned());
-                world.apply(Change::Probed { endpoint, result }, Now(0));
+                world.apply(Change::Probed { endpoint, result, began: Now(0) }, Now(0));
             }
             black_box(world.snapshot())
         });

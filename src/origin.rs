@@ -3,9 +3,13 @@
 //! It answers who it is and what it saw, can be told to be unhealthy or to fail, and serves bodies of any size slowly or fast. It is
 //! no part of the proxy and shares no code with it, so that what it reports is what an upstream would see.
 
+mod trouble;
+
 use std::convert::Infallible;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,11 +35,17 @@ pub async fn bind(address: SocketAddr, anywhere: bool) -> io::Result<TcpListener
     TcpListener::bind(address).await
 }
 
+/// An origin that fails as it is told.
+#[derive(Debug)]
+pub struct Troubles {
+    /// Gets a line for each request that was executed.
+    pub journal: Option<PathBuf>,
+}
+
 /// `meridian origin NAME`: serves until the process is ended.
-pub fn main(name: &str, address: SocketAddr, anywhere: bool) -> ExitCode {
+pub fn main(name: &str, address: SocketAddr, anywhere: bool, troubles: Option<Troubles>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served =
-        runtime.and_then(|runtime| runtime.block_on(async { run(name, bind(address, anywhere).await?).await }));
+    let served = runtime.and_then(|runtime| runtime.block_on(run(name, address, anywhere, troubles)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,15 +56,23 @@ pub fn main(name: &str, address: SocketAddr, anywhere: bool) -> ExitCode {
 }
 
 /// Prints `listening ADDRESS` and serves as origin `name` until the future is dropped.
-pub async fn run(name: &str, listener: TcpListener) -> io::Result<()> {
+async fn run(name: &str, address: SocketAddr, anywhere: bool, troubles: Option<Troubles>) -> io::Result<()> {
+    let listener = bind(address, anywhere).await?;
+    let journal = match troubles.as_ref().and_then(|troubles| troubles.journal.as_deref()) {
+        Some(path) => Some(File::options().create(true).append(true).open(path)?),
+        None => None,
+    };
     let mut out = io::stdout().lock();
     writeln!(out, "listening {}", listener.local_addr()?)?;
     out.flush()?;
     drop(out);
-    serve(name, listener).await
+    match troubles {
+        Some(_) => trouble::serve(name, listener, journal).await,
+        None => serve(name, listener).await,
+    }
 }
 
-/// As [`run`], without a word.
+/// Serves as origin `name` until the future is dropped.
 pub async fn serve(name: &str, listener: TcpListener) -> io::Result<()> {
     let origin = Arc::new(Origin {
         name: name.to_owned(),

@@ -55,6 +55,8 @@ struct Target {
     /// The endpoint as configured, for the Host field.
     name: Arc<str>,
     policy: HealthPolicy,
+    /// How often its traffic ejected it: each time it is probed at once.
+    ejections: u32,
 }
 
 /// Probes the endpoints of every published snapshot until the future is dropped.
@@ -107,6 +109,7 @@ fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
                 address,
                 name: endpoint.name.clone(),
                 policy: service.health.clone(),
+                ejections: endpoint.ejected.count,
             };
             targets.insert(endpoint.id, target);
         }
@@ -129,6 +132,7 @@ async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sende
     let mut next = Instant::now() + first.mul_f64(fastrand::f64());
     let mut began = next;
     let mut late = 0;
+    let mut ejections = target.borrow().ejections;
     loop {
         tokio::select! {
             () = sleep_until(next), if under_way.len() < OVERLAP => {
@@ -156,7 +160,7 @@ async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sende
                 late = 0;
                 count(if done.result.is_ok() { "pass" } else { "fail" });
                 let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass);
-                let Some(delay) = sender.probed(id, result).await else { return };
+                let Some(delay) = sender.probed(id, result, done.began.into_std()).await else { return };
                 // From the start of the last probe: an answer that took its time does not stretch the interval.
                 next = began.max(done.began) + shortened(delay);
             }
@@ -165,8 +169,12 @@ async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sende
                     return;
                 }
                 // An hour's sleep under the old policy must not outlive it.
-                let interval = target.borrow_and_update().policy.interval;
-                next = next.min(Instant::now() + interval.mul_f64(fastrand::f64()));
+                let (interval, count) = {
+                    let target = target.borrow_and_update();
+                    (target.policy.interval, target.ejections)
+                };
+                let wait = if std::mem::replace(&mut ejections, count) == count { fastrand::f64() } else { 0.0 };
+                next = next.min(Instant::now() + interval.mul_f64(wait));
             }
         }
     }
@@ -290,6 +298,7 @@ fn broken(error: &hyper::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::steering::fleet::Passive;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -339,8 +348,17 @@ mod tests {
             overprovision: 1.4,
             hold: Duration::ZERO,
             ramp: Duration::ZERO,
+            passive: Passive::default(),
+            stall: true,
         };
-        Target { service: "web".into(), region: "r".into(), address, name: "origin.example:80".into(), policy }
+        Target {
+            service: "web".into(),
+            region: "r".into(),
+            address,
+            name: "origin.example:80".into(),
+            policy,
+            ejections: 0,
+        }
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Edge;
 use crate::steering::snapshot::{EndpointId, PoolState};
-use crate::steering::world::ProbeResult;
+use crate::steering::world::{LOOK, ProbeResult};
 use crate::steering::{Change, Event, Now, Snapshot, View, World};
 use crate::telemetry::{Handles, Metrics};
 
@@ -57,6 +57,11 @@ impl Clock {
     /// The writer's time now.
     pub fn now(&self) -> Now {
         Now(self.began.elapsed().as_millis() as u64)
+    }
+
+    /// The writer's time at that instant; the start for one before it.
+    fn at(&self, instant: Instant) -> Now {
+        Now(instant.saturating_duration_since(self.began).as_millis() as u64)
     }
 
     /// Unix milliseconds of a moment of the writer's clock. Steps of the calendar since the start do not show.
@@ -120,7 +125,7 @@ pub struct Sender {
 #[derive(Debug)]
 enum Message {
     Publish { view: View, edge: Arc<Edge>, done: oneshot::Sender<u64> },
-    Probed { endpoint: EndpointId, result: ProbeResult, next: oneshot::Sender<Option<Duration>> },
+    Probed { endpoint: EndpointId, result: ProbeResult, began: Instant, next: oneshot::Sender<Option<Duration>> },
     Resolved { host: String, addresses: Vec<IpAddr> },
 }
 
@@ -132,10 +137,10 @@ impl Sender {
         generation.await.unwrap_or(0)
     }
 
-    /// Hands in a probe's result; returns how long to wait before the next one (`None`: the endpoint is gone, or the writer).
-    pub async fn probed(&self, endpoint: EndpointId, result: ProbeResult) -> Option<Duration> {
+    /// Hands in the result of a probe that began then; returns how long to wait before the next one (`None`: the endpoint is gone, or the writer).
+    pub async fn probed(&self, endpoint: EndpointId, result: ProbeResult, began: Instant) -> Option<Duration> {
         let (next, delay) = oneshot::channel();
-        let _ = self.messages.send(Message::Probed { endpoint, result, next }).await;
+        let _ = self.messages.send(Message::Probed { endpoint, result, began, next }).await;
         delay.await.ok().flatten()
     }
 
@@ -182,6 +187,8 @@ impl Writer {
     async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let mut waiting = Vec::new();
@@ -193,6 +200,7 @@ impl Writer {
                     waiting.extend(batch.drain(..).filter_map(|message| self.take(message)));
                 }
                 _ = ticks.tick(), if self.world.wants_tick() => self.apply(Change::Tick),
+                _ = looks.tick() => self.apply(Change::Look),
             }
             self.publish();
             for answer in waiting {
@@ -212,8 +220,9 @@ impl Writer {
                 self.apply(Change::View(view));
                 Some(Waiting::Generation(done))
             }
-            Message::Probed { endpoint, result, next } => {
-                self.apply(Change::Probed { endpoint, result });
+            Message::Probed { endpoint, result, began, next } => {
+                let began = self.clock.at(began);
+                self.apply(Change::Probed { endpoint, result, began });
                 Some(Waiting::Delay(endpoint, next))
             }
             Message::Resolved { host, addresses } => {
@@ -265,6 +274,25 @@ fn log(event: &Event) {
                 _ => tracing::info!(%service, %region, from, "region {now}"),
             }
         }
+        Event::Ejection { service, region, address, time: Some(time), cause } => {
+            let seconds = time.as_secs();
+            tracing::warn!(%service, %region, %address, cause, seconds, "endpoint ejected");
+        }
+        Event::Ejection { service, region, address, time: None, cause } => {
+            tracing::info!(%service, %region, %address, cause, "endpoint no longer ejected");
+        }
+        Event::Late { by } => {
+            tracing::warn!(
+                ms = by.as_millis() as u64,
+                "this process stood still: what it saw meanwhile does not count"
+            );
+        }
+        Event::SelfSuspicion { on: true } => {
+            tracing::error!(
+                "everything went down at once: the cause may be here, so all is served on as if it were up"
+            );
+        }
+        Event::SelfSuspicion { on: false } => tracing::info!("not everything is down any more"),
         Event::Panic { service, on: true } => {
             tracing::error!(%service, "no region is up: the service panics");
         }

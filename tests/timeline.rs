@@ -130,8 +130,13 @@ impl Run {
     fn step(&mut self) {
         let wait = *self.dice.pick(&[0, 0, 50, 200, 250, 1000, 1000, 3000, 12_000]);
         self.now.0 += wait;
+        let mut tripped = None;
         let change = match self.dice.roll(0..100) {
-            0..65 => self.random_probe(),
+            0..10 => {
+                tripped = self.trip();
+                Change::Look
+            }
+            10..65 => self.random_probe(),
             65..80 => Change::Tick,
             80..87 => {
                 let addresses: Vec<IpAddr> =
@@ -149,14 +154,19 @@ impl Run {
         let before = Arc::clone(&self.last);
         let still = !self.world.wants_tick() && matches!(change, Change::Tick);
         let turns = self.follow(&change);
+        let looks = matches!(change, Change::Look);
         let events = self.world.apply(change, self.now);
         self.last = self.world.snapshot();
         assert!(Arc::ptr_eq(&self.last, &self.world.snapshot()));
         assert_eq!(Arc::ptr_eq(&before, &self.last), !differs(&before, &self.last), "published iff it differs");
-        assert!(!still || (Arc::ptr_eq(&before, &self.last) && events.is_empty()), "time moves what wants ticks only");
+        let quiet = events.iter().all(|event| matches!(event, Event::Late { .. }));
+        assert!(!still || (Arc::ptr_eq(&before, &self.last) && quiet), "time moves what wants ticks only");
 
+        assert!(!looks || self.world.apply(Change::Look, self.now).is_empty(), "a look sees what is new only");
         self.follow_endpoints();
+        self.check_ejections(&before, &events, tripped);
         self.check_endpoints();
+        self.check_suspicion(&events);
         self.check_operators();
         let moved = self.check_pools(&before);
         let told: BTreeSet<_> = events
@@ -184,7 +194,25 @@ impl Run {
         let endpoint = if self.dice.percent(98) { self.known[&key].id } else { EndpointId(self.dice.roll(0..50)) };
         let region = self.known.iter().find(|(_, known)| known.id == endpoint).map(|(key, _)| key.1.as_str());
         let passed = self.dice.percent(region.map_or(50, |region| self.moods[region]));
-        Change::Probed { endpoint, result: if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) } }
+        Change::Probed {
+            began: Now(u64::MAX),
+            endpoint,
+            result: if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) },
+        }
+    }
+
+    /// An endpoint's traffic fails too often, while the process runs as it should.
+    fn trip(&mut self) -> Option<Key> {
+        for _ in 0..4 {
+            self.now.0 += 400;
+            let events = self.world.apply(Change::Look, self.now);
+            assert!(events.iter().all(|event| matches!(event, Event::Late { .. })), "{events:?}");
+        }
+        self.now.0 += 50;
+        let keys: Vec<&Key> = self.known.keys().collect();
+        let key = if keys.is_empty() { return None } else { (*self.dice.pick(&keys)).clone() };
+        self.known[&key].meter.failed(1);
+        Some(key)
     }
 
     fn random_reload(&mut self) -> Change {
@@ -195,7 +223,7 @@ impl Run {
     /// Tells the model what comes; returns how many verdicts turn.
     fn follow(&mut self, change: &Change) -> usize {
         match change {
-            Change::Probed { endpoint, result } => {
+            Change::Probed { endpoint, result, .. } => {
                 let Some((key, known)) = self.known.iter_mut().find(|(_, known)| known.id == *endpoint) else {
                     return 0;
                 };
@@ -206,6 +234,13 @@ impl Run {
                 known.results.push((*result == ProbeResult::Pass, policy.fall, policy.rise));
                 let verdict = known.judge();
                 let before = std::mem::replace(&mut known.verdict, verdict);
+                if verdict != before {
+                    known.out = match known.out {
+                        Some((_, true)) if verdict == EndpointState::Up => None,
+                        Some((until, confirmed)) => Some((until, confirmed || verdict == EndpointState::Down)),
+                        None => None,
+                    };
+                }
                 usize::from(known.verdict != before)
             }
             Change::Resolved { host, addresses } if self.plan.names(host) => {
@@ -267,8 +302,8 @@ impl Run {
             } else {
                 same.map_or(EndpointState::Unknown, |known| known.verdict)
             };
-            let meter = Arc::clone(&endpoint.meter);
-            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new(), verdict: given });
+            let (meter, out) = (Arc::clone(&endpoint.meter), same.and_then(|known| known.out));
+            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new(), verdict: given, out });
         }
     }
 
@@ -288,7 +323,9 @@ impl Run {
                 let known = &self.known[&key];
                 assert_eq!(endpoint.id, known.id, "an endpoint keeps its id: {key:?}");
                 assert!(Arc::ptr_eq(&endpoint.meter, &known.meter), "an endpoint keeps its counters: {key:?}");
-                assert_eq!(endpoint.state, known.verdict, "{key:?} after {:?}", known.results);
+                let state = if known.out.is_some() { EndpointState::Down } else { known.verdict };
+                assert_eq!(endpoint.state, state, "{key:?} after {:?}, out: {:?}", known.results, known.out);
+                assert_eq!(endpoint.ejected.until_ms, known.out.map(|(until, _)| until), "{key:?}");
                 assert!((0.1..=1.0).contains(&endpoint.warmth));
                 let probed = service.health.probe != Probe::None;
                 waiting += usize::from(probed && known.results.is_empty());
@@ -303,6 +340,78 @@ impl Run {
         assert_eq!(count, expected.len(), "every endpoint is there once");
         let asked = HOSTS.iter().all(|host| !self.plan.names(host) || self.resolved.contains_key(*host));
         assert_eq!(self.world.first_round_done(), waiting == 0 && asked);
+    }
+
+    /// Who is ejected, why and for how long.
+    fn check_ejections(&mut self, before: &Snapshot, events: &[Event], tripped: Option<Key>) {
+        let (snapshot, now) = (&self.last, self.now.0);
+        let fleet = snapshot.fleet();
+        let told = |over: bool| {
+            let is = |event: &&Event| matches!(event, Event::Ejection { time, .. } if time.is_none() == over);
+            events.iter().filter(is).count()
+        };
+        let mut ejected = 0;
+        if let Some(key) = tripped {
+            let policy = self.plan.policy(&key.0);
+            let (pool, old) = [snapshot, before].map(|of| pool_view(of, &key.0, &key.1).unwrap()).into();
+            let is_it = |e: &&meridian::steering::snapshot::EndpointView| e.address == key.2;
+            let view = pool.endpoints.iter().find(is_it).unwrap();
+            let was = old.endpoints.iter().find(is_it).unwrap();
+            let out = old.endpoints.iter().filter(|e| e.ejected.until_ms.is_some()).count();
+            let others = fleet.regions.iter().any(|other| {
+                let passes = pool_view(before, &key.0, &other.name)
+                    .is_some_and(|pool| matches!(pool.state, PoolState::Up | PoolState::Ramping));
+                other.intent == Intent::Ready && other.name != key.1 && passes
+            });
+            let room = out < if others { old.endpoints.len() } else { old.endpoints.len().div_ceil(2) };
+            let due = was.state == EndpointState::Up && room;
+            ejected = usize::from(due);
+            assert_eq!(view.ejected.count - was.ejected.count, u32::from(due), "{key:?}: {out} out, others: {others}");
+            if due {
+                let until = view.ejected.until_ms.unwrap();
+                let (least, most) = (policy.passive.eject, policy.passive.eject_max);
+                assert!((least..=most).contains(&Duration::from_millis(until - now)), "{key:?} until {until}");
+                self.known.get_mut(&key).unwrap().out = Some((until, false));
+            }
+        }
+        assert_eq!(told(false), ejected, "{events:?}");
+        // Time ends the others, at a tick.
+        let mut over = 0;
+        for (key, known) in &mut self.known {
+            let view =
+                pool_view(snapshot, &key.0, &key.1).unwrap().endpoints.iter().find(|e| e.id == known.id).unwrap();
+            if let (Some((until, _)), None) = (known.out, view.ejected.until_ms) {
+                assert!(now >= until, "{key:?} came back before its time");
+                known.out = None;
+                over += 1;
+            }
+        }
+        let readmitted = events
+            .iter()
+            .any(|event| matches!(event, Event::Ejection { time: None, cause, .. } if cause.contains("probes failed")));
+        assert_eq!(told(true), over + usize::from(readmitted), "{events:?}");
+    }
+
+    /// A PoP suspects itself only while everything that is probed is down, in two regions or more.
+    fn check_suspicion(&self, events: &[Event]) {
+        let snapshot = &self.last;
+        let fleet = snapshot.fleet();
+        let probed = fleet.pools.iter().filter(|pool| fleet.service(pool.service).health.probe != Probe::None);
+        let regions: BTreeSet<_> = probed.map(|pool| pool.region).collect();
+        let down = |known: &&Known| known.verdict == EndpointState::Down;
+        let (total, lost) = self
+            .known
+            .iter()
+            .filter(|(key, _)| key.3 != "none")
+            .fold((0, 0), |(total, lost), (_, known)| (total + 1, lost + usize::from(down(&known))));
+        if snapshot.suspects_itself {
+            assert!(total >= 2 && lost == total && regions.len() >= 2, "{lost} of {total} down in {regions:?}");
+        }
+        for event in events {
+            if let Event::SelfSuspicion { on } = event {
+                assert_eq!(*on, snapshot.suspects_itself);
+            }
+        }
     }
 
     /// Operators' words are as configured, whatever was observed; and what was observed is beside them, not under them.
@@ -425,12 +534,14 @@ fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<
 /// Whether readers can tell two snapshots apart, but by the view.
 fn differs(one: &Snapshot, other: &Snapshot) -> bool {
     let pool = |view: &PoolView| {
-        let endpoints = view.endpoints.iter().map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.warmth));
+        let endpoints =
+            view.endpoints.iter().map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.ejected, e.warmth));
         let numbers = (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
         (numbers, endpoints.collect::<Vec<_>>())
     };
     let pools = |snapshot: &Snapshot| snapshot.pools.iter().map(pool).collect::<Vec<_>>();
-    one.generation != other.generation || one.services != other.services || pools(one) != pools(other)
+    let suspicion = one.suspects_itself != other.suspects_itself;
+    suspicion || one.generation != other.generation || one.services != other.services || pools(one) != pools(other)
 }
 
 /// Probes one endpoint as often as the world asks, with results from `result`, for `minutes`; returns the times at which
@@ -444,7 +555,7 @@ fn probe_for(minutes: u64, policy: HealthPolicy, mut result: impl FnMut(Endpoint
     while now.0 < minutes * 60_000 {
         let passed = result(world.snapshot().pools[0].endpoints[0].state);
         let result = if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) };
-        let events = world.apply(Change::Probed { endpoint, result }, now);
+        let events = world.apply(Change::Probed { endpoint, result, began: now }, now);
         turns.extend(events.iter().filter(|event| matches!(event, Event::Endpoint { .. })).map(|_| now.0));
         now.0 += world.next_probe(endpoint).unwrap().as_millis() as u64;
     }
@@ -495,8 +606,12 @@ fn an_outage_and_the_return_from_it() {
         let events = world.apply(change, Now(second * 1000));
         lines.extend(events.iter().map(|event| format!("{second:3} {event}")));
     };
-    let pass = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Pass };
-    let fail = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Fail("refused".into()) };
+    let pass = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Pass, began: Now(u64::MAX) };
+    let fail = |which: usize| Change::Probed {
+        endpoint: ids[which],
+        result: ProbeResult::Fail("refused".into()),
+        began: Now(u64::MAX),
+    };
     assert!(world.snapshot().services[0].panicking && !world.first_round_done());
     tell(&mut world, 1, pass(0));
     tell(&mut world, 1, pass(1));
@@ -530,6 +645,133 @@ fn an_outage_and_the_return_from_it() {
  48 service web: region us-west is up, was down
  48 service web: a ready region is up again";
     assert_eq!(lines.join("\n"), expected.trim_start_matches('\n'));
+}
+
+/// Two regions, two endpoints each, of which all passed.
+fn two_regions() -> (World, Vec<EndpointId>) {
+    let west = pool(&["192.0.2.2:80", "192.0.2.12:80"]);
+    let web = service("web").pool("us-east", pool(&["192.0.2.1:80", "192.0.2.11:80"])).pool("us-west", west);
+    let both = fleet().region("us-east", 38.95, -77.45).region("us-west", 45.84, -119.7).service(web);
+    let mut world = World::new(view(both.build()), Now(0));
+    let ids: Vec<_> = world.snapshot().pools.iter().flat_map(|p| p.endpoints.iter().map(|e| e.id)).collect();
+    for endpoint in &ids {
+        world.apply(probe(*endpoint, true, Now(1)), Now(1));
+    }
+    (world, ids)
+}
+
+fn probe(endpoint: EndpointId, passed: bool, began: Now) -> Change {
+    let result = if passed { ProbeResult::Pass } else { ProbeResult::Fail("timeout".into()) };
+    Change::Probed { endpoint, result, began }
+}
+
+/// Looks every 50 ms until that time; returns what happened.
+fn watch(world: &mut World, now: &mut u64, until: u64) -> Vec<String> {
+    let mut told = Vec::new();
+    while *now < until {
+        *now += 50;
+        told.extend(world.apply(Change::Look, Now(*now)).iter().map(|event| format!("{now} {event}")));
+    }
+    told
+}
+
+#[test]
+fn a_frozen_endpoint_is_found_by_its_traffic() {
+    let (mut world, _) = two_regions();
+    let mut now = 1000;
+    world.apply(Change::Look, Now(now));
+    let meter = Arc::clone(&world.snapshot().pools[0].endpoints[0].meter);
+    for _ in 0..200 {
+        meter.waits();
+        meter.answers(Duration::from_millis(3));
+    }
+    assert!(watch(&mut world, &mut now, 2000).is_empty());
+    // 20 requests a second, none of which is answered.
+    let mut told = Vec::new();
+    while told.is_empty() {
+        meter.waits();
+        let until = now + 50;
+        told = watch(&mut world, &mut now, until);
+        assert!(now < 2600, "not found");
+    }
+    assert_eq!(
+        told,
+        [
+            "2500 service web: endpoint 192.0.2.1:80 in us-east is ejected for 30 s: requests wait, and nothing came for 250 ms"
+        ]
+    );
+    assert_eq!(world.snapshot().pools[0].endpoints[0].state, EndpointState::Down);
+    assert!(world.wants_tick());
+    let until = now + 29_950;
+    assert!(watch(&mut world, &mut now, until).is_empty() && world.apply(Change::Tick, Now(until)).is_empty());
+    let told: Vec<_> = world.apply(Change::Tick, Now(until + 50)).iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["service web: endpoint 192.0.2.1:80 in us-east is no longer ejected: its time is over"]);
+    let endpoint = world.snapshot().pools[0].endpoints[0].clone();
+    assert!(endpoint.state == EndpointState::Up && endpoint.warmth < 0.2, "it starts slowly: {endpoint:?}");
+}
+
+#[test]
+fn what_happened_while_the_process_stood_still_does_not_count() {
+    let (mut world, ids) = two_regions();
+    let mut now = 1000;
+    world.apply(Change::Look, Now(now));
+    let meters: Vec<_> = world.snapshot().pools.iter().map(|p| Arc::clone(&p.endpoints[0].meter)).collect();
+    for meter in &meters {
+        (0..200).for_each(|_| {
+            meter.waits();
+            meter.answers(Duration::from_millis(3));
+        });
+        (0..9).for_each(|_| meter.waits());
+    }
+    watch(&mut world, &mut now, 1100);
+    // Stopped for ten seconds; then everything that waited fails at once, and so do the probes.
+    now += 10_000;
+    let told: Vec<_> = world.apply(probe(ids[0], false, Now(1050)), Now(now)).iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["this process stood still for 9950 ms: what it saw meanwhile does not count"]);
+    assert_eq!(world.next_probe(ids[0]), Some(Duration::ZERO), "it is probed anew");
+    for endpoint in &ids {
+        (0..5).for_each(|_| assert!(world.apply(probe(*endpoint, false, Now(1100)), Now(now)).is_empty()));
+    }
+    for meter in &meters {
+        (0..9).for_each(|_| {
+            meter.gives_up();
+            meter.failed(5);
+        });
+    }
+    let until = now + 5000;
+    assert_eq!(watch(&mut world, &mut now, until), Vec::<String>::new());
+    assert!(world.snapshot().pools.iter().flat_map(|p| p.endpoints.iter()).all(|e| e.state == EndpointState::Up));
+    // From now on it counts again.
+    world.apply(probe(ids[0], true, Now(now)), Now(now));
+    assert_eq!(world.next_probe(ids[0]), Some(Duration::from_secs(1)));
+    (0..5).for_each(|_| meters[0].failed(5));
+    let until = now + 50;
+    assert_eq!(watch(&mut world, &mut now, until).len(), 1);
+}
+
+#[test]
+fn a_pop_that_loses_everything_at_once_suspects_itself() {
+    let (mut world, ids) = two_regions();
+    let mut told = Vec::new();
+    for (at, endpoint) in ids.iter().enumerate() {
+        for _ in 0..3 {
+            let now = Now(5000 + at as u64 * 400);
+            told.extend(world.apply(probe(*endpoint, false, now), now));
+        }
+    }
+    assert!(told.iter().any(|event| matches!(event, Event::SelfSuspicion { on: true })), "{told:?}");
+    assert!(world.snapshot().suspects_itself);
+    let told = [0, 1].map(|_| world.apply(probe(ids[0], true, Now(9000)), Now(9000)));
+    assert!(told.iter().flatten().any(|event| matches!(event, Event::SelfSuspicion { on: false })), "{told:?}");
+    // One after the other is what outages look like.
+    let (mut world, ids) = two_regions();
+    for (at, endpoint) in ids.iter().enumerate() {
+        for _ in 0..3 {
+            let now = Now(5000 + at as u64 * 3000);
+            world.apply(probe(*endpoint, false, now), now);
+        }
+    }
+    assert!(!world.snapshot().suspects_itself);
 }
 
 #[test]

@@ -63,6 +63,8 @@ struct Endpoint {
     name: String,
     /// `unknown up down`.
     state: &'static str,
+    /// Until when it is ejected for what its traffic told, RFC 3339; `null` if it is not.
+    ejected_until: Option<String>,
     weight: u32,
     /// 0 … 1.
     warmth: f32,
@@ -140,15 +142,16 @@ fn region(published: &Published, clock: Clock, id: PoolId) -> Region {
         dial: pool.dial,
         ramp: view.ramp,
         spill: view.spill,
-        endpoints: view.endpoints.iter().map(endpoint).collect(),
+        endpoints: view.endpoints.iter().map(|view| endpoint(view, clock)).collect(),
     }
 }
 
-fn endpoint(view: &EndpointView) -> Endpoint {
+fn endpoint(view: &EndpointView, clock: Clock) -> Endpoint {
     Endpoint {
         address: view.address.to_string(),
         name: view.name.to_string(),
         state: view.state.as_str(),
+        ejected_until: view.ejected.until_ms.map(|at| rfc3339(Duration::from_millis(clock.unix_ms(at)))),
         weight: view.weight,
         warmth: view.warmth,
         in_flight: view.meter.in_flight(),

@@ -57,6 +57,12 @@ struct Origin {
     /// Allow an address that is not loopback: it shows what it sees to everybody
     #[arg(long)]
     anywhere: bool,
+    /// Fail as `POST /_control?trouble=WORD` tells: executed, body, close, garbage, drip, half, or a status
+    #[arg(long)]
+    troubled: bool,
+    /// With --troubled: a file that gets a line for each request that was executed
+    #[arg(long, value_name = "FILE", requires = "troubled")]
+    journal: Option<PathBuf>,
 }
 
 /// Runs the command line of this process.
@@ -67,7 +73,10 @@ pub fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
         Command::Demo(demo) => demo.run(),
-        Command::Origin(Origin { name, listen, anywhere }) => origin::main(&name, listen, anywhere),
+        Command::Origin(Origin { name, listen, anywhere, troubled, journal }) => {
+            let troubles = troubled.then_some(origin::Troubles { journal });
+            origin::main(&name, listen, anywhere, troubles)
+        }
     }
 }
 

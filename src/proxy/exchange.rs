@@ -24,7 +24,7 @@ use crate::state::{Published, Reader};
 use crate::steering::fleet::{Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
-use crate::steering::{Query, RegionId, ServiceId, Snapshot, Take, Walk};
+use crate::steering::{Avoid, Query, RegionId, ServiceId, Snapshot, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord, Mover};
 
 /// The most bytes of a target that the log keeps.
@@ -153,6 +153,8 @@ pub struct Exchange {
     /// When it began, while it has no connection.
     connecting: Option<Instant>,
     planned: Option<Attempt>,
+    /// The attempt that connects beside the one being made, and the walk after it.
+    rival: Option<Box<(Walk, Attempt)>>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
     /// At the endpoint of the attempt being made.
@@ -166,18 +168,25 @@ pub struct Exchange {
 
 /// A request counted in at an endpoint.
 #[derive(Debug)]
-struct InFlight(Arc<Meter>);
+struct InFlight {
+    meter: Arc<Meter>,
+    /// Since when nothing but the answer is waited for, until it begins.
+    asked: Option<Instant>,
+}
 
 impl InFlight {
     fn enter(meter: &Arc<Meter>) -> InFlight {
         meter.enter();
-        InFlight(Arc::clone(meter))
+        InFlight { meter: Arc::clone(meter), asked: None }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.leave();
+        if self.asked.is_some() {
+            self.meter.gives_up();
+        }
+        self.meter.leave();
     }
 }
 
@@ -273,6 +282,7 @@ impl Exchange {
             current: None,
             connecting: None,
             planned: None,
+            rival: None,
             counted: None,
             in_flight: None,
             permits: Vec::new(),
@@ -358,7 +368,7 @@ impl Exchange {
 
     /// The counters of the endpoint of the attempt being made.
     pub fn meter(&self) -> Option<&Arc<Meter>> {
-        self.in_flight.as_ref().map(|in_flight| &in_flight.0)
+        self.in_flight.as_ref().map(|in_flight| &in_flight.meter)
     }
 
     /// When its head was complete.
@@ -408,6 +418,46 @@ impl Exchange {
         Ok(attempt)
     }
 
+    /// After how long without a connection another region had better be tried beside the one of the attempt being made.
+    pub fn race_after(&self) -> Option<Duration> {
+        let (attempt, service) = (self.current?, self.service()?);
+        let may = service.retry.race && self.record.attempts < service.retry.attempts && service.pools.len() > 1;
+        may.then(|| retry::race_after(self.endpoint(attempt.take).meter.connects(), attempt.connect))
+    }
+
+    /// An attempt in another region to connect for beside the one being made, if there is one to make. Nothing is sent over either before one
+    /// of them has its connection.
+    pub fn rival(&mut self, now: Instant) -> Option<Attempt> {
+        let (current, service) = (self.current?, self.record.service?);
+        if now >= self.deadline {
+            return None;
+        }
+        let published = Arc::clone(&self.published);
+        let mut walk = self.walk.clone()?;
+        walk.failed(&published.snapshot, Avoid::Region);
+        let take = walk.take(&published.snapshot).ok().filter(|take| take.region != current.take.region)?;
+        let attempt = self.plan(published.snapshot.fleet().service(service), take, false, now);
+        self.rival = Some(Box::new((walk, attempt)));
+        Some(attempt)
+    }
+
+    /// The counters of an attempt's endpoint, and how many failures in a row are too many there.
+    pub fn counters(&self, attempt: &Attempt) -> Option<(Arc<Meter>, u32)> {
+        let many = self.service()?.health.passive.failures;
+        Some((Arc::clone(&self.endpoint(attempt.take).meter), many))
+    }
+
+    /// The rival has its connection, and the attempt being made has none: the rival is the next attempt.
+    pub fn overtaken(&mut self, now: Instant) {
+        self.connected(now);
+        if let Some(rival) = self.rival.take() {
+            let (walk, attempt) = *rival;
+            self.in_flight = None;
+            self.walk = Some(walk);
+            self.planned = Some(attempt);
+        }
+    }
+
     /// Whether the request may move on from where it waits should that be found down: idempotent ones with attempts left may, of services
     /// without residency rules (which might leave nothing to move to).
     pub fn may_leave(&self) -> bool {
@@ -441,6 +491,32 @@ impl Exchange {
         }
     }
 
+    /// The request of the attempt being made is sent whole: from here on its endpoint alone is waited for.
+    pub fn asked(&mut self, now: Instant) {
+        if let Some(in_flight) = &mut self.in_flight
+            && in_flight.asked.is_none()
+        {
+            in_flight.asked = Some(now);
+            in_flight.meter.waits();
+        }
+    }
+
+    /// Something came from the endpoint of the attempt being made that is not the head of its answer.
+    pub fn heard(&self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.meter.heard();
+        }
+    }
+
+    /// The endpoint of the attempt being made failed as gateways fail, or it did not; so many failures in a row eject it.
+    fn judge_endpoint(&self, failed: bool) {
+        let (Some(in_flight), Some(service)) = (&self.in_flight, self.service()) else { return };
+        match failed {
+            true => in_flight.meter.failed(service.health.passive.failures),
+            false => in_flight.meter.succeeded(),
+        }
+    }
+
     /// The attempt being made waits at an endpoint that was found down, and nothing of an answer came. Returns whether another one is
     /// planned; if not, it may as well wait on.
     pub fn evacuate(&mut self, replayable: bool, now: Instant) -> bool {
@@ -456,6 +532,9 @@ impl Exchange {
     pub fn attempt_failed(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
         // If it has none, looking for one is over.
         self.connected(now);
+        if failure.is_the_endpoints() && !self.passed_on {
+            self.judge_endpoint(true);
+        }
         self.in_flight = None;
         self.outcome = match self.passed_on {
             true => Outcome::AnswerBroken,
@@ -469,8 +548,15 @@ impl Exchange {
     /// (1xx but 101) are no answer and go by.
     pub fn response_head(&mut self, status: u16, replayable: bool, now: Instant) -> bool {
         if (100..200).contains(&status) && status != 101 {
+            self.heard();
             return false;
         }
+        if let Some(in_flight) = &mut self.in_flight
+            && let Some(asked) = in_flight.asked.take()
+        {
+            in_flight.meter.answers(now - asked);
+        }
+        self.judge_endpoint(matches!(status, 502..=504));
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
         if takes_elsewhere && self.retry(Failure::Status(status), replayable, now) {
             self.in_flight = None;

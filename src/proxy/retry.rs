@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use http::Method;
 
 use crate::proxy::Outcome;
+use crate::steering::meter::Histogram;
 use crate::steering::{Avoid, ServiceId, Snapshot};
 
 /// How an attempt failed before a byte of its answer was passed on.
@@ -44,6 +45,16 @@ impl Failure {
     /// Whether the upstream can have seen anything of the request.
     pub fn sent(self) -> bool {
         !matches!(self, Failure::NotConnected | Failure::ConnectTimeout | Failure::NoRoom | Failure::Stale)
+    }
+
+    /// Whether it speaks against the endpoint, as a gateway failure: no connection, no answer in time, or none that is valid. That a kept
+    /// connection closed does not, nor that we let no more connections be made; what a status says is judged when it comes.
+    pub fn is_the_endpoints(self) -> bool {
+        match self {
+            Failure::NotConnected | Failure::ConnectTimeout | Failure::Silent | Failure::BadAnswer => true,
+            Failure::Lost { reused } => !reused,
+            Failure::NoRoom | Failure::Stale | Failure::Status(_) => false,
+        }
     }
 
     /// What it means to the client when nothing is tried after it.
@@ -97,6 +108,18 @@ pub fn judge(failure: Failure, replay: Replay, fresh: bool) -> Verdict {
 /// Whether a method is idempotent (RFC 9110, 9.2.2).
 pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+/// Connects of an endpoint that have to be known before its own times count.
+const CONNECTS: u32 = 20;
+
+/// No connect is slow before this: a millisecond's hiccup is no reason to open connections elsewhere.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How long connecting may take before another region is tried beside it: longer than 99 of 100 connects took there; a third of `connect`, its
+/// bound, until enough of them are known.
+pub fn race_after(connects: &Histogram, connect: Duration) -> Duration {
+    connects.p99(CONNECTS).map_or(connect / 3, |p99| p99.max(PATIENCE))
 }
 
 /// How long attempt `k` of `n` (from 1) may wait for an answer: its share of what remains, at most `first_byte`.

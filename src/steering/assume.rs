@@ -9,7 +9,7 @@ use crate::steering::fleet::{EndpointAddress, Pool, Service};
 use crate::steering::ids::RegionSet;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
-    EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
+    Ejected, EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
 };
 
 impl Snapshot {
@@ -21,7 +21,7 @@ impl Snapshot {
         let services = fleet.services.iter().map(|s| ServiceView::new(&fleet, s, up(s), RegionSet::EMPTY)).collect();
         let mut next_id = 0;
         let pools = fleet.pools.iter().map(|pool| pool_view(pool, down.contains(pool.region), &mut next_id)).collect();
-        Snapshot { generation: 1, view, services, pools }
+        Snapshot { generation: 1, suspects_itself: false, view, services, pools }
     }
 }
 
@@ -38,6 +38,7 @@ fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
             name: endpoint.address.to_string().into(),
             weight: endpoint.weight,
             state,
+            ejected: Ejected::default(),
             warmth: 1.0,
             meter: Arc::new(Meter::default()),
         }

@@ -13,10 +13,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::steering::ejection::Ejection;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::meter::Meter;
-use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
+use crate::steering::snapshot::{Ejected, EndpointId, EndpointState, EndpointView};
+use crate::steering::stall::Stall;
 use crate::steering::world::Now;
 
 /// What an endpoint that came back takes at first, as a part of its share: enough to warm up with, little enough not to hurt.
@@ -87,7 +89,26 @@ pub(crate) struct Endpoint {
     probe: Discriminant<Probe>,
     pub(crate) health: EndpointHealth,
     slow_start: Option<SlowStart>,
+    ejection: Ejection,
+    /// How often it was ejected in its life.
+    ejections: u32,
+    stall: Stall,
+    /// Its last probe did not count: the next one is due at once.
+    pub(crate) anew: bool,
+    /// When the probes turned it down, if they did.
+    pub(crate) down_since: Option<Now>,
     meter: Arc<Meter>,
+}
+
+/// What a probe's result did to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turned {
+    /// The turn of the probes' verdict.
+    pub(crate) turn: Turn,
+    /// The verdict before.
+    pub(crate) before: EndpointState,
+    /// It ended an ejection, too.
+    pub(crate) readmitted: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +127,11 @@ impl Endpoint {
             probe: discriminant(probe),
             health: EndpointHealth::new(if *probe == Probe::None { EndpointState::Up } else { verdict }),
             slow_start: None,
+            ejection: Ejection::default(),
+            ejections: 0,
+            stall: Stall::default(),
+            anew: false,
+            down_since: None,
             meter,
         }
     }
@@ -113,16 +139,85 @@ impl Endpoint {
     /// The same address under another kind of probe: another endpoint, for results of the old kind must not count for it. What was
     /// known stands until the new kind knows better, so that turning a check on stops no traffic.
     fn succeed(self, ids: &mut Ids, probe: &Probe) -> Endpoint {
-        Endpoint::new(ids, self.address, probe, self.health.verdict(), self.meter)
+        let verdict = self.health.verdict();
+        let (ejection, ejections) = (self.ejection, self.ejections);
+        Endpoint { ejection, ejections, ..Endpoint::new(ids, self.address, probe, verdict, self.meter) }
+    }
+
+    /// What is known of it, by probes and by its traffic.
+    pub(crate) fn state(&self) -> EndpointState {
+        if self.ejection.is_out() { EndpointState::Down } else { self.health.verdict() }
+    }
+
+    /// Whether it is ejected.
+    pub(crate) fn is_out(&self) -> bool {
+        self.ejection.is_out()
+    }
+
+    /// Why its traffic speaks against it, if it does: failures in a row, or requests that wait in vain.
+    pub(crate) fn accused(&mut self, policy: &HealthPolicy, now: Now) -> Option<String> {
+        let failing = self.meter.take_tripped();
+        self.meter.first_bytes().fade();
+        self.meter.connects().fade();
+        // One that is out or down already, or was never up, has nothing to lose.
+        if self.state() != EndpointState::Up {
+            self.stall.forget();
+            return None;
+        }
+        let stalled = if policy.stall { self.stall.look(&self.meter, now) } else { None };
+        if failing {
+            return Some(format!("{} failures in a row of its traffic", policy.passive.failures));
+        }
+        stalled.map(|waited| format!("requests wait, and nothing came for {} ms", waited.as_millis()))
+    }
+
+    /// Forgets what its traffic told: it was not told in time.
+    pub(crate) fn forget(&mut self) {
+        self.stall.forget();
+        self.meter.succeeded();
+        self.meter.take_tripped();
+    }
+
+    /// Ejects it; returns for how long.
+    pub(crate) fn eject(&mut self, policy: &HealthPolicy, now: Now) -> Duration {
+        self.ejections = self.ejections.saturating_add(1);
+        self.slow_start = None;
+        self.stall.forget();
+        self.ejection.eject(&policy.passive, now)
+    }
+
+    /// Lets time pass for its ejection; returns whether that ended it.
+    pub(crate) fn tick(&mut self, policy: &HealthPolicy, now: Now) -> bool {
+        let ended = self.ejection.tick(&policy.passive, now);
+        if ended {
+            self.come_back(policy, now);
+        }
+        ended
+    }
+
+    /// Whether time alone moves its ejection.
+    pub(crate) fn moves(&self) -> bool {
+        self.ejection.moves()
+    }
+
+    fn come_back(&mut self, policy: &HealthPolicy, now: Now) {
+        let is_up = self.state() == EndpointState::Up && !slow_start(policy).is_zero();
+        self.slow_start = is_up.then_some(SlowStart { since: now, warmth: COLD });
     }
 
     /// Takes a probe's result.
-    pub(crate) fn observe(&mut self, passed: bool, policy: &HealthPolicy, now: Now) -> Option<(Turn, EndpointState)> {
+    pub(crate) fn observe(&mut self, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
+        self.anew = false;
         let before = self.health.verdict();
         let turn = self.health.observe(passed, policy)?;
-        let back = before == EndpointState::Down && turn.verdict() == EndpointState::Up;
-        self.slow_start = (back && !slow_start(policy).is_zero()).then_some(SlowStart { since: now, warmth: COLD });
-        Some((turn, before))
+        let up = turn.verdict() == EndpointState::Up;
+        self.down_since = (!up).then_some(now);
+        let readmitted = self.ejection.turned(up, now);
+        self.slow_start = None;
+        if before == EndpointState::Down {
+            self.come_back(policy, now);
+        }
+        Some(Turned { turn, before, readmitted })
     }
 
     /// Lets time pass for its slow start; returns whether its warmth changed.
@@ -156,7 +251,8 @@ impl Endpoint {
             address: self.address,
             name: Arc::clone(&self.name),
             weight: self.weight,
-            state: self.health.verdict(),
+            state: self.state(),
+            ejected: Ejected { until_ms: self.ejection.until().map(|until| until.0), count: self.ejections },
             warmth: self.slow_start.map_or(1.0, |start| start.warmth),
             meter: Arc::clone(&self.meter),
         }

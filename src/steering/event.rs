@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::steering::snapshot::PoolState;
 
@@ -35,6 +36,29 @@ pub enum Event {
         /// Now.
         to: PoolState,
     },
+    /// An endpoint was ejected for what its traffic told, or its ejection is over.
+    Ejection {
+        /// Service name.
+        service: Arc<str>,
+        /// Region name.
+        region: Arc<str>,
+        /// Address.
+        address: SocketAddr,
+        /// For how long; `None`: it is over.
+        time: Option<Duration>,
+        /// Why, in a few words.
+        cause: String,
+    },
+    /// This process stood still: its results of that time are thrown away.
+    Late {
+        /// For about so long.
+        by: Duration,
+    },
+    /// Everything that is probed went down at once, so that this PoP thinks itself the cause; or something is up again.
+    SelfSuspicion {
+        /// Whether it began.
+        on: bool,
+    },
     /// A service began or ceased to have no region that is up. A service that never had one begins when every ready region
     /// has a verdict, not while the first probes are under way.
     Panic {
@@ -56,6 +80,9 @@ impl Event {
         match self {
             Event::Endpoint { .. } => "endpoint",
             Event::Region { .. } => "region",
+            Event::Ejection { .. } => "ejection",
+            Event::Late { .. } => "late",
+            Event::SelfSuspicion { .. } => "self_suspicion",
             Event::Panic { .. } => "panic",
             Event::Published { .. } => "published",
         }
@@ -73,6 +100,23 @@ impl fmt::Display for Event {
             Event::Region { service, region, from, to } => {
                 write!(f, "service {service}: region {region} is {}, was {}", to.as_str(), from.as_str())
             }
+            Event::Ejection { service, region, address, time: Some(time), cause } => {
+                write!(
+                    f,
+                    "service {service}: endpoint {address} in {region} is ejected for {} s: {cause}",
+                    time.as_secs()
+                )
+            }
+            Event::Ejection { service, region, address, time: None, cause } => {
+                write!(f, "service {service}: endpoint {address} in {region} is no longer ejected: {cause}")
+            }
+            Event::Late { by } => {
+                write!(f, "this process stood still for {} ms: what it saw meanwhile does not count", by.as_millis())
+            }
+            Event::SelfSuspicion { on: true } => {
+                f.write_str("everything went down at once: the cause may be here, so all is served on as if it were up")
+            }
+            Event::SelfSuspicion { on: false } => f.write_str("not everything is down any more"),
             Event::Panic { service, on: true } => write!(f, "service {service}: no ready region is up"),
             Event::Panic { service, on: false } => write!(f, "service {service}: a ready region is up again"),
             Event::Published { generation } => write!(f, "generation {generation} is published"),
@@ -118,6 +162,23 @@ mod tests {
             ),
             (Event::Panic { service: Arc::clone(&service), on: true }, "panic", "service web: no ready region is up"),
             (Event::Panic { service, on: false }, "panic", "service web: a ready region is up again"),
+            (
+                Event::Ejection {
+                    service: Arc::from("web"),
+                    region: Arc::from("eu-west"),
+                    address: ([192, 0, 2, 1], 80).into(),
+                    time: Some(Duration::from_secs(30)),
+                    cause: "5 failures in a row of its traffic".to_owned(),
+                },
+                "ejection",
+                "service web: endpoint 192.0.2.1:80 in eu-west is ejected for 30 s: 5 failures in a row of its traffic",
+            ),
+            (
+                Event::Late { by: Duration::from_millis(1500) },
+                "late",
+                "this process stood still for 1500 ms: what it saw meanwhile does not count",
+            ),
+            (Event::SelfSuspicion { on: false }, "self_suspicion", "not everything is down any more"),
             (Event::Published { generation: 3 }, "published", "generation 3 is published"),
         ];
         for (event, kind, line) in rows {

@@ -232,6 +232,34 @@ pub struct HealthPolicy {
     pub hold: Duration,
     /// How long it then takes to get all its clients back.
     pub ramp: Duration,
+    /// What failures of its traffic do to an endpoint.
+    pub passive: Passive,
+    /// Whether endpoints at which requests wait in vain are ejected.
+    pub stall: bool,
+}
+
+impl HealthPolicy {
+    /// The longest time from a fault to its verdict, with probes that go unanswered.
+    pub fn detection_bound(&self) -> Duration {
+        self.interval + self.fast_interval * self.fall.saturating_sub(1) + self.timeout
+    }
+}
+
+/// When the failures of its traffic eject an endpoint, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Gateway failures in a row; 0: never.
+    pub failures: u32,
+    /// For this time, and so much longer each time.
+    pub eject: Duration,
+    /// At most for this.
+    pub eject_max: Duration,
+}
+
+impl Default for Passive {
+    fn default() -> Passive {
+        Passive { failures: 5, eject: Duration::from_secs(30), eject_max: Duration::from_secs(300) }
+    }
 }
 
 /// What a probe does.
@@ -307,6 +335,8 @@ pub struct RetryPolicy {
     pub on: Vec<u16>,
     /// Whether a request with an `Idempotency-Key` counts as idempotent.
     pub idempotency_key: bool,
+    /// Whether connecting to the next region begins beside a connect that takes longer than it should. Native engine only.
+    pub race: bool,
     /// Bytes of a request body that are kept so that it can be sent again. pingora keeps at most 64 KiB of them.
     pub replay: u64,
 }

@@ -145,7 +145,7 @@ impl EndpointHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steering::fleet::Probe;
+    use crate::steering::fleet::{Passive, Probe};
 
     fn policy(fall: u32, rise: u32) -> HealthPolicy {
         HealthPolicy {
@@ -160,6 +160,8 @@ mod tests {
             overprovision: 1.4,
             hold: Duration::from_secs(30),
             ramp: Duration::from_secs(60),
+            passive: Passive::default(),
+            stall: true,
         }
     }
 

@@ -1,12 +1,40 @@
 //! Live counters of an endpoint: all that moves beneath a snapshot.
+//!
+//! Those who move bytes count here, without a lock and without telling anybody; the one writer looks from time to time and draws its
+//! conclusions (`ejection`, `stall`). Counters of different things may be a moment apart: nothing here is exact to the request
+//! while requests are under way, and nobody needs it to be.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Counters of one endpoint, shared by every snapshot that holds it; kept over reloads.
 #[derive(Debug, Default)]
 pub struct Meter {
     in_flight: AtomicU32,
     connections: AtomicU32,
+    /// Gateway failures since the last answer that was none.
+    failures: AtomicU32,
+    /// There were too many of them in a row since the writer looked last.
+    tripped: AtomicBool,
+    /// Requests that were sent whole and of whose answer no byte came yet.
+    waiting: AtomicU32,
+    /// Of these, how many ever left without an answer. Wraps.
+    left: AtomicU32,
+    /// Reads from the endpoint that brought something. Wraps.
+    heard: AtomicU32,
+    first_bytes: Histogram,
+    connects: Histogram,
+}
+
+/// What a meter says of requests that wait, read at one look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Requests that wait for the first byte of their answer.
+    pub waiting: u32,
+    /// How many gave up waiting, since ever. Wraps.
+    pub left: u32,
+    /// How often something came from the endpoint, since ever. Wraps.
+    pub heard: u32,
 }
 
 impl Meter {
@@ -18,6 +46,11 @@ impl Meter {
     /// Counts a request in. Every call is paired with one [`Meter::leave`].
     pub fn enter(&self) {
         self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request out.
+    pub fn leave(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 
     /// Connections to this endpoint that are open, in use or not.
@@ -40,8 +73,214 @@ impl Meter {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Counts a request out.
-    pub fn leave(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
+    /// An attempt failed as a gateway fails; `many` in a row are too many (0: never).
+    pub fn failed(&self, many: u32) {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        if many > 0 && failures >= many {
+            self.failures.store(0, Relaxed);
+            self.tripped.store(true, Relaxed);
+        }
+    }
+
+    /// An answer came that is no gateway failure.
+    pub fn succeeded(&self) {
+        // Mostly there is nothing to forget, and a line that is only read stays with every worker.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// Whether there were too many failures in a row since this was asked last.
+    pub fn take_tripped(&self) -> bool {
+        self.tripped.load(Relaxed) && self.tripped.swap(false, Relaxed)
+    }
+
+    /// A request was sent whole: from here on only the endpoint is waited for. Every call is paired with one of [`Meter::answers`] and
+    /// [`Meter::gives_up`].
+    pub fn waits(&self) {
+        self.waiting.fetch_add(1, Relaxed);
+    }
+
+    /// The answer of a request that waited begins, after so long.
+    pub fn answers(&self, after: Duration) {
+        self.heard.fetch_add(1, Relaxed);
+        self.waiting.fetch_sub(1, Relaxed);
+        self.first_bytes.record(after);
+    }
+
+    /// A request that waited leaves without an answer.
+    pub fn gives_up(&self) {
+        // In this order, so that at no look more wait than there are.
+        self.left.fetch_add(1, Relaxed);
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+
+    /// Something came from the endpoint beside the beginning of an answer.
+    pub fn heard(&self) {
+        self.heard.fetch_add(1, Relaxed);
+    }
+
+    /// What waits, and whether anything came.
+    pub fn waiting(&self) -> Waiting {
+        Waiting { waiting: self.waiting.load(Relaxed), left: self.left.load(Relaxed), heard: self.heard.load(Relaxed) }
+    }
+
+    /// How long answers take to begin.
+    pub fn first_bytes(&self) -> &Histogram {
+        &self.first_bytes
+    }
+
+    /// How long connecting takes.
+    pub fn connects(&self) -> &Histogram {
+        &self.connects
+    }
+}
+
+/// Bits of a duration's microseconds that a bucket tells apart, below the highest: four buckets for each doubling.
+const FINE: u32 = 2;
+
+/// Up to 2^36 µs, 19 hours.
+const BUCKETS: usize = 36 << FINE;
+
+/// More are halved, so that what is recent counts more.
+const MANY: u32 = 8192;
+
+/// How long something takes, in buckets of a quarter of a doubling: a quantile is at most a quarter too large.
+#[derive(Debug)]
+pub struct Histogram {
+    buckets: [AtomicU32; BUCKETS],
+    count: AtomicU32,
+}
+
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram { buckets: [const { AtomicU32::new(0) }; BUCKETS], count: AtomicU32::new(0) }
+    }
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn record(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.buckets[bucket(micros)].fetch_add(1, Relaxed);
+        self.count.fetch_add(1, Relaxed);
+    }
+
+    /// How many it knows, of the recent past.
+    pub fn count(&self) -> u32 {
+        self.count.load(Relaxed)
+    }
+
+    /// What 99 of 100 stay within, if at least `least` were counted (0 counts as 1).
+    pub fn p99(&self, least: u32) -> Option<Duration> {
+        let count = self.count();
+        if count < least.max(1) {
+            return None;
+        }
+        let mut above = count / 100;
+        for (index, bucket) in self.buckets.iter().enumerate().rev() {
+            let here = bucket.load(Relaxed);
+            if here > above {
+                return Some(Duration::from_micros(upper(index)));
+            }
+            above -= here;
+        }
+        None
+    }
+
+    /// Halves all counts when they are many. Called by one thread; what is counted meanwhile may be lost.
+    pub fn fade(&self) {
+        if self.count() < MANY {
+            return;
+        }
+        let mut count = 0;
+        for bucket in &self.buckets {
+            let half = bucket.load(Relaxed) / 2;
+            bucket.store(half, Relaxed);
+            count += half;
+        }
+        self.count.store(count, Relaxed);
+    }
+}
+
+/// The bucket of so many microseconds.
+fn bucket(micros: u64) -> usize {
+    let high = micros.max(1).ilog2();
+    let index = match high.checked_sub(FINE) {
+        Some(shift) => ((shift + 1) << FINE) as usize + ((micros >> shift) as usize & ((1 << FINE) - 1)),
+        None => micros as usize,
+    };
+    index.min(BUCKETS - 1)
+}
+
+/// The first number of microseconds above those of a bucket.
+fn upper(index: usize) -> u64 {
+    let (octave, part) = (index >> FINE, index as u64 & ((1 << FINE) - 1));
+    match octave.checked_sub(1) {
+        Some(shift) => ((1 << FINE) + part + 1) << shift,
+        None => part + 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_bucket_holds_what_falls_into_it(micros in 0u64..1 << 34) {
+            let index = bucket(micros);
+            prop_assert!(micros < upper(index));
+            prop_assert!(index == 0 || micros >= upper(index - 1));
+            prop_assert!(upper(index) <= (micros + 1).max(micros + micros / 4 + 1));
+        }
+    }
+
+    #[test]
+    fn the_longest_has_a_bucket() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::MAX);
+        assert_eq!(histogram.p99(1), Some(Duration::from_micros(upper(BUCKETS - 1))));
+    }
+
+    #[test]
+    fn one_in_a_hundred_is_beyond_the_99th() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.p99(0), None);
+        (0..99).for_each(|_| histogram.record(Duration::from_micros(1000)));
+        assert_eq!(histogram.p99(100), None, "too few");
+        histogram.record(Duration::from_secs(2));
+        let p99 = histogram.p99(100).unwrap();
+        assert!(p99 > Duration::from_micros(1000) && p99 <= Duration::from_micros(1250), "{p99:?}");
+        histogram.record(Duration::from_secs(2));
+        assert!(histogram.p99(100).unwrap() >= Duration::from_secs(2), "two of 101 are beyond");
+    }
+
+    #[test]
+    fn the_past_fades() {
+        let histogram = Histogram::default();
+        (0..MANY).for_each(|_| histogram.record(Duration::from_secs(1)));
+        for _ in 0..20 {
+            histogram.fade();
+            (0..MANY).for_each(|_| histogram.record(Duration::from_millis(1)));
+        }
+        assert!(histogram.p99(100).unwrap() < Duration::from_millis(2));
+        assert!(histogram.count() < 2 * MANY);
+    }
+
+    #[test]
+    fn failures_in_a_row_trip_once() {
+        let meter = Meter::default();
+        (0..4).for_each(|_| meter.failed(5));
+        assert!(!meter.take_tripped());
+        meter.succeeded();
+        (0..4).for_each(|_| meter.failed(5));
+        assert!(!meter.take_tripped(), "an answer between them");
+        meter.failed(5);
+        meter.succeeded();
+        assert!(meter.take_tripped() && !meter.take_tripped(), "told once, whatever came since");
+        (0..99).for_each(|_| meter.failed(0));
+        assert!(!meter.take_tripped());
     }
 }

@@ -10,6 +10,7 @@
 pub mod accept;
 pub mod assume;
 pub mod decision;
+pub mod ejection;
 pub(crate) mod endpoints;
 pub mod event;
 pub mod explain;
@@ -24,6 +25,7 @@ pub(crate) mod pools;
 pub mod route;
 pub mod select;
 pub mod snapshot;
+pub mod stall;
 pub mod walk;
 pub mod world;
 

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use crate::steering::endpoints::{Endpoint, Ids, Names, stand_for};
+use std::time::Duration;
+
+use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Probe};
-use crate::steering::health::Turn;
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally};
-use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
+use crate::steering::snapshot::{EndpointId, PoolState, PoolView};
 use crate::steering::world::Now;
 
 /// A pool, its endpoints and their health.
@@ -43,18 +44,57 @@ impl Pool {
         self.show_endpoints();
     }
 
-    /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict and the verdict before, if it turned.
-    pub(crate) fn observe(
-        &mut self,
-        index: usize,
-        passed: bool,
-        policy: &HealthPolicy,
-        now: Now,
-    ) -> Option<(Turn, EndpointState)> {
+    /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict, if it turned.
+    pub(crate) fn observe(&mut self, index: usize, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
         let turned = self.endpoints[index].observe(passed, policy, now)?;
         self.recount();
         self.show_endpoints();
         Some(turned)
+    }
+
+    /// Looks at what the traffic of its endpoints tells; returns those that it speaks against, and why.
+    pub(crate) fn accused(&mut self, policy: &HealthPolicy, now: Now) -> Vec<(usize, String)> {
+        let accused = |(index, endpoint): (usize, &mut Endpoint)| Some((index, endpoint.accused(policy, now)?));
+        // Nearly always there is none, and then nothing is allocated.
+        self.endpoints.iter_mut().enumerate().filter_map(accused).collect()
+    }
+
+    /// Ejects its `index`-th endpoint unless too many are out; `all`: every one may be. Returns for how long.
+    pub(crate) fn eject(&mut self, index: usize, all: bool, policy: &HealthPolicy, now: Now) -> Option<Duration> {
+        let out = self.endpoints.iter().filter(|endpoint| endpoint.is_out()).count();
+        let most = if all { self.endpoints.len() } else { self.endpoints.len().div_ceil(2) };
+        if out >= most {
+            return None;
+        }
+        let time = self.endpoints[index].eject(policy, now);
+        self.recount();
+        self.show_endpoints();
+        Some(time)
+    }
+
+    /// The result of the last probe of its `index`-th endpoint does not count.
+    pub(crate) fn probe_anew(&mut self, index: usize) {
+        self.endpoints[index].anew = true;
+    }
+
+    /// Forgets what the traffic of its endpoints told.
+    pub(crate) fn forget(&mut self) {
+        self.endpoints.iter_mut().for_each(Endpoint::forget);
+    }
+
+    /// Lets time pass for ejections; returns the endpoints whose ejection is over.
+    pub(crate) fn tick(&mut self, policy: &HealthPolicy, now: Now) -> Vec<usize> {
+        let mut over = Vec::new();
+        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
+            if endpoint.tick(policy, now) {
+                over.push(index);
+            }
+        }
+        if !over.is_empty() {
+            self.recount();
+            self.show_endpoints();
+        }
+        over
     }
 
     /// Lets time pass for slow starts; returns whether the view changed.
@@ -89,7 +129,7 @@ impl Pool {
         now: Now,
     ) -> (Option<PoolState>, bool) {
         let from = self.health.settle(self.finding(policy), back, others, now);
-        self.moves = self.health.moves(back) || self.endpoints.iter().any(Endpoint::warms);
+        self.moves = self.health.moves(back) || self.endpoints.iter().any(|e| e.warms() || e.moves());
         let view = PoolView {
             endpoints: Arc::clone(&self.view.endpoints),
             state: self.health.state(),
@@ -125,7 +165,7 @@ impl Pool {
     }
 
     fn recount(&mut self) {
-        self.tally = Tally::of(self.endpoints.iter().map(|e| (e.health.verdict(), e.weight)));
+        self.tally = Tally::of(self.endpoints.iter().map(|e| (e.state(), e.weight)));
     }
 
     fn show_endpoints(&mut self) {

@@ -85,6 +85,7 @@ mod tests {
             name: Arc::from("test"),
             weight,
             state,
+            ejected: crate::steering::snapshot::Ejected::default(),
             warmth: 1.0,
             meter: Arc::new(Meter::default()),
         }

@@ -37,6 +37,8 @@ impl View {
 pub struct Snapshot {
     /// Configuration generation: 1 for the first, +1 for each view published after.
     pub generation: u64,
+    /// Everything went down at once, so that this PoP thinks itself the cause: it serves on as if all were up.
+    pub suspects_itself: bool,
     /// What changes only by reload.
     pub view: View,
     /// By `ServiceId`.
@@ -148,12 +150,23 @@ pub struct EndpointView {
     pub name: Arc<str>,
     /// Its configured weight.
     pub weight: u32,
-    /// Verdict.
+    /// Verdict; down, whatever the probes say, while it is ejected.
     pub state: EndpointState,
+    /// How often it was ejected for what its traffic told, and whether it is now.
+    pub ejected: Ejected,
     /// 0 … 1: slow start after it came back.
     pub warmth: f32,
     /// Live counters.
     pub meter: Arc<Meter>,
+}
+
+/// What an endpoint's traffic did to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ejected {
+    /// Until when it is out, in milliseconds of the writer's clock; `None`: it is not.
+    pub until_ms: Option<u64>,
+    /// How often it was ejected in its life.
+    pub count: u32,
 }
 
 /// An endpoint for the life of its identity (service, region, address, kind of probe), over reloads. Never given to another one: a

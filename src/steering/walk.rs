@@ -154,7 +154,8 @@ impl Sets {
         let resident = service.regions.and(residency);
         let ready = resident.without(view.drained.or(view.maint));
         let live = ready.and(view.up);
-        let panic = live.is_empty() && !ready.is_empty() && service.panic == Panic::Serve;
+        let serves_on = service.panic == Panic::Serve || snapshot.suspects_itself;
+        let panic = live.is_empty() && !ready.is_empty() && serves_on;
         let refusal = if resident.is_empty() {
             Refusal::Residency
         } else if ready.is_empty() {

@@ -31,7 +31,21 @@ impl Now {
     pub fn since(self, earlier: Now) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
+
+    /// The moment so much later.
+    pub fn after(self, time: Duration) -> Now {
+        Now(self.0.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+    }
 }
+
+/// How far looks ([`Change::Look`]) lie apart as a rule.
+pub const LOOK: Duration = Duration::from_millis(50);
+
+/// A writer that is so much late was stopped, or its machine was: what came of the time between says nothing of endpoints.
+const LATE: Duration = Duration::from_millis(500);
+
+/// After such a gap, the traffic is not listened to for this long: what it has to tell was waited for in vain by us, not by it.
+const DISTRUST: Duration = Duration::from_secs(1);
 
 /// Something the world learned.
 #[derive(Clone, Debug)]
@@ -51,9 +65,14 @@ pub enum Change {
         endpoint: EndpointId,
         /// How.
         result: ProbeResult,
+        /// When it began.
+        began: Now,
     },
-    /// Time went by: hold, ramp and slow start move.
+    /// Time went by: hold, ramp, slow start and ejections move.
     Tick,
+    /// Look at what the traffic of endpoints tells, about every [`LOOK`]. Once there was one, a change that comes much later than the next
+    /// one was due shows that this process stood still.
+    Look,
 }
 
 /// How a probe ended.
@@ -78,6 +97,12 @@ pub struct World {
     places: HashMap<EndpointId, (PoolId, usize)>,
     names: Names,
     ids: Ids,
+    /// The last look.
+    looked: Option<Now>,
+    /// When a gap ended in which this process stood still.
+    gap: Option<Now>,
+    /// Everything that is probed went down at once.
+    suspects_itself: bool,
     /// What readers get; empty when something changed since it was last asked for.
     snapshot: OnceLock<Arc<Snapshot>>,
 }
@@ -103,6 +128,9 @@ impl World {
             places: HashMap::new(),
             names: Names::default(),
             ids: Ids::default(),
+            looked: None,
+            gap: None,
+            suspects_itself: false,
             snapshot: OnceLock::new(),
         };
         // Nobody was there before, so that what is so from the start is no event.
@@ -113,11 +141,13 @@ impl World {
     /// Applies one change; returns what happened. The snapshot is published by the caller when [`World::snapshot`] differs.
     pub fn apply(&mut self, change: Change, now: Now) -> Vec<Event> {
         let mut events = Vec::new();
+        self.mind_the_gap(now, &mut events);
         match change {
             Change::View(view) => self.reload(view, now, &mut events),
             Change::Resolved { host, addresses } => self.resolved(&host, addresses, now, &mut events),
-            Change::Probed { endpoint, result } => self.probed(endpoint, &result, now, &mut events),
+            Change::Probed { endpoint, result, began } => self.probed(endpoint, &result, began, now, &mut events),
             Change::Tick => self.tick(now, &mut events),
+            Change::Look => self.look(now, &mut events),
         }
         events
     }
@@ -127,6 +157,7 @@ impl World {
         let build = || {
             Arc::new(Snapshot {
                 generation: self.generation,
+                suspects_itself: self.suspects_itself,
                 view: self.view.clone(),
                 services: self.services.iter().map(|standing| standing.view.clone()).collect(),
                 pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
@@ -139,8 +170,9 @@ impl World {
     pub fn next_probe(&self, endpoint: EndpointId) -> Option<Duration> {
         let (pool, index) = self.places.get(&endpoint)?;
         let policy = &self.view.fleet.service(self.view.fleet.pool(*pool).service).health;
-        let health = &self.pools[pool.index()].endpoints()[*index].health;
-        (policy.probe != Probe::None).then(|| health.next_delay(policy))
+        let endpoint = &self.pools[pool.index()].endpoints()[*index];
+        let delay = || if endpoint.anew { Duration::ZERO } else { endpoint.health.next_delay(policy) };
+        (policy.probe != Probe::None).then(delay)
     }
 
     /// Whether every name was asked for and every probed endpoint has had its first probe result. A reload that brings new ones
@@ -198,6 +230,7 @@ impl World {
         for service in 0..fleet.services.len() {
             self.settle(ServiceId(service as u16), now, events);
         }
+        self.suspect(events);
     }
 
     fn resolved(&mut self, host: &str, addresses: Vec<IpAddr>, now: Now, events: &mut Vec<Event>) {
@@ -218,9 +251,10 @@ impl World {
         for service in services {
             self.settle(service, now, events);
         }
+        self.suspect(events);
     }
 
-    fn probed(&mut self, endpoint: EndpointId, result: &ProbeResult, now: Now, events: &mut Vec<Event>) {
+    fn probed(&mut self, endpoint: EndpointId, result: &ProbeResult, began: Now, now: Now, events: &mut Vec<Event>) {
         // A result may come after its endpoint left.
         let Some((id, index)) = self.places.get(&endpoint).copied() else { return };
         let fleet = Arc::clone(&self.view.fleet);
@@ -230,22 +264,118 @@ impl World {
             return;
         }
         let pool = &mut self.pools[id.index()];
-        let Some((turn, before)) = pool.observe(index, *result == ProbeResult::Pass, &service.health, now) else {
+        if self.gap.is_some_and(|gap| began < gap) {
+            pool.probe_anew(index);
+            return;
+        }
+        let Some(turned) = pool.observe(index, *result == ProbeResult::Pass, &service.health, now) else {
             return;
         };
+        let turn = turned.turn;
         self.snapshot.take();
         events.push(Event::Endpoint {
             service: service.name.as_str().into(),
             region: fleet.region(spec.region).name.as_str().into(),
             address: pool.endpoints()[index].address,
             up: turn.verdict() == EndpointState::Up,
-            first: before == EndpointState::Unknown,
+            first: turned.before == EndpointState::Unknown,
             cause: match result {
                 ProbeResult::Pass => turn.to_string(),
                 ProbeResult::Fail(why) => format!("{turn}: {why}"),
             },
         });
+        if turned.readmitted {
+            events.push(self.ejection(id, index, None, "its probes failed, and pass again".to_owned()));
+        }
         self.settle(spec.service, now, events);
+        self.suspect(events);
+    }
+
+    /// Whether this process stood still since it looked last. Then nothing that its traffic or its probes told of that time counts.
+    fn mind_the_gap(&mut self, now: Now, events: &mut Vec<Event>) {
+        let Some(looked) = self.looked else { return };
+        let since = now.since(looked);
+        if since <= LOOK + LATE {
+            return;
+        }
+        self.looked = Some(now);
+        self.gap = Some(now);
+        self.pools.iter_mut().for_each(Pool::forget);
+        events.push(Event::Late { by: since - LOOK });
+    }
+
+    /// Ejects the endpoints that their traffic speaks against.
+    fn look(&mut self, now: Now, events: &mut Vec<Event>) {
+        self.looked = Some(now);
+        if self.gap.is_some_and(|gap| now.since(gap) < DISTRUST) {
+            self.pools.iter_mut().for_each(Pool::forget);
+            return;
+        }
+        let fleet = Arc::clone(&self.view.fleet);
+        for (index, service) in fleet.services.iter().enumerate() {
+            let mut ejected = false;
+            for id in &service.pools {
+                for (endpoint, cause) in self.pools[id.index()].accused(&service.health, now) {
+                    let mut others = self.passing(service, &fleet);
+                    others.remove(fleet.pool(*id).region);
+                    let pool = &mut self.pools[id.index()];
+                    if let Some(time) = pool.eject(endpoint, !others.is_empty(), &service.health, now) {
+                        events.push(self.ejection(*id, endpoint, Some(time), cause));
+                        ejected = true;
+                    }
+                }
+            }
+            if ejected {
+                self.snapshot.take();
+                self.settle(ServiceId(index as u16), now, events);
+            }
+        }
+    }
+
+    fn ejection(&self, id: PoolId, index: usize, time: Option<Duration>, cause: String) -> Event {
+        let fleet = &self.view.fleet;
+        let pool = fleet.pool(id);
+        Event::Ejection {
+            service: fleet.service(pool.service).name.as_str().into(),
+            region: fleet.region(pool.region).name.as_str().into(),
+            address: self.pools[id.index()].endpoints()[index].address,
+            time,
+            cause,
+        }
+    }
+
+    /// Everything that is probed, in two regions or more, went down within the time that finding it out takes: this PoP's own network is the
+    /// likelier cause. It stays so until something is up again.
+    fn suspect(&mut self, events: &mut Vec<Event>) {
+        let fleet = Arc::clone(&self.view.fleet);
+        let (mut regions, mut count, mut all) = (RegionSet::EMPTY, 0, true);
+        let (mut first, mut last, mut bound) = (u64::MAX, 0, Duration::ZERO);
+        for (spec, pool) in fleet.pools.iter().zip(&self.pools) {
+            let health = &fleet.service(spec.service).health;
+            if health.probe == Probe::None {
+                continue;
+            }
+            bound = bound.max(health.detection_bound());
+            for endpoint in pool.endpoints() {
+                regions.insert(spec.region);
+                count += 1;
+                match endpoint.down_since {
+                    Some(since) => (first, last) = (first.min(since.0), last.max(since.0)),
+                    None => all = false,
+                }
+            }
+        }
+        let at_once = || Now(last).since(Now(first)) <= bound;
+        let suspects = all && count >= 2 && regions.len() >= 2 && (self.suspects_itself || at_once());
+        if std::mem::replace(&mut self.suspects_itself, suspects) != suspects {
+            self.snapshot.take();
+            events.push(Event::SelfSuspicion { on: suspects });
+        }
+    }
+
+    /// Regions of a service on which others may count: ready, up, and neither just back nor waiting.
+    fn passing(&self, service: &Service, fleet: &Fleet) -> RegionSet {
+        self.regions(service, |pool, intent| intent == Intent::Ready && pool.serves(&service.health), fleet)
     }
 
     fn tick(&mut self, now: Now, events: &mut Vec<Event>) {
@@ -258,6 +388,10 @@ impl World {
                 if self.pools[pool.index()].warm(&service.health, now) {
                     self.snapshot.take();
                 }
+                for endpoint in self.pools[pool.index()].tick(&service.health, now) {
+                    self.snapshot.take();
+                    events.push(self.ejection(*pool, endpoint, None, "its time is over".to_owned()));
+                }
             }
             self.settle(ServiceId(index as u16), now, events);
         }
@@ -269,8 +403,7 @@ impl World {
         let service = fleet.service(id);
         let back = Return::new(&service.health, service.failback);
         // Fixed before any pool moves: two regions that wait while the last other one falls both cease to wait.
-        let passing =
-            self.regions(service, |pool, intent| intent == Intent::Ready && pool.serves(&service.health), &fleet);
+        let passing = self.passing(service, &fleet);
         for pool in &service.pools {
             let region = fleet.pool(*pool).region;
             let mut others = passing;

@@ -78,6 +78,8 @@ struct Families {
     endpoint_transitions: IntCounterVec,
     endpoint_changed: IntGaugeVec,
     panics: IntCounterVec,
+    ejections: IntCounterVec,
+    late: IntCounter,
     moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
     probes: IntCounterVec,
@@ -171,6 +173,15 @@ impl Metrics {
                 "Times that a service was left without any region that is up.",
                 &["service"],
             ),
+            ejections: new.counter_vec(
+                "meridian_endpoint_ejections_total",
+                "Times that an endpoint was ejected for what its traffic told.",
+                endpoint,
+            ),
+            late: new.counter(
+                "meridian_late_total",
+                "Times that this process stood still for more than half a second; what it saw meanwhile does not count.",
+            ),
             moved: Mover::ALL.map(|mover| moved.with_label_values(&[mover.as_str()])),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
@@ -250,7 +261,14 @@ impl Metrics {
                 families.region_transitions.with_label_values(&[service, region, to.as_str()]).inc();
             }
             Event::Panic { service, on: true } => families.panics.with_label_values(&[service.as_ref()]).inc(),
-            Event::Panic { on: false, .. } | Event::Published { .. } => {}
+            Event::Ejection { service, region, address, time: Some(_), .. } => {
+                families.ejections.with_label_values(&[service, region, address.to_string().as_str()]).inc();
+            }
+            Event::Late { .. } => families.late.inc(),
+            Event::Ejection { time: None, .. }
+            | Event::SelfSuspicion { .. }
+            | Event::Panic { on: false, .. }
+            | Event::Published { .. } => {}
         }
     }
 
@@ -330,6 +348,7 @@ impl Families {
         prune(&self.region_transitions, &["service", "region", "to"], &names);
         prune(&self.endpoint_transitions, &["service", "region", "endpoint", "to"], &names);
         prune(&self.endpoint_changed, &["service", "region", "endpoint"], &names);
+        prune(&self.ejections, &["service", "region", "endpoint"], &names);
         prune(&self.panics, &["service"], &names);
         prune(&self.probes, &["service", "region", "endpoint", "result"], &names);
         prune(&self.probe_durations, &["service", "region"], &names);
@@ -412,6 +431,10 @@ impl Register<'_> {
 
     fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(name, help), labels).expect(CONSTANTS))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help).expect(CONSTANTS))
     }
 
     fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

@@ -119,6 +119,12 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         endpoints().map(|(labels, view)| (labels, f64::from(u8::from(view.state == EndpointState::Up)))),
     );
     gauges.family(
+        "meridian_endpoint_ejected",
+        "Whether the endpoint is ejected for what its traffic told.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, f64::from(u8::from(view.ejected.until_ms.is_some())))),
+    );
+    gauges.family(
         "meridian_endpoint_requests_in_flight",
         "Requests that are at the endpoint now.",
         endpoint,
@@ -139,6 +145,12 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
             .iter()
             .zip(&snapshot.services)
             .map(|(service, view)| (vec![service.name.clone()], f64::from(u8::from(view.panicking)))),
+    );
+    gauges.family(
+        "meridian_self_suspicion",
+        "Whether everything that is probed went down at once, so that this PoP thinks itself the cause and serves on.",
+        &[],
+        [(Vec::new(), f64::from(u8::from(snapshot.suspects_itself)))],
     );
     let atlas = &snapshot.view.atlas;
     let sources: Vec<_> = atlas.databases().iter().chain(atlas.geofeeds()).filter(|s| s.built_at > 0).collect();

@@ -14,8 +14,8 @@ use std::time::Duration;
 use meridian::geo::{Area, Atlas, Point, Prefix};
 use meridian::steering::accept;
 use meridian::steering::fleet::{
-    Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HealthPolicy, HostRule, Intent, Panic, Pin, Pool, Probe,
-    Protocol, Region, Residency, RetryPolicy, Service, Steering, Timeouts, Upstream,
+    Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HealthPolicy, HostRule, Intent, Panic, Passive, Pin, Pool,
+    Probe, Protocol, Region, Residency, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
 use meridian::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use meridian::steering::networks::Networks;
@@ -251,5 +251,7 @@ pub fn default_health() -> HealthPolicy {
         overprovision: 1.4,
         hold: Duration::from_secs(30),
         ramp: Duration::from_secs(60),
+        passive: Passive::default(),
+        stall: true,
     }
 }

@@ -67,8 +67,8 @@ impl Proxy {
         tokio::spawn(writer);
         let pools = reader.load().snapshot.pools.clone();
         for endpoint in pools.iter().flat_map(|pool| pool.endpoints.iter()) {
-            sender.probed(endpoint.id, ProbeResult::Pass).await;
-            sender.probed(endpoint.id, ProbeResult::Pass).await;
+            sender.probed(endpoint.id, ProbeResult::Pass, Instant::now()).await;
+            sender.probed(endpoint.id, ProbeResult::Pass, Instant::now()).await;
         }
         (Proxy::over(engine, reader, &metrics).await, sender)
     }

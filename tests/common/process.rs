@@ -42,17 +42,38 @@ impl Origin {
     }
 
     pub fn start_at(name: &str, address: SocketAddr) -> Origin {
-        let mut child = meridian()
-            .args(["origin", name, "--listen", &address.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the origin starts");
+        let mut command = meridian();
+        command.args(["origin", name, "--listen", &address.to_string()]);
+        Origin::of(name, command)
+    }
+
+    /// One that fails as it is told, and writes down in `journal` what it executed; `before`: a command to run it by.
+    pub fn troubled(name: &str, address: SocketAddr, journal: &Path, before: &[&str]) -> Origin {
+        let mut command = match before {
+            [] => meridian(),
+            [program, rest @ ..] => {
+                let mut command = Command::new(program);
+                command.args(rest).arg(env!("CARGO_BIN_EXE_meridian"));
+                command
+            }
+        };
+        command.args(["origin", name, "--anywhere", "--listen", &address.to_string(), "--troubled", "--journal"]);
+        command.arg(journal);
+        Origin::of(name, command)
+    }
+
+    fn of(name: &str, mut command: Command) -> Origin {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the origin starts");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("its output is piped");
         BufReader::new(stdout).read_line(&mut line).expect("it says something");
         let address = line.trim().strip_prefix("listening ").and_then(|text| text.parse().ok());
         let child = Ended(child);
         Origin { name: name.to_owned(), address: address.unwrap_or_else(|| panic!("`{line}`")), child }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
     }
 
     /// SIGKILL.

@@ -300,7 +300,13 @@ async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
     let post = tokio::spawn(raw(proxy.address, POST));
     until("both wait", || proxy.in_flight() == 2).await;
     for _ in 0..3 {
-        sender.probed(proxy.snapshot.pools[0].endpoints[0].id, ProbeResult::Fail("silent".into())).await;
+        sender
+            .probed(
+                proxy.snapshot.pools[0].endpoints[0].id,
+                ProbeResult::Fail("silent".into()),
+                std::time::Instant::now(),
+            )
+            .await;
     }
     let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
     assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
@@ -338,7 +344,13 @@ async fn a_waiting_get_without_leave_to_go_waits_on() {
     let home = usize::from(first.count() == 0);
     let generation = proxy.snapshot.generation;
     for _ in 0..3 {
-        sender.probed(proxy.snapshot.pools[0].endpoints[home].id, ProbeResult::Fail("silent".into())).await;
+        sender
+            .probed(
+                proxy.snapshot.pools[0].endpoints[home].id,
+                ProbeResult::Fail("silent".into()),
+                std::time::Instant::now(),
+            )
+            .await;
     }
     assert_eq!(proxy.snapshot.generation, generation);
     // Long enough for several looks.

@@ -27,6 +27,8 @@ pub struct Known {
     pub results: Vec<(bool, u32, u32)>,
     /// What [`Known::judge`] says of them.
     pub verdict: EndpointState,
+    /// Until when it is ejected, and whether probes turned it down since.
+    pub out: Option<(u64, bool)>,
 }
 
 impl Known {

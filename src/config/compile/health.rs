@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::file::{Node, Value};
 use crate::config::names::{self, Refused};
 use crate::config::reader::{Section, Text};
-use crate::steering::fleet::{HealthPolicy, Probe};
+use crate::steering::fleet::{HealthPolicy, Passive, Probe};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -25,6 +25,8 @@ pub(super) fn health(section: Section<'_>) -> HealthPolicy {
     let interval = section.duration("interval", ms(1000), ms(10)..=hour);
     let fast_interval = section.duration("fast_interval", ms(200).min(interval), ms(10)..=hour);
     let timeout = section.duration("timeout", ms(500), ms(1)..=hour);
+    let passive = passive(&section.table("passive"));
+    let stall = section.choice("stall", true, &[("on", true), ("off", false)]);
     let policy = HealthPolicy {
         probe: match kind {
             Kind::Http => http,
@@ -41,10 +43,35 @@ pub(super) fn health(section: Section<'_>) -> HealthPolicy {
         overprovision: section.number("overprovision", 1.4, 1.0..=100.0),
         hold: section.duration("hold", ms(30_000), Duration::ZERO..=day),
         ramp: section.duration("ramp", ms(60_000), Duration::ZERO..=day),
+        passive,
+        stall,
     };
     warn(&section, kind, &policy);
     section.finish();
     policy
+}
+
+/// What real requests tell of endpoints counts also where nothing is probed.
+fn passive(section: &Section<'_>) -> Passive {
+    let default = Passive::default();
+    let (second, day) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+    let passive = Passive {
+        failures: section.integer("failures", default.failures, 0..=10_000),
+        eject: section.duration("eject", default.eject, second..=day),
+        eject_max: section.duration("eject_max", default.eject_max, second..=day),
+    };
+    if passive.eject_max < passive.eject {
+        let key = if section.has("eject_max") { "eject_max" } else { "eject" };
+        section
+            .scribe
+            .error(
+                section.place_of(key),
+                "`eject_max` is below `eject`: no ejection could last as long as the first one",
+            )
+            .hint("`eject` is for the first one, `eject_max` bounds those that follow");
+    }
+    section.finish();
+    passive
 }
 
 fn warn(section: &Section<'_>, kind: Kind, policy: &HealthPolicy) {

@@ -317,6 +317,7 @@ fn retry(section: Section<'_>) -> RetryPolicy {
         budget: section.integer("budget", 20, 0..=100),
         on,
         idempotency_key: section.boolean("idempotency_key", false),
+        race: section.boolean("race", true),
         replay: section.size("replay", 64 << 10, 0..=64 << 20),
     };
     section.finish();

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -14,12 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::buffer::{Buffer, Scratch};
+use super::connecting::{Connecting, Entrant, Won, race};
 use super::draining::Draining;
 use super::lines::Lines;
 use super::relay::{Asked, Client, End, Relay, Times};
 use super::timer::Timer;
 use super::upload::Upload;
-use super::upstream::{Connect, Place, Upstream};
+use super::upstream::{Connect, Upstream};
 use super::{Core, Downstream, HandOver, Served, head, now, wall, write};
 use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
@@ -39,7 +41,7 @@ const SLACK: usize = 1 << 10;
 const GARBLED: usize = 200;
 
 pub(super) struct Connection<'a, C: Connect, S> {
-    core: &'a Core<C>,
+    core: &'a Arc<Core<C>>,
     client: Client<S>,
     from: Downstream,
     draining: Draining<'a>,
@@ -49,6 +51,8 @@ pub(super) struct Connection<'a, C: Connect, S> {
     requests: u32,
     /// The request under way.
     exchange: Option<Exchange>,
+    /// What the request under way has of a connection for its next attempt.
+    beside: Option<Entrant<C>>,
     /// What is left of informational answers: one that has begun ends before another answer begins.
     owed: Scratch,
 }
@@ -84,7 +88,7 @@ enum Next {
 
 impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C, S> {
     pub(super) fn new(
-        core: &'a Core<C>,
+        core: &'a Arc<Core<C>>,
         stream: S,
         from: Downstream,
         draining: &'a watch::Receiver<bool>,
@@ -101,6 +105,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             at,
             requests,
             exchange: None,
+            beside: None,
             owed: Scratch::default(),
         }
     }
@@ -213,7 +218,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             let connected = self.connect(&attempt).await;
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let mut upstream = match connected {
-                Ok(upstream) => upstream,
+                Ok(Some(upstream)) => upstream,
+                Ok(None) => continue,
                 Err(failure) => {
                     if exchange.attempt_failed(failure, upload.replayable(), self.at) {
                         continue;
@@ -332,30 +338,54 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         Ok((asked, upload))
     }
 
-    /// A connection for that attempt: a kept one, or a new one in time.
-    async fn connect(&mut self, attempt: &Attempt) -> Result<Box<Upstream<C::Stream>>, Failure> {
+    /// A connection for that attempt: a kept one, or a new one in time. `None`: another region has its first, and is the next attempt.
+    async fn connect(&mut self, attempt: &Attempt) -> Result<Option<Box<Upstream<C::Stream>>>, Failure> {
         let begun = self.at;
-        if !attempt.fresh
-            && let Some(upstream) = self.core.pool.take(attempt, begun)
-        {
-            return Ok(upstream);
-        }
-        let meter = self.exchange.as_ref().and_then(Exchange::meter).ok_or(Failure::NotConnected)?;
-        let Some(place) = Place::take(meter, attempt.max_connections) else {
-            // No more are allowed, but another worker may have one that it does not use.
-            let others = if attempt.fresh { None } else { self.core.pool.take_from_others(attempt, begun) };
-            return others.ok_or(Failure::NoRoom);
+        let first = match self.beside.take() {
+            Some(Entrant::Kept(upstream)) => return Ok(Some(upstream)),
+            Some(Entrant::New(connecting)) if connecting.is_for(attempt) => connecting,
+            _ => {
+                if !attempt.fresh
+                    && let Some(upstream) = self.core.pool.take(attempt, begun)
+                {
+                    return Ok(Some(upstream));
+                }
+                let exchange = self.exchange.as_ref();
+                match exchange.and_then(|exchange| Connecting::begin(self.core, exchange, attempt, begun)) {
+                    Some(connecting) => connecting,
+                    // No more are allowed, but another worker may have one that it does not use.
+                    None if attempt.fresh => return Err(Failure::NoRoom),
+                    None => {
+                        return self.core.pool.take_from_others(attempt, begun).map(Some).ok_or(Failure::NoRoom);
+                    }
+                }
+            }
         };
-        let mut connecting = pin!(self.core.connect.connect(attempt.address));
-        let timer = &mut self.client.timer;
-        timer.set(Some(begun + attempt.connect));
-        let connected = poll_fn(|cx| match connecting.as_mut().poll(cx) {
-            Poll::Ready(connected) => Poll::Ready(connected.map_err(|_| Failure::NotConnected)),
-            Poll::Pending => timer.poll(cx).map(|()| Err(Failure::ConnectTimeout)),
-        })
-        .await;
-        self.at = now();
-        Ok(Upstream::new(connected?, attempt, place, self.at))
+        let patience = self.exchange.as_ref().and_then(Exchange::race_after);
+        let Connection { core, client, exchange, at, .. } = self;
+        let enter = |now| {
+            let exchange = exchange.as_mut()?;
+            let rival = exchange.rival(now)?;
+            match core.pool.take(&rival, now) {
+                Some(upstream) => Some(Entrant::Kept(upstream)),
+                None => Connecting::begin(core, exchange, &rival, now).map(Entrant::New),
+            }
+        };
+        match race(first, patience, &mut client.timer, at, enter).await {
+            Won::First(upstream) => Ok(Some(upstream)),
+            Won::Failed(failure, rival) => {
+                self.beside = rival.map(Entrant::New);
+                Err(failure)
+            }
+            Won::Rival(upstream, first) => {
+                first.leave(self.core);
+                if let Some(exchange) = &mut self.exchange {
+                    exchange.overtaken(self.at);
+                }
+                self.beside = Some(Entrant::Kept(upstream));
+                Ok(None)
+            }
+        }
     }
 
     /// The request ends with an answer of ours, after attempts or while its body was on its way.
@@ -429,6 +459,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
     }
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
+        self.beside = None;
         if let Some(exchange) = self.exchange.take() {
             exchange.finish(status, bytes_in, bytes_out, self.at);
         }

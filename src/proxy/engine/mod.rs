@@ -12,6 +12,7 @@
 
 pub mod body;
 mod buffer;
+mod connecting;
 mod connection;
 mod date;
 mod draining;

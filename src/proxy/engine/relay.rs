@@ -333,6 +333,9 @@ where
                 }
                 if self.upload.is_sent() {
                     self.asked_at = Some(now);
+                    if self.status.is_none() {
+                        self.exchange.asked(now);
+                    }
                     // What cannot be flushed now is flushed by reading: streams that buffer flush when they are read.
                     let _ = Pin::new(&mut self.upstream.stream).poll_flush(cx);
                 }
@@ -408,6 +411,9 @@ where
         match self.upstream.input.poll_fill(&mut self.upstream.stream, cx) {
             Poll::Ready(Ok(1..)) => {
                 self.down_moved = now;
+                if begun || self.status.is_some() {
+                    self.exchange.heard();
+                }
                 // More came than there was room for: a long body, of which large pieces cost less.
                 self.is_rich = !self.upstream.input.has_room();
                 Ok(true)

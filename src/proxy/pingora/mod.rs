@@ -177,6 +177,9 @@ impl ProxyHttp for Hooks {
         let exchange = carried.exchange()?;
         exchange.connected(now);
         let complete = session.is_body_done();
+        if complete {
+            exchange.asked(now);
+        }
         let due = exchange.answer_due(complete, now);
         // What is not complete yet may not be sent twice in the end.
         let replayable = complete && !session.as_ref().retry_buffer_truncated();
@@ -218,7 +221,12 @@ impl ProxyHttp for Hooks {
             return Ok(());
         }
         if end {
-            let due = carried.exchange()?.answer_due(true, Instant::now());
+            let now = Instant::now();
+            let exchange = carried.exchange()?;
+            if !exchange.has_begun() {
+                exchange.asked(now);
+            }
+            let due = exchange.answer_due(true, now);
             carried.alarm(|alarm| alarm.set_due_at_end(due));
         }
         let exchange = carried.exchange()?;
@@ -273,6 +281,9 @@ impl ProxyHttp for Hooks {
         carried: &mut Carried,
     ) -> Result<Option<std::time::Duration>> {
         carried.stir();
+        if let Some(exchange) = &carried.exchange {
+            exchange.heard();
+        }
         Ok(None)
     }
 
