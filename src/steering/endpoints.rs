@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Probe};
+use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
@@ -86,6 +86,8 @@ pub(crate) struct Endpoint {
     pub(crate) weight: u32,
     probe: Discriminant<Probe>,
     pub(crate) health: EndpointHealth,
+    /// What operators want of it; set by who knows their words, after it came.
+    pub(crate) intent: Intent,
     slow_start: Option<SlowStart>,
     meter: Arc<Meter>,
 }
@@ -105,6 +107,7 @@ impl Endpoint {
             weight: 0,
             probe: discriminant(probe),
             health: EndpointHealth::new(if *probe == Probe::None { EndpointState::Up } else { verdict }),
+            intent: Intent::Ready,
             slow_start: None,
             meter,
         }
@@ -149,6 +152,11 @@ impl Endpoint {
         self.probe != discriminant(&Probe::None) && !self.health.observed()
     }
 
+    /// As it was configured (`host:port`).
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// As readers see it.
     pub(crate) fn view(&self) -> EndpointView {
         EndpointView {
@@ -157,6 +165,7 @@ impl Endpoint {
             name: Arc::clone(&self.name),
             weight: self.weight,
             state: self.health.verdict(),
+            intent: self.intent,
             warmth: self.slow_start.map_or(1.0, |start| start.warmth),
             meter: Arc::clone(&self.meter),
         }
