@@ -22,6 +22,7 @@ use crate::geo::Prefix;
 use crate::steering::Fleet;
 
 pub use report::{Finding, Mark, Report, Severity};
+pub(crate) use units::{duration, meant};
 
 /// Where configuration text comes from.
 pub trait Files {
