@@ -20,8 +20,9 @@ use std::time::Duration;
 use meridian::admin::{self, Admin};
 use meridian::config::{AccessLog, Boot};
 use meridian::load::Loader;
-use meridian::state::{self, Reader, Sender};
-use meridian::steering::{RegionId, ServiceId, Snapshot, TakeReason};
+use meridian::state::{self, Lasting, Reader, Sender};
+use meridian::steering::fleet::Intent;
+use meridian::steering::{Override, RegionId, ServiceId, Snapshot, TakeReason, Target, Word};
 use meridian::telemetry::{AccessLogger, AccessRecord, Metrics, Text};
 use meridian::watch::Watch;
 use meridian::{probe, resolve};
@@ -370,6 +371,39 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     let before = (a.connections.load(Ordering::Relaxed), stage.scrape().value(&probes));
     until("more of them", || stage.scrape().value(&probes) > before.1.map(|n| n + 5.0)).await;
     assert!(a.connections.load(Ordering::Relaxed) <= before.0 + 1, "at most the probe that was under way");
+}
+
+#[tokio::test]
+async fn a_manual_return_waits_for_an_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let (a, b) = (Origin::start().await, Origin::start().await);
+    let addresses = [&a, &b].map(|origin| origin.address.to_string());
+    let pools = [("a", addresses[0].as_str()), ("b", addresses[1].as_str())];
+    let text = config(&[("web", &pools)], QUICK) + NO_DATA;
+    fs::write(&path, text.replace("[services.web]", "[services.web]\nfailback = \"manual\"")).unwrap();
+    let stage = Stage::new(&path).await;
+    tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
+    let is = |region: &str, state: &str| states(&stage.reader)[region] == state;
+    until("both to be up", || is("a", "up") && is("b", "up")).await;
+    b.healthy.store(false, Ordering::Relaxed);
+    until("b to be down", || is("b", "down")).await;
+    b.healthy.store(true, Ordering::Relaxed);
+    until("b to be back", || is("b", "holding")).await;
+    let probes = b.connections.load(Ordering::Relaxed);
+    until("further probes", || b.connections.load(Ordering::Relaxed) > probes + 10).await;
+    assert!(is("b", "holding"), "`hold` is 0s, but nobody said a word");
+    let word = Word::Set(Override {
+        kind: Target::Region,
+        name: "b".to_owned(),
+        state: Intent::Ready,
+        reason: String::new(),
+        who: "test".to_owned(),
+        set_ms: 0,
+        until_ms: None,
+    });
+    assert_eq!(stage.sender.say(word, false).await, Ok(Lasting::NoDirectory));
+    until("b to take traffic", || is("b", "up")).await;
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ impl Admin {
     /// Takes a word.
     pub(super) async fn operate(&self, door: Door, request: Request<Incoming>) -> Answer {
         if let Door::Tcp(peer) = door
-            && let Err(refusal) = self.authorised(request.headers())
+            && let Some(refusal) = self.unauthorised(request.headers())
         {
             tracing::warn!(%peer, status = refusal.status().as_u16(), "admin: an operator's word without the token");
             return refusal;
@@ -104,23 +104,22 @@ impl Admin {
         }
     }
 
-    fn authorised(&self, headers: &HeaderMap) -> Result<(), Answer> {
+    /// The answer to who does not know the token.
+    fn unauthorised(&self, headers: &HeaderMap) -> Option<Answer> {
         let Some(token) = &self.token else {
-            return Err(text(
-                StatusCode::FORBIDDEN,
-                "without a token in [admin] nothing can be changed over TCP; use the admin socket\n",
-            ));
+            let why = "without a token in [admin] nothing can be changed over TCP; use the admin socket\n";
+            return Some(text(StatusCode::FORBIDDEN, why));
         };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
             let (scheme, rest) = value.split_at_checked(7)?;
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
         });
         if given.is_some_and(|given| token.is(given)) {
-            return Ok(());
+            return None;
         }
         let mut answer = text(StatusCode::UNAUTHORIZED, "expected authorization: Bearer and the token of [admin]\n");
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"meridian\""));
-        Err(answer)
+        Some(answer)
     }
 
     /// What `body` says, and whether it is forced.

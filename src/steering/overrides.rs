@@ -259,8 +259,9 @@ mod tests {
     #[test]
     fn a_name_in_full_goes_before_a_pattern_then_the_newest() {
         use Intent::{Drain, Maint, Ready};
+        type Row<'a> = (&'a [(&'a str, Intent)], &'a str, Option<Intent>);
         // (words, oldest first; region; what rules)
-        let rows: &[(&[(&str, Intent)], &str, Option<Intent>)] = &[
+        let rows: &[Row<'_>] = &[
             (&[], "eu-west", None),
             (&[("eu-west", Drain)], "eu-west", Some(Drain)),
             (&[("eu-west", Drain)], "eu-west-2", None),
