@@ -35,7 +35,7 @@ use crate::proxy::caught::caught;
 use crate::proxy::engine::{Gate, Served};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
-use crate::state::{self, Reader, Sender};
+use crate::state::{self, Kept, Reader, Sender};
 use crate::telemetry::{AccessLogger, Metrics, Mover, log};
 use crate::watch::Watch;
 
@@ -73,7 +73,13 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     metrics.loaded(SystemTime::now());
     let (access, access_guard) =
         AccessLogger::start(&boot.access_log, &metrics).map_err(|error| format!("error: access log: {error}"))?;
-    let (sender, reader, writer) = state::start(loaded.view, loaded.config.edge, metrics.clone());
+    let kept = Kept::in_directory(boot.state_dir.as_deref());
+    if kept.file().is_none() {
+        tracing::info!(
+            "no [process] state_dir and no $STATE_DIRECTORY: what operators set is forgotten with this process"
+        );
+    }
+    let (sender, reader, writer) = state::start_with(loaded.view, loaded.config.edge, metrics.clone(), kept);
 
     let threads = match boot.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -101,6 +107,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         parts: Mutex::new(Some(Parts {
             admin: Admin {
                 reader: reader.clone(),
+                sender: sender.clone(),
+                token: boot.admin_token.clone(),
                 metrics: metrics.clone(),
                 draining,
                 listen: http.local_addresses().into(),

@@ -2,9 +2,11 @@
 //!
 //! One task owns the `World`; everything that changes it is a message to that task, so no two changes ever meet and no lock is
 //! needed. Readers load one `Arc` and never wait. Refused: a lock around the world, which a probe could hold while a
-//! request waits.
+//! request waits. What operators say goes the same way, and is written to a file (`kept`) by who brings it, not by the writer.
 //!
 //! Must not know who sends: probes, resolvers and reloads are all just messages.
+
+mod kept;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,10 +17,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Edge;
-use crate::steering::snapshot::{EndpointId, PoolState};
+use crate::steering::snapshot::EndpointId;
 use crate::steering::world::{LOOK, ProbeResult};
-use crate::steering::{Change, Event, Now, Snapshot, View, World};
+use crate::steering::{Change, Now, Objection, Overrides, Snapshot, View, Word, World};
 use crate::telemetry::{Handles, Metrics};
+
+pub use kept::Kept;
 
 /// Messages that may wait for the writer; senders beyond that wait in turn.
 const QUEUE: usize = 1024;
@@ -120,6 +124,34 @@ impl Reader {
 #[derive(Clone, Debug)]
 pub struct Sender {
     messages: mpsc::Sender<Message>,
+    keeper: Arc<Keeper>,
+}
+
+/// Where operators' words are kept, and whose turn it is to say one: the file has them in the order in which they came into force.
+#[derive(Debug)]
+struct Keeper {
+    kept: Kept,
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Whether a word that is in force will be after a restart, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// It is in the state file.
+    Yes,
+    /// There is no state directory.
+    NoDirectory,
+    /// The state file cannot be written; why.
+    No(String),
+}
+
+/// Why a word is not in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The world objects.
+    Objection(Objection),
+    /// This process is ending.
+    Ending,
 }
 
 #[derive(Debug)]
@@ -127,6 +159,7 @@ enum Message {
     Publish { view: View, edge: Arc<Edge>, done: oneshot::Sender<u64> },
     Probed { endpoint: EndpointId, result: ProbeResult, began: Instant, next: oneshot::Sender<Option<Duration>> },
     Resolved { host: String, addresses: Vec<IpAddr> },
+    Said { word: Word, force: bool, done: oneshot::Sender<Result<Arc<Overrides>, Objection>> },
 }
 
 impl Sender {
@@ -148,13 +181,65 @@ impl Sender {
     pub async fn resolved(&self, host: String, addresses: Vec<IpAddr>) {
         let _ = self.messages.send(Message::Resolved { host, addresses }).await;
     }
+
+    /// Puts an operator's word in force and keeps it; returns once readers see it. `force` overrules [`Objection::LastRegion`]. What was begun
+    /// is finished though the caller is dropped.
+    pub async fn say(&self, word: Word, force: bool) -> Result<Lasting, Refused> {
+        let sender = self.clone();
+        // A task of its own: who asks over HTTP may hang up between the word and the file.
+        let said = tokio::spawn(async move {
+            let _turn = sender.keeper.turn.lock().await;
+            let (done, overrides) = oneshot::channel();
+            let _ = sender.messages.send(Message::Said { word, force, done }).await;
+            let overrides = overrides.await.map_err(|_| Refused::Ending)?.map_err(Refused::Objection)?;
+            let kept = sender.keeper.kept.clone();
+            Ok(match kept.file() {
+                None => Lasting::NoDirectory,
+                Some(_) => keep(kept, overrides).await,
+            })
+        });
+        said.await.unwrap_or(Err(Refused::Ending))
+    }
+
+    /// The file in which operators' words are kept, if there is one.
+    pub fn kept(&self) -> &Kept {
+        &self.keeper.kept
+    }
+}
+
+async fn keep(kept: Kept, overrides: Arc<Overrides>) -> Lasting {
+    let file = kept.file().map(|file| file.display().to_string()).unwrap_or_default();
+    // Syncing may take a disk's time.
+    let written = tokio::task::spawn_blocking(move || kept.write(&overrides)).await;
+    let why = match written {
+        Ok(Ok(())) => return Lasting::Yes,
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic.to_string(),
+    };
+    tracing::error!(
+        file,
+        why,
+        "overrides are in force, but will not be after a restart: the state file cannot be written"
+    );
+    Lasting::No(format!("{file}: {why}"))
 }
 
 /// Makes the world of `view` and both doors to it, published at once as generation 1. The future is the writer: it runs until every
-/// [`Sender`] is dropped.
+/// [`Sender`] is dropped. What operators say is kept in memory only.
 pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, impl Future<Output = ()> + Send) {
+    start_with(view, edge, metrics, Kept::default())
+}
+
+/// The same, with what operators said before in force from the first snapshot on, and what they will say kept there. Reads a file.
+pub fn start_with(
+    view: View,
+    edge: Arc<Edge>,
+    metrics: Metrics,
+    kept: Kept,
+) -> (Sender, Reader, impl Future<Output = ()> + Send) {
     let clock = Clock::start();
-    let world = World::new(view, clock.now());
+    let mut world = World::new(view, clock.now());
+    recall(&mut world, &kept, clock, &metrics);
     let snapshot = world.snapshot();
     let handles = metrics.published(&snapshot, clock.origin_ms);
     let published = Published { snapshot: snapshot.clone(), edge: edge.clone(), handles };
@@ -164,7 +249,32 @@ pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, 
     let (messages, inbox) = mpsc::channel(QUEUE);
     let writer =
         Writer { world, edge, clock, metrics, current: current.clone(), changed: changed_sender, ready: ready_sender };
-    (Sender { messages }, Reader { current, changed, ready, clock }, writer.run(inbox))
+    let keeper = Arc::new(Keeper { kept, turn: tokio::sync::Mutex::new(()) });
+    (Sender { messages, keeper }, Reader { current, changed, ready, clock }, writer.run(inbox))
+}
+
+/// Puts in force what operators said before this process.
+fn recall(world: &mut World, kept: &Kept, clock: Clock, metrics: &Metrics) {
+    let (words, lost) = kept.read();
+    let today = today();
+    if let Some(event) = &lost {
+        metrics.event(event, today);
+    }
+    for change in [Change::Recalled(words), Change::Date(unix_ms(today))] {
+        for event in world.apply(change, clock.now()) {
+            metrics.event(&event, today);
+        }
+    }
+}
+
+/// The calendar. Unlike [`Clock`], it follows the steps of the system's: what an operator said until when is said by that.
+#[expect(clippy::disallowed_methods, reason = "a shell: events are dated, and overrides end by the calendar")]
+fn today() -> SystemTime {
+    SystemTime::now()
+}
+
+fn unix_ms(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 struct Writer {
@@ -181,6 +291,7 @@ struct Writer {
 enum Waiting {
     Generation(oneshot::Sender<u64>),
     Delay(EndpointId, oneshot::Sender<Option<Duration>>),
+    Word(oneshot::Sender<Result<Arc<Overrides>, Objection>>, Result<(), Objection>),
 }
 
 impl Writer {
@@ -199,7 +310,12 @@ impl Writer {
                     }
                     waiting.extend(batch.drain(..).filter_map(|message| self.take(message)));
                 }
-                _ = ticks.tick(), if self.world.wants_tick() => self.apply(Change::Tick),
+                _ = ticks.tick(), if self.world.wants_tick() || self.world.overrides().next_expiry().is_some() => {
+                    if self.world.wants_tick() {
+                        self.apply(Change::Tick);
+                    }
+                    self.apply(Change::Date(unix_ms(today())));
+                }
                 _ = looks.tick() => self.apply(Change::Look),
             }
             self.publish();
@@ -208,6 +324,9 @@ impl Writer {
                 match answer {
                     Waiting::Generation(done) => drop(done.send(self.world.snapshot().generation)),
                     Waiting::Delay(endpoint, next) => drop(next.send(self.world.next_probe(endpoint))),
+                    Waiting::Word(done, taken) => {
+                        drop(done.send(taken.map(|()| Arc::clone(self.world.overrides()))));
+                    }
                 }
             }
         }
@@ -229,15 +348,24 @@ impl Writer {
                 self.apply(Change::Resolved { host, addresses });
                 None
             }
+            Message::Said { word, force, done } => Some(Waiting::Word(done, self.said(word, force))),
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a shell: events are dated")]
+    fn said(&mut self, word: Word, force: bool) -> Result<(), Objection> {
+        match self.world.objection(&word) {
+            Some(objection) if !(force && matches!(objection, Objection::LastRegion(_))) => Err(objection),
+            _ => {
+                self.apply(Change::Said(word));
+                Ok(())
+            }
+        }
+    }
+
     fn apply(&mut self, change: Change) {
         let events = self.world.apply(change, self.clock.now());
         for event in &events {
-            self.metrics.event(event, SystemTime::now());
-            log(event);
+            self.metrics.event(event, today());
         }
     }
 
@@ -254,49 +382,5 @@ impl Writer {
         if !*self.ready.borrow() && self.world.first_round_done() {
             self.ready.send_replace(true);
         }
-    }
-}
-
-fn log(event: &Event) {
-    match event {
-        Event::Endpoint { service, region, address, up, first, cause } => {
-            let verdict = if *up { "up" } else { "down" };
-            match (up, first) {
-                (true, true) => tracing::debug!(%service, %region, %address, cause, "endpoint {verdict}"),
-                (true, false) => tracing::info!(%service, %region, %address, cause, "endpoint {verdict}"),
-                (false, _) => tracing::warn!(%service, %region, %address, cause, "endpoint {verdict}"),
-            }
-        }
-        Event::Region { service, region, from, to } => {
-            let (from, now) = (from.as_str(), to.as_str());
-            match to {
-                PoolState::Down => tracing::warn!(%service, %region, from, "region {now}"),
-                _ => tracing::info!(%service, %region, from, "region {now}"),
-            }
-        }
-        Event::Ejection { service, region, address, time: Some(time), cause } => {
-            let seconds = time.as_secs();
-            tracing::warn!(%service, %region, %address, cause, seconds, "endpoint ejected");
-        }
-        Event::Ejection { service, region, address, time: None, cause } => {
-            tracing::info!(%service, %region, %address, cause, "endpoint no longer ejected");
-        }
-        Event::Late { by } => {
-            tracing::warn!(
-                ms = by.as_millis() as u64,
-                "this process stood still: what it saw meanwhile does not count"
-            );
-        }
-        Event::SelfSuspicion { on: true } => {
-            tracing::error!(
-                "everything went down at once: the cause may be here, so all is served on as if it were up"
-            );
-        }
-        Event::SelfSuspicion { on: false } => tracing::info!("not everything is down any more"),
-        Event::Panic { service, on: true } => {
-            tracing::error!(%service, "no region is up: the service panics");
-        }
-        Event::Panic { service, on: false } => tracing::info!(%service, "a region is up again: panic is over"),
-        Event::Published { generation } => tracing::info!(generation, "configuration published"),
     }
 }

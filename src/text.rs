@@ -1,9 +1,13 @@
-//! Numbers and addresses as text, and a look for odd bytes in it: what a request does several times, without the formatter's machinery.
+//! Numbers and addresses as text, and a look for odd bytes in it: what a request does several times, without the formatter's machinery; and
+//! for everything else, dates and patterns.
 //!
 //! Must not know what the text is for.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Decimal digits.
 pub fn number(out: &mut Vec<u8>, number: u64) {
@@ -194,6 +198,40 @@ pub fn socket(out: &mut Vec<u8>, socket: SocketAddr) {
     }
 }
 
+/// Whether `name` fits a pattern of `*` (any characters) and `?` (one character). Linear but for going back to the last `*`.
+pub fn fits(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || *c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match star {
+                Some((at, from)) => {
+                    star = Some((at, from + 1));
+                    p = at + 1;
+                    n = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+/// A moment in Unix milliseconds as RFC 3339, UTC; the epoch for one beyond the calendar.
+pub fn rfc3339(unix_ms: u64) -> String {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
+    at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,6 +299,25 @@ mod tests {
         for octet in 0..=255 {
             let v4 = Ipv4Addr::new(octet, 0, octet, 255);
             assert_eq!(text(|out| address(out, v4.into())), v4.to_string());
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, want) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", ".toml", true),
+            ("*.toml", "a.tom", false),
+            ("*.toml", "a.toml~", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("*a*b", "xxaxxbx", false),
+            ("?", "é", true),
+            ("", "", true),
+            ("*", "", true),
+        ] {
+            assert_eq!(fits(pattern, name), want, "{pattern} {name}");
         }
     }
 }

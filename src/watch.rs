@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ::notify::event::{AccessKind, AccessMode};
-use ::notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use ::notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
@@ -24,6 +24,7 @@ use crate::config::Boot;
 use crate::load::{Inputs, LoadError, Loaded, Loader};
 use crate::notify::{Stage, tell};
 use crate::state::{Reader, Sender};
+use crate::steering::Event;
 use crate::telemetry::Metrics;
 
 /// Files must look the same for this long before they are read: nobody wants the first half of a file.
@@ -95,7 +96,7 @@ impl Watch {
         if managed {
             tell(Stage::Reloading);
         }
-        let generation = self.reader.load().snapshot.generation;
+        let generation = self.generation();
         let error = match self.load().await {
             Ok(Ok(loaded)) => self.publish(loaded).await,
             Ok(Err(error)) => {
@@ -108,10 +109,18 @@ impl Watch {
                 Some(panic.to_string())
             }
         };
+        if let Some(error) = &error {
+            let refused = Event::ReloadRefused { generation: self.generation(), error: error.clone() };
+            self.metrics.event(&refused, SystemTime::now());
+        }
         self.metrics.reloaded(SystemTime::now(), error);
         if managed {
-            tell(Stage::Ready(&format!("generation {}", self.reader.load().snapshot.generation)));
+            tell(Stage::Ready(&format!("generation {}", self.generation())));
         }
+    }
+
+    fn generation(&self) -> u64 {
+        self.reader.load().snapshot.generation
     }
 
     async fn load(&mut self) -> Result<Result<Loaded, LoadError>, JoinError> {
@@ -186,7 +195,7 @@ struct Folders {
 
 impl Folders {
     fn new(events: mpsc::Sender<()>) -> Folders {
-        let watcher = ::notify::recommended_watcher(move |event: ::notify::Result<Event>| {
+        let watcher = ::notify::recommended_watcher(move |event: ::notify::Result<::notify::Event>| {
             if matters(&event) {
                 // Full: a look is due already.
                 let _ = events.try_send(());
@@ -231,7 +240,7 @@ impl Folders {
 }
 
 /// Whether an event can mean that a file has another content. Our own reading makes events, too.
-fn matters(event: &::notify::Result<Event>) -> bool {
+fn matters(event: &::notify::Result<::notify::Event>) -> bool {
     match event {
         Ok(event) => match event.kind {
             EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),

@@ -145,7 +145,7 @@ fn the_reference_shows_the_defaults() {
 fn the_smallest_configuration_has_the_documented_defaults() {
     let config = load(SMALL).unwrap();
     assert_eq!(config.boot.admin, Some("127.0.0.1:9180".parse().unwrap()));
-    assert_eq!((config.boot.admin_socket, config.boot.state_dir), (None, None));
+    assert_eq!((config.boot.admin_socket, config.boot.admin_token, config.boot.state_dir), (None, None, None));
     assert_eq!((config.boot.threads, config.boot.drain_timeout), (0, Duration::from_secs(60)));
     assert_eq!((config.boot.log_level.as_str(), config.boot.access_log), ("info", AccessLog::Stdout));
     assert_eq!((config.edge.via.as_str(), config.edge.forwarding), ("meridian-test-host", Forwarding::XForwardedFor));
@@ -332,13 +332,14 @@ fn what_needs_a_restart_is_named() {
     assert!(old.changed_keys(&same).is_empty());
     let text = SMALL.replace("0.0.0.0:0", "0.0.0.0:1");
     let text = format!(
-        "{text}[admin]\naddress = \"\"\nsocket = \"s\"\n[process]\nthreads = 1\ndrain_delay = \"1s\"\ndrain_timeout = \"1s\"\n\
+        "{text}[admin]\naddress = \"\"\nsocket = \"s\"\ntoken = \"0123456789abcdef\"\n[process]\nthreads = 1\ndrain_delay = \"1s\"\ndrain_timeout = \"1s\"\n\
          state_dir = \"d\"\n[log]\nlevel = \"debug\"\naccess = \"off\"\n"
     );
     let all = [
         "listen",
         "admin.address",
         "admin.socket",
+        "admin.token",
         "process.threads",
         "process.drain_delay",
         "process.drain_timeout",

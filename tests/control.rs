@@ -20,8 +20,9 @@ use std::time::Duration;
 use meridian::admin::{self, Admin};
 use meridian::config::{AccessLog, Boot};
 use meridian::load::Loader;
-use meridian::state::{self, Reader, Sender};
-use meridian::steering::{RegionId, ServiceId, Snapshot, TakeReason};
+use meridian::state::{self, Lasting, Reader, Sender};
+use meridian::steering::fleet::Intent;
+use meridian::steering::{Override, RegionId, ServiceId, Snapshot, TakeReason, Target, Word};
 use meridian::telemetry::{AccessLogger, AccessRecord, Metrics, Text};
 use meridian::watch::Watch;
 use meridian::{probe, resolve};
@@ -373,6 +374,39 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
 }
 
 #[tokio::test]
+async fn a_manual_return_waits_for_an_operator() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let (a, b) = (Origin::start().await, Origin::start().await);
+    let addresses = [&a, &b].map(|origin| origin.address.to_string());
+    let pools = [("a", addresses[0].as_str()), ("b", addresses[1].as_str())];
+    let text = config(&[("web", &pools)], QUICK) + NO_DATA;
+    fs::write(&path, text.replace("[services.web]", "[services.web]\nfailback = \"manual\"")).unwrap();
+    let stage = Stage::new(&path).await;
+    tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
+    let is = |region: &str, state: &str| states(&stage.reader)[region] == state;
+    until("both to be up", || is("a", "up") && is("b", "up")).await;
+    b.healthy.store(false, Ordering::Relaxed);
+    until("b to be down", || is("b", "down")).await;
+    b.healthy.store(true, Ordering::Relaxed);
+    until("b to be back", || is("b", "holding")).await;
+    let probes = b.connections.load(Ordering::Relaxed);
+    until("further probes", || b.connections.load(Ordering::Relaxed) > probes + 10).await;
+    assert!(is("b", "holding"), "`hold` is 0s, but nobody said a word");
+    let word = Word::Set(Override {
+        kind: Target::Region,
+        name: "b".to_owned(),
+        state: Intent::Ready,
+        reason: String::new(),
+        who: "test".to_owned(),
+        set_ms: 0,
+        until_ms: None,
+    });
+    assert_eq!(stage.sender.say(word, false).await, Ok(Lasting::NoDirectory));
+    until("b to take traffic", || is("b", "up")).await;
+}
+
+#[tokio::test]
 async fn names_are_resolved_and_probed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.toml");
@@ -570,6 +604,8 @@ async fn operators_ask() {
     let draining = Arc::new(AtomicBool::new(false));
     let asked = Admin {
         reader: stage.reader.clone(),
+        sender: stage.sender.clone(),
+        token: None,
         metrics: stage.metrics.clone(),
         draining: draining.clone(),
         listen: Arc::new(["127.0.0.1:8080".parse().unwrap()]),
@@ -636,4 +672,83 @@ async fn operators_ask() {
     serving.abort();
     assert!(serving.await.is_err());
     assert!(!socket.exists(), "the socket file goes with the process");
+}
+
+/// A word over TCP, written by hand; `fields` are further lines of the head.
+async fn post(tcp: SocketAddr, fields: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    let request = format!(
+        "POST /api/overrides HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {length}\r\n{fields}\r\n{body}"
+    );
+    get(TcpStream::connect(tcp).await.unwrap(), &request).await
+}
+
+#[tokio::test]
+async fn operators_speak_over_tcp_only_with_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let token = "0123456789abcdef-token";
+    let pools = [("a", "127.0.0.1:9001"), ("b", "127.0.0.1:9002")];
+    fs::write(&path, config(&[("web", &pools)], UNPROBED) + NO_DATA + &format!("[admin]\ntoken = \"{token}\"\n"))
+        .unwrap();
+    let stage = Stage::new(&path).await;
+    let serve = async |token| {
+        let admin = Admin {
+            reader: stage.reader.clone(),
+            sender: stage.sender.clone(),
+            token,
+            metrics: stage.metrics.clone(),
+            draining: Arc::default(),
+            listen: Arc::new([]),
+        };
+        let doors = admin::open(Some("127.0.0.1:0".parse().unwrap()), None).await.unwrap();
+        let address = doors.address().unwrap();
+        tokio::spawn(doors.serve(admin));
+        address
+    };
+    let (with, without) = (serve(stage.boot.admin_token.clone()).await, serve(None).await);
+    let word = "{\"kind\":\"region\",\"name\":\"a\",\"state\":\"drain\"}";
+    let json = "content-type: application/json\r\n";
+    let bearer = |token: &str| format!("authorization: Bearer {token}\r\n");
+    let intent = || snapshot(&stage.reader).services[0].intent(RegionId(0)).as_str();
+
+    // A page in a browser can send neither; and without a token in the configuration nobody can.
+    assert_eq!(post(with, "", word).await.0, 401);
+    assert_eq!(post(with, json, word).await.0, 401);
+    for wrong in ["", "0123456789abcdef-tokem", "0123456789abcdef-token2", "0123456789abcdef-toke"] {
+        assert_eq!(post(with, &(bearer(wrong) + json), word).await.0, 401, "{wrong}");
+    }
+    assert_eq!(post(with, &format!("authorization: Basic {token}\r\n{json}"), word).await.0, 401);
+    assert_eq!(post(with, &(bearer(token) + "content-type: text/plain\r\n"), word).await.0, 415);
+    assert_eq!(post(with, &bearer(token), word).await.0, 415);
+    assert_eq!(post(without, &(bearer(token) + json), word).await.0, 403);
+    assert_eq!(intent(), "ready");
+    let (status, page) = post(with, &(bearer(token) + json), word).await;
+    assert_eq!(status, 200, "{page}");
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!((&page["override"]["who"], &page["targets"][0]), (&"token from 127.0.0.1".into(), &"a".into()));
+    assert_eq!(intent(), "drain");
+
+    // What is wrong is said with what was expected, and changes nothing.
+    let fields = bearer(token) + json;
+    for (body, status, words) in [
+        ("", 400, "expected {"),
+        ("[]", 400, "expected {"),
+        ("{\"kind\":\"region\",\"name\":\"a\",\"state\":\"off\"}", 400, "state \"off\" is none"),
+        ("{\"kind\":\"city\",\"name\":\"a\",\"state\":\"drain\"}", 400, "kind \"city\" is none"),
+        ("{\"kind\":\"region\",\"name\":\"\",\"state\":\"drain\"}", 400, "name is empty"),
+        ("{\"kind\":\"region\",\"name\":\"a\",\"state\":\"drain\",\"until\":1}", 400, "unknown field"),
+        ("{\"kind\":\"region\",\"name\":\"a\",\"state\":\"drain\",\"for\":\"0s\"}", 400, "longer than nothing"),
+        ("{\"kind\":\"region\",\"name\":\"c\",\"state\":\"drain\"}", 404, "there is no region `c`"),
+        ("{\"kind\":\"region\",\"name\":\"b\",\"state\":\"maint\"}", 409, "`web`"),
+    ] {
+        let (got, said) = post(with, &fields, body).await;
+        assert!(got == status && said.contains(words), "{body}: {got} {said}");
+    }
+    let list = get(TcpStream::connect(with).await.unwrap(), "GET /api/overrides HTTP/1.0\r\n\r\n").await;
+    let list: serde_json::Value = serde_json::from_str(&list.1).unwrap();
+    assert_eq!((list["overrides"].as_array().unwrap().len(), &list["kept"]), (1, &serde_json::Value::Null));
+    let shown = format!("{:?} {:?}", stage.boot, stage.boot.admin_token);
+    assert!(!shown.contains("token\""), "{shown}");
+    stage.scrape().check();
 }

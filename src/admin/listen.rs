@@ -103,14 +103,19 @@ impl Doors {
             let Some(listener) = &self.tcp else { return };
             loop {
                 let accepted = listener.accept().await;
-                greet(accepted.map(|(stream, _)| nodelay(stream)), &room, Door::Tcp, &admin).await;
+                let accepted = accepted.map(|(stream, peer)| (nodelay(stream), Door::Tcp(peer)));
+                greet(accepted, &room, &admin).await;
             }
         };
         let unix = async {
             let Some((listener, _)) = &self.unix else { return };
             loop {
                 let accepted = listener.accept().await;
-                greet(accepted.map(|(stream, _)| stream), &room, Door::Unix, &admin).await;
+                let accepted = accepted.map(|(stream, _)| {
+                    let user = stream.peer_cred().ok().map(|peer| peer.uid());
+                    (stream, Door::Unix(user))
+                });
+                greet(accepted, &room, &admin).await;
             }
         };
         tokio::join!(tcp, unix);
@@ -123,12 +128,12 @@ fn nodelay(stream: TcpStream) -> TcpStream {
     stream
 }
 
-async fn greet<S>(accepted: io::Result<S>, room: &Arc<Semaphore>, door: Door, admin: &Admin)
+async fn greet<S>(accepted: io::Result<(S, Door)>, room: &Arc<Semaphore>, admin: &Admin)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stream = match accepted {
-        Ok(stream) => stream,
+    let (stream, door) = match accepted {
+        Ok(accepted) => accepted,
         Err(error) => {
             tracing::warn!(%error, "admin: no connection accepted");
             sleep(BREATH).await;

@@ -1,11 +1,12 @@
-//! What an operator and a scraper may ask over HTTP: metrics, liveness, readiness, status.
+//! What an operator and a scraper may ask over HTTP: metrics, liveness, readiness, status, events; and what an operator may say.
 //!
-//! On a TCP address of its own and on a unix socket, never on a proxy's port. Reading only: nothing here changes anything, so there is
-//! nothing a forged request could do; what it could read is kept from web pages by refusing any Host that is a name (DNS
-//! rebinding).
+//! On a TCP address of its own and on a unix socket, never on a proxy's port. One page takes something, `/api/overrides`: from whom
+//! file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
+//! do; what it could read is kept from web pages by refusing any Host that is a name (DNS rebinding).
 
 mod explain;
 mod listen;
+mod overrides;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use crate::state::Reader;
+use crate::config::Secret;
+use crate::state::{Reader, Sender};
 use crate::telemetry::Metrics;
 
 pub use listen::{Doors, open};
@@ -29,6 +31,10 @@ pub use listen::{Doors, open};
 pub struct Admin {
     /// What is published.
     pub reader: Reader,
+    /// Where operators' words go.
+    pub sender: Sender,
+    /// What operators who come over TCP must know; `None`: they can change nothing.
+    pub token: Option<Secret>,
     /// What was counted.
     pub metrics: Metrics,
     /// Whether this process is on its way out: not ready any more.
@@ -40,23 +46,35 @@ pub struct Admin {
 /// Through which door a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Door {
-    /// The network, where a web page in somebody's browser may be the one who asks.
-    Tcp,
-    /// The socket, which file permissions guard.
-    Unix,
+    /// The network, where a web page in somebody's browser may be the one who asks; and the peer.
+    Tcp(SocketAddr),
+    /// The socket, which file permissions guard; and the peer's user, where the system says.
+    Unix(Option<u32>),
 }
 
 type Answer = Response<Full<Bytes>>;
 
+const PAGES: &str =
+    "there are /metrics, /healthz, /readyz, /api/status, /api/explain, /api/overrides and /api/events\n";
+
 impl Admin {
     /// The answer to one request.
     async fn answer(&self, door: Door, request: Request<Incoming>) -> Answer {
-        if door == Door::Tcp && !is_addressed_directly(request.uri(), request.headers()) {
+        if matches!(door, Door::Tcp(_)) && !is_addressed_directly(request.uri(), request.headers()) {
             return text(StatusCode::MISDIRECTED_REQUEST, "the Host must be an address or localhost\n");
         }
+        let takes = request.uri().path() == "/api/overrides";
+        if takes && request.method() == Method::POST {
+            return self.operate(door, request).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let (said, allow) = if takes {
+                ("only GET, HEAD and POST\n", "GET, HEAD, POST")
+            } else {
+                ("only GET and HEAD\n", "GET, HEAD")
+            };
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, said);
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             return answer;
         }
         match request.uri().path() {
@@ -68,7 +86,9 @@ impl Admin {
             },
             "/api/status" => self.status_page(),
             "/api/explain" => self.explain_page(request.uri().query().unwrap_or("")),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz, /api/status and /api/explain\n"),
+            "/api/overrides" => self.overrides_page(),
+            "/api/events" => self.events_page(request.uri().query().unwrap_or("")),
+            _ => text(StatusCode::NOT_FOUND, PAGES),
         }
     }
 
@@ -94,6 +114,23 @@ impl Admin {
             },
             Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
         }
+    }
+
+    /// What happened, the newest last: all that is remembered, or what came after the event of that number.
+    fn events_page(&self, query: &str) -> Answer {
+        let since = match query.strip_prefix("since=") {
+            None if query.is_empty() => 0,
+            Some(number) if number.parse::<u64>().is_ok() => number.parse().unwrap_or(0),
+            _ => return text(StatusCode::BAD_REQUEST, "expected /api/events or /api/events?since=NUMBER\n"),
+        };
+        let (last, lines) = self.metrics.journal().since(since);
+        let mut page = format!("{{\"last\":{last},\"events\":[");
+        for (index, line) in lines.iter().enumerate() {
+            page.push_str(if index == 0 { "\n" } else { ",\n" });
+            page.push_str(line);
+        }
+        page.push_str("\n]}\n");
+        json(StatusCode::OK, page.into_bytes())
     }
 
     /// Why new connections should go elsewhere, if they should.

@@ -3,16 +3,15 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::admin::Admin;
 use crate::geo::SourceInfo;
 use crate::state::{Clock, Published};
-use crate::steering::ServiceId;
-use crate::steering::fleet::Intent;
 use crate::steering::ids::PoolId;
+use crate::steering::overrides::Shown;
 use crate::steering::snapshot::EndpointView;
+use crate::steering::{ServiceId, Snapshot};
+use crate::text::rfc3339;
 
 #[derive(Serialize)]
 pub(super) struct Status {
@@ -45,8 +44,11 @@ struct Region {
     state: &'static str,
     /// When `state` changed last, RFC 3339.
     since: String,
-    /// An operator's word: `ready drain maint`.
+    /// What operators want of it for this service, by the configuration or since: `ready drain maint`.
     intent: &'static str,
+    /// The word that rules over the region, if any was said since.
+    #[serde(rename = "override")]
+    word: Option<Shown>,
     weight: u32,
     /// Percent.
     dial: u8,
@@ -65,6 +67,11 @@ struct Endpoint {
     state: &'static str,
     /// Until when it is ejected for what its traffic told, RFC 3339; `null` if it is not.
     ejected_until: Option<String>,
+    /// What operators want of it: `ready drain maint`.
+    intent: &'static str,
+    /// The word that rules over it, if any was said.
+    #[serde(rename = "override")]
+    word: Option<Shown>,
     weight: u32,
     /// 0 … 1.
     warmth: f32,
@@ -107,7 +114,7 @@ pub(super) fn of(admin: &Admin, now: SystemTime) -> Status {
         services: (0..fleet.services.len()).map(|index| service(&published, clock, ServiceId(index as u16))).collect(),
         geo: atlas.databases().iter().chain(atlas.geofeeds()).map(|info| source(info, since_epoch)).collect(),
         reload: admin.metrics.last_reload().map(|reload| ReloadResult {
-            at: rfc3339(Duration::from_millis(reload.at_ms)),
+            at: rfc3339(reload.at_ms),
             success: reload.error.is_none(),
             error: reload.error.clone(),
         }),
@@ -132,26 +139,25 @@ fn region(published: &Published, clock: Clock, id: PoolId) -> Region {
     Region {
         name: region.name.clone(),
         state: view.state.as_str(),
-        since: rfc3339(Duration::from_millis(clock.unix_ms(view.changed_ms))),
-        intent: match region.intent {
-            Intent::Ready => "ready",
-            Intent::Drain => "drain",
-            Intent::Maint => "maint",
-        },
+        since: rfc3339(clock.unix_ms(view.changed_ms)),
+        intent: snapshot.service(pool.service).intent(pool.region).as_str(),
+        word: snapshot.overrides.of_region(&region.name).map(|word| Shown::from(&**word)),
         weight: pool.weight,
         dial: pool.dial,
         ramp: view.ramp,
         spill: view.spill,
-        endpoints: view.endpoints.iter().map(|view| endpoint(view, clock)).collect(),
+        endpoints: view.endpoints.iter().map(|view| endpoint(snapshot, view, clock)).collect(),
     }
 }
 
-fn endpoint(view: &EndpointView, clock: Clock) -> Endpoint {
+fn endpoint(snapshot: &Snapshot, view: &EndpointView, clock: Clock) -> Endpoint {
     Endpoint {
         address: view.address.to_string(),
         name: view.name.to_string(),
         state: view.state.as_str(),
-        ejected_until: view.ejected.until_ms.map(|at| rfc3339(Duration::from_millis(clock.unix_ms(at)))),
+        ejected_until: view.ejected.until_ms.map(|at| rfc3339(clock.unix_ms(at))),
+        intent: view.intent.as_str(),
+        word: snapshot.overrides.of_endpoint(view).map(|word| Shown::from(&**word)),
         weight: view.weight,
         warmth: view.warmth,
         in_flight: view.meter.in_flight(),
@@ -162,15 +168,9 @@ fn source(info: &SourceInfo, now: Duration) -> Source {
     let built = (info.built_at > 0).then_some(info.built_at);
     Source {
         name: info.name.clone(),
-        built: built.map(|seconds| rfc3339(Duration::from_secs(seconds))),
+        built: built.map(|seconds| rfc3339(seconds.saturating_mul(1000))),
         age_seconds: built.map(|seconds| now.as_secs().saturating_sub(seconds)),
         networks: info.networks,
         coordinates: info.coordinates,
     }
-}
-
-/// UTC; the epoch for a moment beyond the calendar.
-fn rfc3339(since_epoch: Duration) -> String {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(since_epoch.as_nanos() as i128);
-    at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
 }

@@ -1,30 +1,42 @@
-//! Questions to the running process, over its admin socket or address.
+//! Questions and words to the running process, over its admin socket or address.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::load::Loader;
 use crate::steering::explain::{Explanation, Question};
 
 /// A connection to the running process.
 pub(super) struct Asker {
     runtime: tokio::runtime::Runtime,
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
+    /// What the process wants to hear before it takes a word over TCP.
+    token: Option<String>,
 }
+
+/// An answer, whatever it says.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+/// A token for a process whose configuration this shell cannot read.
+const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";
 
 impl Asker {
     /// Connects to the process that runs `config`: its admin socket first, then its admin address; or to `admin`.
     pub(super) fn new(config: &Path, admin: Option<&str>) -> Result<Asker, String> {
-        let (socket, address, doubt) = doors(config, admin)?;
+        let Doors { socket, address, token, doubt } = doors(config, admin)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -32,13 +44,13 @@ impl Asker {
         let mut tried = Vec::new();
         if let Some(path) = socket {
             match runtime.block_on(UnixStream::connect(&path)) {
-                Ok(stream) => return Asker::over(runtime, stream),
+                Ok(stream) => return Asker::over(runtime, stream, None),
                 Err(error) => tried.push(format!("{}: {error}", path.display())),
             }
         }
         if let Some(address) = address {
             match runtime.block_on(TcpStream::connect(address)) {
-                Ok(stream) => return Asker::over(runtime, stream),
+                Ok(stream) => return Asker::over(runtime, stream, token),
                 Err(error) => tried.push(format!("{address}: {error}")),
             }
         }
@@ -48,7 +60,7 @@ impl Asker {
         ))
     }
 
-    fn over<S>(runtime: tokio::runtime::Runtime, stream: S) -> Result<Asker, String>
+    fn over<S>(runtime: tokio::runtime::Runtime, stream: S, token: Option<String>) -> Result<Asker, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -57,7 +69,7 @@ impl Asker {
             tokio::spawn(connection);
             Ok::<_, hyper::Error>(sender)
         });
-        Ok(Asker { sender: sender.map_err(|error| format!("error: {error}"))?, runtime })
+        Ok(Asker { sender: sender.map_err(|error| format!("error: {error}"))?, runtime, token })
     }
 
     /// Asks one question.
@@ -76,8 +88,26 @@ impl Asker {
         serde_json::from_slice(&body).map_err(|error| format!("error: an answer that is none: {error}"))
     }
 
-    fn get(&mut self, target: &str) -> Result<Bytes, String> {
-        let request = hyper::Request::get(target).header("host", "localhost").body(Empty::new());
+    /// The body of a page that is there.
+    pub(super) fn get(&mut self, target: &str) -> Result<Bytes, String> {
+        let request = Request::get(target).header("host", "localhost").body(Full::default());
+        let Reply { status, body } = self.send(request)?;
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(format!("error: {status}: {}", String::from_utf8_lossy(&body).trim_end())),
+        }
+    }
+
+    /// Sends JSON, with the token where one is needed.
+    pub(super) fn post(&mut self, target: &str, json: String) -> Result<Reply, String> {
+        let mut request = Request::post(target).header("host", "localhost").header("content-type", "application/json");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        self.send(request.body(json.into()))
+    }
+
+    fn send(&mut self, request: http::Result<Request<Full<Bytes>>>) -> Result<Reply, String> {
         let request = request.map_err(|error| format!("error: {error}"))?;
         let sender = &mut self.sender;
         self.runtime.block_on(async {
@@ -85,10 +115,7 @@ impl Asker {
             let answer = sender.send_request(request).await.map_err(|error| format!("error: {error}"))?;
             let status = answer.status();
             let body = answer.into_body().collect().await.map_err(|error| format!("error: {error}"))?.to_bytes();
-            match status.is_success() {
-                true => Ok(body),
-                false => Err(format!("error: {status}: {}", String::from_utf8_lossy(&body).trim_end())),
-            }
+            Ok(Reply { status, body })
         })
     }
 }
@@ -96,21 +123,37 @@ impl Asker {
 /// The admin socket of the systemd unit, whose `$RUNTIME_DIRECTORY` an operator's shell does not have.
 const UNIT_SOCKET: &str = "/run/meridian/admin.sock";
 
-type Doors = (Option<PathBuf>, Option<SocketAddr>, String);
+struct Doors {
+    socket: Option<PathBuf>,
+    address: Option<SocketAddr>,
+    token: Option<String>,
+    /// What is wrong with the configuration, if it cannot say.
+    doubt: String,
+}
 
-/// Socket and address to try, and what is wrong with the configuration, if it cannot say: a broken edit on disk is no reason not to ask the
-/// process that still runs the last good one.
+/// Socket and address to try. A broken edit on disk is no reason not to ask the process that still runs the last good one.
 fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
+    let loaded = Loader::default().config(config);
+    let configured = loaded.as_ref().ok().and_then(|config| config.boot.admin_token.as_ref());
+    let given = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
+    let token = given.or_else(|| configured.map(|token: &Secret| token.reveal().to_owned()));
     if let Some(admin) = admin {
         return match admin.parse() {
-            Ok(address) => Ok((None, Some(address), String::new())),
-            Err(_) if admin.contains('/') => Ok((Some(admin.into()), None, String::new())),
+            Ok(address) => Ok(Doors { socket: None, address: Some(address), token, doubt: String::new() }),
+            Err(_) if admin.contains('/') => {
+                Ok(Doors { socket: Some(admin.into()), address: None, token: None, doubt: String::new() })
+            }
             Err(_) => Err(format!("error: `{admin}` is neither a socket's path nor an address with a port")),
         };
     }
     let unit = || Some(PathBuf::from(UNIT_SOCKET));
-    Ok(match Loader::default().config(config) {
-        Ok(Config { boot, .. }) => (boot.admin_socket.or_else(unit), boot.admin, String::new()),
-        Err(error) => (unit(), Some(SocketAddr::from(([127, 0, 0, 1], 9180))), error.to_string()),
+    Ok(match loaded {
+        Ok(Config { boot, .. }) => {
+            Doors { socket: boot.admin_socket.or_else(unit), address: boot.admin, token, doubt: String::new() }
+        }
+        Err(error) => {
+            let address = Some(SocketAddr::from(([127, 0, 0, 1], 9180)));
+            Doors { socket: unit(), address, token, doubt: error.to_string() }
+        }
     })
 }

@@ -1,11 +1,13 @@
 //! The command line: what was asked, handed to the part that answers it.
 //!
-//! Exit codes: 0 done, 1 the answer is no (a configuration that does not pass, an address that is none), 2 wrong usage
-//! or something that could not be read.
+//! Exit codes: 0 done, 1 the answer is no (a configuration that does not pass, an address that is none, a word that is refused), 2 wrong
+//! usage or something that could not be read.
 
 mod check;
 mod explain;
 mod live;
+mod set;
+mod states;
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
@@ -32,6 +34,10 @@ enum Command {
     Check(check::Check),
     /// Tell where a client's requests go, and why
     Explain(explain::Explain),
+    /// Say what shall become of a region or an endpoint
+    Set(set::Set),
+    /// Show every service in every region: what is observed, and what operators want
+    States(states::States),
     /// Run with embedded data and three demo regions on loopback
     Demo(demo::Demo),
     /// A small origin server for demos and tests
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Run(file) => server::run(&file.config),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Set(set) => set.run(),
+        Command::States(states) => states.run(),
         Command::Demo(demo) => demo.run(),
         Command::Origin(Origin { name, listen, anywhere, troubled, journal }) => {
             let troubles = troubled.then_some(origin::Troubles { journal });

@@ -12,6 +12,7 @@ pub mod report;
 pub(crate) mod scribe;
 pub(crate) mod units;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::geo::Prefix;
 use crate::steering::Fleet;
 
 pub use report::{Finding, Mark, Report, Severity};
+pub(crate) use units::{duration, meant};
 
 /// Where configuration text comes from.
 pub trait Files {
@@ -102,6 +104,8 @@ pub struct Boot {
     pub admin: Option<SocketAddr>,
     /// `[admin] socket`; `None`: `admin.sock` in `$RUNTIME_DIRECTORY` when that is set, else none.
     pub admin_socket: Option<PathBuf>,
+    /// `[admin] token`; `None`: "" (nothing can be changed over TCP).
+    pub admin_token: Option<Secret>,
     /// `[process] threads`; 0: one per core.
     pub threads: usize,
     /// `[process] drain_delay`.
@@ -119,12 +123,23 @@ pub struct Boot {
 impl Boot {
     /// The keys in which `self` and `new` differ, as written in the configuration (`listen`, `admin.address`, `process.threads` …).
     pub fn changed_keys(&self, new: &Boot) -> Vec<&'static str> {
-        let Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log } =
-            self;
+        let Boot {
+            listen,
+            admin,
+            admin_socket,
+            admin_token,
+            threads,
+            drain_delay,
+            drain_timeout,
+            state_dir,
+            log_level,
+            access_log,
+        } = self;
         [
             ("listen", *listen != new.listen),
             ("admin.address", *admin != new.admin),
             ("admin.socket", *admin_socket != new.admin_socket),
+            ("admin.token", *admin_token != new.admin_token),
             ("process.threads", *threads != new.threads),
             ("process.drain_delay", *drain_delay != new.drain_delay),
             ("process.drain_timeout", *drain_timeout != new.drain_timeout),
@@ -135,6 +150,34 @@ impl Boot {
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
+}
+
+/// A text that nobody is shown: not in logs, not in what is printed for debugging.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    pub(crate) fn new(text: &str) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text, for whoever sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `guess` is the text. The time that it takes tells no more than whether the lengths are equal.
+    pub fn is(&self, guess: &[u8]) -> bool {
+        let secret = self.0.as_bytes();
+        let differing = secret.iter().zip(guess).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+        secret.len() == guess.len() && differing == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
     }
 }
 
@@ -224,4 +267,21 @@ pub enum Underscores {
     Pass,
     /// 400.
     Reject,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_compared_and_never_shown() {
+        let secret = Secret::new("correct horse battery staple");
+        assert!(secret.is(b"correct horse battery staple"));
+        for guess in
+            ["", "c", "correct horse battery stapl", "correct horse battery staple ", "Correct horse battery staple"]
+        {
+            assert!(!secret.is(guess.as_bytes()), "{guess}");
+        }
+        assert_eq!(format!("{:?}", Some(&secret)), "Some(Secret(…))");
+    }
 }

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use crate::steering::fleet::{EndpointAddress, Pool, Service};
+use crate::steering::fleet::{EndpointAddress, Intent, Pool, Service};
 use crate::steering::ids::RegionSet;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
@@ -18,10 +18,11 @@ impl Snapshot {
     pub fn assuming(view: View, down: RegionSet) -> Snapshot {
         let fleet = Arc::clone(&view.fleet);
         let up = |service: &Service| service.regions.without(down);
-        let services = fleet.services.iter().map(|s| ServiceView::new(&fleet, s, up(s), RegionSet::EMPTY)).collect();
+        let intent = |region| fleet.region(region).intent;
+        let services = fleet.services.iter().map(|s| ServiceView::new(s, intent, up(s), RegionSet::EMPTY)).collect();
         let mut next_id = 0;
         let pools = fleet.pools.iter().map(|pool| pool_view(pool, down.contains(pool.region), &mut next_id)).collect();
-        Snapshot { generation: 1, suspects_itself: false, view, services, pools }
+        Snapshot { generation: 1, suspects_itself: false, view, services, pools, overrides: Arc::default() }
     }
 }
 
@@ -39,6 +40,7 @@ fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
             weight: endpoint.weight,
             state,
             ejected: Ejected::default(),
+            intent: Intent::Ready,
             warmth: 1.0,
             meter: Arc::new(Meter::default()),
         }

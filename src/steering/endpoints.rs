@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::steering::ejection::Ejection;
-use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Probe};
+use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{Ejected, EndpointId, EndpointState, EndpointView};
@@ -88,6 +88,8 @@ pub(crate) struct Endpoint {
     pub(crate) weight: u32,
     probe: Discriminant<Probe>,
     pub(crate) health: EndpointHealth,
+    /// What operators want of it; set by who knows their words, after it came.
+    pub(crate) intent: Intent,
     slow_start: Option<SlowStart>,
     ejection: Ejection,
     /// How often it was ejected in its life.
@@ -126,6 +128,7 @@ impl Endpoint {
             weight: 0,
             probe: discriminant(probe),
             health: EndpointHealth::new(if *probe == Probe::None { EndpointState::Up } else { verdict }),
+            intent: Intent::Ready,
             slow_start: None,
             ejection: Ejection::default(),
             ejections: 0,
@@ -244,6 +247,11 @@ impl Endpoint {
         self.probe != discriminant(&Probe::None) && !self.health.observed()
     }
 
+    /// As it was configured (`host:port`).
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// As readers see it.
     pub(crate) fn view(&self) -> EndpointView {
         EndpointView {
@@ -253,6 +261,7 @@ impl Endpoint {
             weight: self.weight,
             state: self.state(),
             ejected: Ejected { until_ms: self.ejection.until().map(|until| until.0), count: self.ejections },
+            intent: self.intent,
             warmth: self.slow_start.map_or(1.0, |start| start.warmth),
             meter: Arc::clone(&self.meter),
         }

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::geo::{Atlas, Canonical, Place, PlaceId, Source};
 use crate::steering::decision::{Step, Take};
-use crate::steering::fleet::Fleet;
-use crate::steering::ids::{RegionSet, ServiceId};
+use crate::steering::fleet::{Fleet, Intent};
+use crate::steering::ids::{RegionId, RegionSet, ServiceId};
+use crate::steering::overrides::Shown;
 use crate::steering::route::{NoRoute, normalise};
 use crate::steering::snapshot::Snapshot;
 use crate::steering::walk::{Avoid, Query};
@@ -90,6 +91,12 @@ pub struct ExplainedRegion {
     pub km: Option<f64>,
     /// Its bias, if any; the order counts with it.
     pub bias: i8,
+    /// What operators want of it, for the service asked for: by the configuration, or since.
+    #[serde(default)]
+    pub intent: Intent,
+    /// The operator's word that rules over it, if any does.
+    #[serde(default, rename = "override")]
+    pub word: Option<Shown>,
 }
 
 /// One step.
@@ -168,6 +175,12 @@ impl Snapshot {
             Ok(service) => {
                 answer.service = Some(fleet.service(service).name.clone());
                 answer.steering = Some(fleet.service(service).steering.as_str().to_owned());
+                for (region, id) in answer.order.iter_mut().zip(self.view.orders.order(located.place)) {
+                    // A service without a pool there says nothing of it.
+                    if fleet.service(service).regions.contains(*id) {
+                        region.intent = self.service(service).intent(*id);
+                    }
+                }
                 self.explain_walk(Query { client: canonical, service, chance: 0 }, &mut answer);
             }
             Err(refused) => {
@@ -178,14 +191,22 @@ impl Snapshot {
         answer
     }
 
+    /// What operators want of a region, whatever the service.
+    pub fn intent(&self, id: RegionId) -> Intent {
+        let region = self.fleet().region(id);
+        self.overrides.of_region(&region.name).map_or(region.intent, |word| word.state)
+    }
+
     fn explain_order(&self, id: PlaceId, place: &Place) -> Vec<ExplainedRegion> {
         let point = self.view.orders.topology().point_of(place);
-        let regions = self.view.orders.order(id).iter().map(|id| self.fleet().region(*id));
+        let regions = self.view.orders.order(id).iter().map(|id| (*id, self.fleet().region(*id)));
         regions
-            .map(|region| ExplainedRegion {
+            .map(|(id, region)| ExplainedRegion {
                 region: region.name.clone(),
                 km: point.zip(region.location).map(|(a, b)| (a.distance_km(b) * 10.0).round() / 10.0),
                 bias: region.bias,
+                intent: self.intent(id),
+                word: self.overrides.of_region(&region.name).map(|word| Shown::from(&**word)),
             })
             .collect()
     }
@@ -252,6 +273,11 @@ impl fmt::Display for Explanation {
             }
             if region.bias != 0 {
                 write!(f, "  bias {:+}", region.bias)?;
+            }
+            match (&region.word, region.intent) {
+                (Some(word), _) => write!(f, "  {word}")?,
+                (None, Intent::Ready) => {}
+                (None, intent) => write!(f, "  {}", intent.as_str())?,
             }
             writeln!(f)?;
         }

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::geo::{Area, Point};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::networks::Networks;
@@ -81,8 +83,9 @@ pub struct Region {
     pub intent: Intent,
 }
 
-/// An operator's word over a region or endpoint. Never mixed with observed health.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// An operator's word over a region or endpoint. Never mixed with observed health. Of two, the greater one takes more away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Intent {
     /// Takes traffic.
     #[default]
@@ -91,6 +94,20 @@ pub enum Intent {
     Drain,
     /// Nothing at all.
     Maint,
+}
+
+impl Intent {
+    /// Every intent, for metrics.
+    pub const ALL: [Intent; 3] = [Intent::Ready, Intent::Drain, Intent::Maint];
+
+    /// The word of configuration, commands and pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Intent::Ready => "ready",
+            Intent::Drain => "drain",
+            Intent::Maint => "maint",
+        }
+    }
 }
 
 /// One service: what requests are for, and the policies for them.

@@ -169,6 +169,17 @@ impl PoolHealth {
         self.changed
     }
 
+    /// Ends a hold at once, on an operator's word; it ramps from now. Returns the state before, if it held.
+    pub fn release(&mut self, now: Now) -> Option<PoolState> {
+        let before = self.state();
+        if before != PoolState::Holding {
+            return None;
+        }
+        self.phase = Phase::Ramping { since: now, reached: 0.0 };
+        self.changed = now;
+        Some(before)
+    }
+
     /// Whether time alone moves it.
     pub fn moves(&self, back: &Return) -> bool {
         match self.phase {
@@ -388,6 +399,23 @@ mod tests {
         let rows = [(0, Down, true), (1, Up, true), (1_000_000, Up, true), (1_000_001, Up, false)];
         let expected = [PoolState::Down, PoolState::Holding, PoolState::Holding, PoolState::Up];
         assert_eq!(states(&manual, &rows).iter().map(|(s, _)| *s).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_operator_ends_a_manual_hold_and_it_ramps() {
+        let manual = Return { failback: Failback::Manual, ..BACK };
+        let mut health = PoolHealth::new(Now(0));
+        assert_eq!(health.release(Now(0)), None);
+        health.settle(Finding::Down, &manual, true, Now(0));
+        assert_eq!(health.release(Now(1)), None, "what is down stays down");
+        health.settle(Finding::Up, &manual, true, Now(2));
+        health.settle(Finding::Up, &manual, true, Now(1_000_000));
+        assert_eq!(health.release(Now(1_000_000)), Some(PoolState::Holding));
+        assert_eq!((health.state(), health.ramp(), health.changed()), (PoolState::Ramping, 0.0, Now(1_000_000)));
+        health.settle(Finding::Up, &manual, true, Now(1_030_000));
+        assert_eq!((health.state(), health.ramp()), (PoolState::Ramping, 0.5));
+        health.settle(Finding::Up, &manual, true, Now(1_060_000));
+        assert_eq!(health.state(), PoolState::Up);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
-use crate::steering::fleet::{EndpointSpec, HealthPolicy, Probe};
+use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally};
 use crate::steering::snapshot::{EndpointId, PoolState, PoolView};
 use crate::steering::world::Now;
@@ -42,6 +42,32 @@ impl Pool {
         self.endpoints = stand_for(specs, names, probe, std::mem::take(&mut self.endpoints), ids);
         self.recount();
         self.show_endpoints();
+    }
+
+    /// Gives its endpoints what operators want of them; returns whether that changes anything.
+    pub(crate) fn ordain(&mut self, wanted: impl Fn(&Endpoint) -> Intent) -> bool {
+        let mut changed = false;
+        for endpoint in &mut self.endpoints {
+            let intent = wanted(endpoint);
+            changed |= std::mem::replace(&mut endpoint.intent, intent) != intent;
+        }
+        if changed {
+            self.recount();
+            self.show_endpoints();
+        }
+        changed
+    }
+
+    /// What operators want of all its endpoints together: the pool is in while one of them is.
+    pub(crate) fn intent(&self) -> Intent {
+        self.endpoints.iter().map(|endpoint| endpoint.intent).min().unwrap_or_default()
+    }
+
+    /// Ends a hold that only an operator ends; returns the state before if it was in one.
+    pub(crate) fn release(&mut self, now: Now) -> Option<PoolState> {
+        let from = self.health.release(now)?;
+        self.view.state = self.health.state();
+        Some(from)
     }
 
     /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict, if it turned.
@@ -165,7 +191,11 @@ impl Pool {
     }
 
     fn recount(&mut self) {
-        self.tally = Tally::of(self.endpoints.iter().map(|e| (e.state(), e.weight)));
+        // What an operator took out counts as if it were not there. Where that is all, they all count: what was observed of the pool
+        // goes on, and its service has it drained.
+        let all_out = self.intent() != Intent::Ready;
+        let counted = self.endpoints.iter().filter(|endpoint| all_out || endpoint.intent == Intent::Ready);
+        self.tally = Tally::of(counted.map(|e| (e.state(), e.weight)));
     }
 
     fn show_endpoints(&mut self) {

@@ -2,8 +2,9 @@
 //!
 //! Two endpoints are drawn in proportion to weight × warmth, and the one with fewer requests in flight for its weight is
 //! taken (Mitzenmacher's two choices, as in Envoy's least-request balancer). Down endpoints are taken in panic only, unproven ones and
-//! those of weight 0 when nothing else is left. The random number is an argument.
+//! those of weight 0 when nothing else is left, and those that an operator took out never. The random number is an argument.
 
+use crate::steering::fleet::Intent;
 use crate::steering::snapshot::{EndpointState, EndpointView};
 
 /// The index of the endpoint to take among those that `tried` does not exclude, or `None`. With `panic`,
@@ -44,7 +45,7 @@ pub fn select(
 }
 
 fn eligible(endpoint: &EndpointView, panic: bool) -> bool {
-    panic || endpoint.state == EndpointState::Up
+    endpoint.intent == Intent::Ready && (panic || endpoint.state == EndpointState::Up)
 }
 
 /// Draws an index with probability share ÷ total, leaving `without` out.
@@ -86,6 +87,7 @@ mod tests {
             weight,
             state,
             ejected: crate::steering::snapshot::Ejected::default(),
+            intent: Intent::Ready,
             warmth: 1.0,
             meter: Arc::new(Meter::default()),
         }
@@ -125,6 +127,10 @@ mod tests {
         assert!(chances(100).all(|c| select(&pool, false, c, |_| false) == Some(1)));
         assert_eq!(select(&pool, false, 7, |i| i == 1), None);
         assert!(chances(100).all(|c| select(&pool, true, c, |i| i == 1).is_some_and(|i| i != 1)));
+        let drained = EndpointView { intent: Intent::Drain, ..endpoint(1, EndpointState::Up) };
+        let pool = [drained.clone(), endpoint(1, EndpointState::Down)];
+        assert!(chances(100).all(|c| select(&pool, true, c, |_| false) == Some(1)), "not even in panic");
+        assert_eq!((select(&pool, false, 7, |_| false), select(&[drained], true, 7, |_| false)), (None, None));
         let zero = [endpoint(0, EndpointState::Up)];
         assert_eq!(select(&zero, false, 7, |_| false), Some(0));
         assert_eq!(select(&[], true, 7, |_| false), None);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::geo::Atlas;
 use crate::steering::fleet::{Fleet, Intent, Service};
-use crate::steering::ids::{PoolId, RegionSet, ServiceId};
+use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::meter::Meter;
 use crate::steering::order::{Areas, Orders};
+use crate::steering::overrides::Overrides;
 
 /// What is compiled aside and swapped as one: configuration, geo data and the tables made of both.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub services: Box<[ServiceView]>,
     /// By `PoolId`.
     pub pools: Box<[PoolView]>,
+    /// Operators' words in force. What they mean for each service and endpoint is in the views of these.
+    pub overrides: Arc<Overrides>,
 }
 
 impl Snapshot {
@@ -67,9 +70,9 @@ impl Snapshot {
 /// The sets of one service, as far as they do not depend on the client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceView {
-    /// Regions that an operator drains.
+    /// Regions that an operator drains, by the configuration or since; also those whose every endpoint is drained.
     pub drained: RegionSet,
-    /// Regions that an operator took out.
+    /// Regions that an operator took out, in the same ways.
     pub maint: RegionSet,
     /// Regions whose pool is up (holding and ramping ones are up).
     pub up: RegionSet,
@@ -80,12 +83,29 @@ pub struct ServiceView {
 }
 
 impl ServiceView {
-    /// What operators want of a service's regions beside what was observed of them: those `up`, and of these those `holding`.
-    pub fn new(fleet: &Fleet, service: &Service, up: RegionSet, holding: RegionSet) -> ServiceView {
-        let with = |intent: Intent| service.regions.iter().filter(|r| fleet.region(*r).intent == intent).collect();
+    /// What operators want of a service's regions (`intent`) beside what was observed of them: those `up`, and of these
+    /// those `holding`.
+    pub fn new(
+        service: &Service,
+        intent: impl Fn(RegionId) -> Intent,
+        up: RegionSet,
+        holding: RegionSet,
+    ) -> ServiceView {
+        let with = |wanted: Intent| service.regions.iter().filter(|region| intent(*region) == wanted).collect();
         let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
         let panicking = up.without(drained.or(maint)).is_empty();
         ServiceView { drained, maint, up, holding, panicking }
+    }
+
+    /// What operators want of a region, for this service.
+    pub fn intent(&self, region: RegionId) -> Intent {
+        if self.maint.contains(region) {
+            Intent::Maint
+        } else if self.drained.contains(region) {
+            Intent::Drain
+        } else {
+            Intent::Ready
+        }
     }
 }
 
@@ -131,7 +151,7 @@ pub struct PoolView {
     pub state: PoolState,
     /// 0 … 1: how much of its clients it takes back after an outage (0 while holding, 1 unless ramping).
     pub ramp: f64,
-    /// 0 … 1: min(1, overprovision × weight up ÷ weight).
+    /// 0 … 1: min(1, overprovision × weight up ÷ weight), of the endpoints that operators leave in.
     pub spill: f64,
     /// Raised each time the pool goes down; upstream connections of another epoch are never used again.
     pub epoch: u32,
@@ -154,6 +174,8 @@ pub struct EndpointView {
     pub state: EndpointState,
     /// How often it was ejected for what its traffic told, and whether it is now.
     pub ejected: Ejected,
+    /// An operator's word: it is taken only while that is ready, in panic too.
+    pub intent: Intent,
     /// 0 … 1: slow start after it came back.
     pub warmth: f32,
     /// Live counters.

@@ -1,7 +1,7 @@
 //! The slow door: changes in, events and snapshots out. One writer.
 //!
-//! The world joins what is configured (the view), what was observed (endpoints and pools) and, as far as the configuration says
-//! it, what operators want; each is kept apart and only the snapshot puts them side by side. Health is kept by identity: a pool is
+//! The world joins what is configured (the view), what was observed (endpoints and pools) and what operators want (by the
+//! configuration, or since: `operator`); each is kept apart and only the snapshot puts them side by side. Health is kept by identity: a pool is
 //! its service and region by name, an endpoint is in `endpoints`; so a reload that moves, weighs or renames everything around
 //! them changes no verdict. Nothing is rebuilt that did not change: a verdict costs its pool's slice of endpoints, a published
 //! snapshot one clone of each pool's few words.
@@ -13,11 +13,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod operator;
+
 pub use crate::steering::event::Event;
 
 use crate::steering::endpoints::{Ids, Names};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
-use crate::steering::ids::{PoolId, RegionSet, ServiceId};
+use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
+use crate::steering::overrides::{Override, Overrides, Word};
 use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
@@ -73,6 +76,12 @@ pub enum Change {
     /// Look at what the traffic of endpoints tells, about every [`LOOK`]. Once there was one, a change that comes much later than the next
     /// one was due shows that this process stood still.
     Look,
+    /// An operator said something. [`World::objection`] is to be asked before.
+    Said(Word),
+    /// Operators' words that were in force before this process, the oldest first.
+    Recalled(Vec<Override>),
+    /// The calendar went on to this, in Unix milliseconds: operators' words that are over leave.
+    Date(u64),
 }
 
 /// How a probe ended.
@@ -103,6 +112,9 @@ pub struct World {
     gap: Option<Now>,
     /// Everything that is probed went down at once.
     suspects_itself: bool,
+    overrides: Arc<Overrides>,
+    /// What operators want of each region, by `RegionId`.
+    intents: Vec<Intent>,
     /// What readers get; empty when something changed since it was last asked for.
     snapshot: OnceLock<Arc<Snapshot>>,
 }
@@ -131,6 +143,8 @@ impl World {
             looked: None,
             gap: None,
             suspects_itself: false,
+            overrides: Arc::default(),
+            intents: Vec::new(),
             snapshot: OnceLock::new(),
         };
         // Nobody was there before, so that what is so from the start is no event.
@@ -148,6 +162,9 @@ impl World {
             Change::Probed { endpoint, result, began } => self.probed(endpoint, &result, began, now, &mut events),
             Change::Tick => self.tick(now, &mut events),
             Change::Look => self.look(now, &mut events),
+            Change::Said(word) => self.said(word, now, &mut events),
+            Change::Recalled(words) => self.recalled(words, now, &mut events),
+            Change::Date(unix_ms) => self.date(unix_ms, now, &mut events),
         }
         events
     }
@@ -161,6 +178,7 @@ impl World {
                 view: self.view.clone(),
                 services: self.services.iter().map(|standing| standing.view.clone()).collect(),
                 pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
+                overrides: Arc::clone(&self.overrides),
             })
         };
         Arc::clone(self.snapshot.get_or_init(build))
@@ -193,6 +211,8 @@ impl World {
         let fleet = Arc::clone(&self.view.fleet);
         let hosts: HashSet<&str> = fleet.pools.iter().flat_map(|pool| hosts(&pool.endpoints)).collect();
         self.names.retain(|host| hosts.contains(host));
+
+        self.intend();
 
         let same_service = same_services(&before, &fleet);
         let same_pool = same_pools(&before, &fleet, &same_service);
@@ -429,7 +449,8 @@ impl World {
             |pool, intent| intent == Intent::Ready && pool.view().state == PoolState::Unknown,
             &fleet,
         );
-        let view = ServiceView::new(&fleet, service, up, holding);
+        let intent = |region: RegionId| service.pool_of[region.index()].map_or(Intent::Ready, |pool| self.intent(pool));
+        let view = ServiceView::new(service, intent, up, holding);
         let standing = &mut self.services[id.index()];
         if standing.view != view {
             self.snapshot.take();
@@ -441,9 +462,8 @@ impl World {
 
     /// The regions of a service of whose pool and intent `is` holds.
     fn regions(&self, service: &Service, is: impl Fn(&Pool, Intent) -> bool, fleet: &Fleet) -> RegionSet {
-        let region = |pool: &PoolId| fleet.pool(*pool).region;
-        let chosen = |pool: &&PoolId| is(&self.pools[pool.index()], fleet.region(region(pool)).intent);
-        service.pools.iter().filter(chosen).map(region).collect()
+        let chosen = |pool: &&PoolId| is(&self.pools[pool.index()], self.intent(**pool));
+        service.pools.iter().filter(chosen).map(|pool| fleet.pool(*pool).region).collect()
     }
 
     /// Gives a pool the endpoints that its lines stand for now.
@@ -455,6 +475,7 @@ impl World {
             self.places.remove(&endpoint);
         }
         pool.refit(&spec.endpoints, &self.names, probe, &mut self.ids);
+        pool.ordain(|endpoint| operator::wanted(&self.overrides, endpoint));
         self.place(id);
     }
 

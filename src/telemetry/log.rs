@@ -1,9 +1,11 @@
-//! Set-up of the process log: compact lines on standard error, where journald, Docker and people look for them.
+//! Set-up of the process log: compact lines on standard error, where journald, Docker and people look for them. An event of the world is
+//! one line of JSON among them (`grep '^{'`), the same that `/api/events` has.
 //!
 //! What pingora and other crates say through the `log` crate goes the same way. A closed or full standard error costs lines, never
 //! the process: the subscriber's own complaints about it, which would panic, are off; and the writing is done by a thread of its own
 //! behind a bounded queue, because the one who logs most is the one who must never wait, the writer of the world.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,9 +13,15 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber as Subscribed};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::{MakeWriter, Subscriber};
+use tracing_subscriber::fmt::format::{Compact, Format, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, Subscriber};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use crate::telemetry::journal;
 
 /// Where to look when `[log] level` should be overruled without touching the configuration.
 const OVERRULE: &str = "RUST_LOG";
@@ -39,8 +47,8 @@ pub enum LogError {
     Thread(io::Error),
 }
 
-impl std::fmt::Display for LogError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LogError::Directive(text) => f.write_str(text),
             LogError::Taken(error) => write!(f, "the process log is set up already: {error}"),
@@ -62,8 +70,39 @@ pub fn start(level: &str) -> Result<LogGuard, LogError> {
     let filter = filter(name, directive)?;
     let (lines, guard) = writer(io::stderr(), QUEUE).map_err(LogError::Thread)?;
     let builder = Subscriber::builder().with_env_filter(filter).with_writer(lines).with_ansi(false);
-    builder.log_internal_errors(false).compact().finish().try_init().map_err(LogError::Taken)?;
+    let builder = builder.log_internal_errors(false).event_format(Shape(Format::default().compact()));
+    builder.finish().try_init().map_err(LogError::Taken)?;
     Ok(guard)
+}
+
+/// How a line looks: what comes from the journal is a whole line already.
+struct Shape(Format<Compact>);
+
+impl<S, N> FormatEvent<S, N> for Shape
+where
+    S: Subscribed + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if event.metadata().target() != journal::TARGET {
+            return self.0.format_event(ctx, writer, event);
+        }
+        let mut message = Message(writer.by_ref(), Ok(()));
+        event.record(&mut message);
+        message.1?;
+        writeln!(writer)
+    }
+}
+
+/// Writes an event's message as it is.
+struct Message<'a>(Writer<'a>, fmt::Result);
+
+impl Visit for Message<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.1 = write!(self.0, "{value:?}");
+        }
+    }
 }
 
 /// Keeps the writer; when dropped, what is queued is still written, for at most a second.

@@ -24,7 +24,7 @@ use prometheus::{
 
 use crate::geo::{Place, Source};
 use crate::steering::{Event, Fleet, RegionId, ServiceId, Snapshot, TakeReason};
-use crate::telemetry::{AccessRecord, Mover, standing};
+use crate::telemetry::{AccessRecord, Journal, Mover, standing};
 
 /// Seconds. Chosen around what people and proxies notice: 1 ms is a cache on the same continent, 60 s is a long poll.
 const REQUEST_SECONDS: &[f64] =
@@ -43,6 +43,7 @@ const LOOKUPS: [&str; 8] = ["network", "geofeed", "subdivision", "country", "poi
 #[derive(Clone, Debug)]
 pub struct Metrics {
     families: Arc<Families>,
+    journal: Journal,
 }
 
 /// How the last attempt to read the configuration and its data ended.
@@ -80,6 +81,7 @@ struct Families {
     panics: IntCounterVec,
     ejections: IntCounterVec,
     late: IntCounter,
+    events: IntCounterVec,
     moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
     probes: IntCounterVec,
@@ -182,6 +184,7 @@ impl Metrics {
                 "meridian_late_total",
                 "Times that this process stood still for more than half a second; what it saw meanwhile does not count.",
             ),
+            events: new.counter_vec("meridian_events_total", "Events, by kind; /api/events has the last ones.", &["kind"]),
             moved: Mover::ALL.map(|mover| moved.with_label_values(&[mover.as_str()])),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
@@ -216,7 +219,7 @@ impl Metrics {
             handles: ArcSwapOption::empty(),
             registry,
         };
-        Metrics { families: Arc::new(families) }
+        Metrics { families: Arc::new(families), journal: Journal::default() }
     }
 
     /// Resolves the handles of a snapshot: the same ones for every snapshot of one configuration generation.
@@ -244,9 +247,16 @@ impl Metrics {
         self.resolve(snapshot)
     }
 
-    /// Counts what the world learned, at this time.
+    /// What happened last.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Counts what happened at this time, and writes it down in the journal and the process log.
     pub fn event(&self, event: &Event, at: SystemTime) {
         let families = &self.families;
+        families.events.with_label_values(&[event.kind()]).inc();
+        self.journal.note(event, unix(at).as_millis() as u64);
         match event {
             Event::Endpoint { service, region, address, up, .. } => {
                 let address = address.to_string();
@@ -268,7 +278,10 @@ impl Metrics {
             Event::Ejection { time: None, .. }
             | Event::SelfSuspicion { .. }
             | Event::Panic { on: false, .. }
-            | Event::Published { .. } => {}
+            | Event::Published { .. }
+            | Event::ReloadRefused { .. }
+            | Event::Override(_)
+            | Event::OverridesLost { .. } => {}
         }
     }
 

@@ -1,9 +1,10 @@
-//! What operators see: metrics, the access log, the process log.
+//! What operators see: metrics, events, the access log, the process log.
 //!
 //! Label values come from enums and the configuration, never from a client. The request path touches handles resolved when the
 //! snapshot was published and one bounded queue; it never looks a label up, formats a line or waits.
 
 pub mod access;
+mod journal;
 mod line;
 pub mod log;
 pub mod metrics;
@@ -11,4 +12,5 @@ mod process;
 mod standing;
 
 pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
+pub use journal::Journal;
 pub use metrics::{Handles, InFlight, Metrics, Reload};

@@ -8,6 +8,8 @@ use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, Opts};
 
+use crate::steering::Target;
+use crate::steering::fleet::Intent;
 use crate::steering::snapshot::{EndpointState, PoolState};
 use crate::telemetry::metrics::Standing;
 
@@ -151,6 +153,17 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         "Whether everything that is probed went down at once, so that this PoP thinks itself the cause and serves on.",
         &[],
         [(Vec::new(), f64::from(u8::from(snapshot.suspects_itself)))],
+    );
+    gauges.family(
+        "meridian_overrides",
+        "Operators' words in force, by what they are over and what they say.",
+        &["target", "state"],
+        Target::ALL.iter().flat_map(|target| {
+            Intent::ALL.iter().map(|state| {
+                let words = snapshot.overrides.iter().filter(|word| (word.kind, word.state) == (*target, *state));
+                (vec![target.as_str().to_owned(), state.as_str().to_owned()], words.count() as f64)
+            })
+        }),
     );
     let atlas = &snapshot.view.atlas;
     let sources: Vec<_> = atlas.databases().iter().chain(atlas.geofeeds()).filter(|s| s.built_at > 0).collect();

@@ -8,14 +8,14 @@ use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, Boot, Engine, Listen};
+use crate::config::{AccessLog, Boot, Engine, Listen, Secret};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
     let (listen, mut taken) = listen(root, context);
-    let (admin, admin_socket) = admin(root.table("admin"), &mut taken, context);
+    let (admin, admin_socket, admin_token) = admin(root.table("admin"), &mut taken, context);
     refuse_collisions(&taken, context);
     let process = root.table("process");
     let threads = process.integer("threads", 0u32, 0..=1024) as usize;
@@ -27,7 +27,18 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
     let log_level = log_level(&log);
     let access_log = access_log(&log, context);
     log.finish();
-    Boot { listen, admin, admin_socket, threads, drain_delay, drain_timeout, state_dir, log_level, access_log }
+    Boot {
+        listen,
+        admin,
+        admin_socket,
+        admin_token,
+        threads,
+        drain_delay,
+        drain_timeout,
+        state_dir,
+        log_level,
+        access_log,
+    }
 }
 
 type Taken = Vec<(SocketAddr, Place)>;
@@ -62,7 +73,11 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
     (listen, taken)
 }
 
-fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> (Option<SocketAddr>, Option<PathBuf>) {
+fn admin(
+    section: Section<'_>,
+    taken: &mut Taken,
+    context: &Context<'_>,
+) -> (Option<SocketAddr>, Option<PathBuf>, Option<Secret>) {
     let address = match section.text("address") {
         Some(Text { value: "", .. }) => None,
         Some(text) => {
@@ -83,8 +98,32 @@ fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> (Opt
     };
     let default = || context.folder("RUNTIME_DIRECTORY").map(|folder| folder.join("admin.sock"));
     let socket = path(&section, "socket", context).or_else(default);
+    let token = token(&section, context);
     section.finish();
-    (address, socket)
+    (address, socket, token)
+}
+
+/// The shortest token: what can be guessed is none.
+const SHORTEST_TOKEN: usize = 16;
+
+/// What is wrong with it is said without showing its line.
+fn token(section: &Section<'_>, context: &Context<'_>) -> Option<Secret> {
+    let text = section.text("token").filter(|text| !text.value.is_empty())?;
+    let wrong = |what: String| {
+        context
+            .scribe
+            .file_error(text.place.file, false, what)
+            .also("at", text.place)
+            .hint("make one with `openssl rand -hex 32`, and write it as `\"${MERIDIAN_ADMIN_TOKEN}\"`");
+        None
+    };
+    if !text.value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return wrong("`token` of `[admin]` must be of visible ASCII characters".to_owned());
+    }
+    if text.value.len() < SHORTEST_TOKEN {
+        return wrong(format!("`token` of `[admin]` must have at least {SHORTEST_TOKEN} characters"));
+    }
+    Some(Secret::new(text.value))
 }
 
 /// Whether two listeners cannot both have their address.

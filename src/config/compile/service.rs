@@ -134,6 +134,8 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let unknown_allowed = section.choice("unknown", false, &[("deny", false), ("allow", true)]);
     let draw = section.choice("draw", Draw::Network, &draw);
     let panic = section.choice("panic", Panic::Serve, &[("serve", Panic::Serve), ("refuse", Panic::Refuse)]);
+    let failback = [("auto", Failback::Auto), ("manual", Failback::Manual)];
+    let failback = section.choice("failback", Failback::Auto, &failback);
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
@@ -148,7 +150,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         residency,
         unknown_allowed,
         panic,
-        failback: Failback::Auto,
+        failback,
         pins,
         health,
         timeouts: timeouts(section.table("timeouts")),

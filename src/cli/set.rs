@@ -1,0 +1,108 @@
+//! `meridian set`: an operator's word over regions or endpoints, said to the running process.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::cli::live::{Asker, Reply};
+use crate::cli::{ConfigFile, complain, print};
+
+/// Arguments of `meridian set`.
+#[derive(Args, Debug)]
+pub(super) struct Set {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// What it is over
+    #[arg(value_enum)]
+    kind: Kind,
+    /// The region's name, or the endpoint's address or `host:port` as configured; `*` and `?` may stand for characters
+    name: String,
+    /// ready: takes traffic; drain: no new clients; maint: nothing; auto: as the configuration says
+    #[arg(value_enum)]
+    state: State,
+    /// For how long, as in 30m or 4h; without it until `auto`
+    #[arg(long = "for", value_name = "TIME")]
+    lasting: Option<String>,
+    /// Why, for those who come after
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Even if a service is left without any ready region
+    #[arg(long)]
+    force: bool,
+    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
+    #[arg(long, value_name = "SOCKET|ADDRESS")]
+    admin: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kind {
+    Region,
+    Endpoint,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum State {
+    Ready,
+    Drain,
+    Maint,
+    Auto,
+}
+
+impl Set {
+    pub(super) fn run(self) -> ExitCode {
+        self.say().unwrap_or_else(|message| {
+            complain(&format!("{}\n", message.trim_end()));
+            ExitCode::from(2)
+        })
+    }
+
+    fn say(&self) -> Result<ExitCode, String> {
+        let kind = match self.kind {
+            Kind::Region => "region",
+            Kind::Endpoint => "endpoint",
+        };
+        let state = match self.state {
+            State::Ready => "ready",
+            State::Drain => "drain",
+            State::Maint => "maint",
+            State::Auto => "auto",
+        };
+        let mut word = json!({
+            "kind": kind, "name": self.name, "state": state, "reason": self.reason, "force": self.force, "who": who(),
+        });
+        if let Some(lasting) = &self.lasting {
+            word["for"] = json!(lasting);
+        }
+        let mut asker = Asker::new(&self.file.config, self.admin.as_deref())?;
+        let Reply { status, body } = asker.post("/api/overrides", word.to_string())?;
+        let text = String::from_utf8_lossy(&body);
+        if !status.is_success() {
+            complain(&format!("error: {}\n", text.trim_end()));
+            // The process understood and says no, or it cannot take such a word at all.
+            return Ok(ExitCode::from(if matches!(status.as_u16(), 404 | 409) { 1 } else { 2 }));
+        }
+        let answer: Value =
+            serde_json::from_str(&text).map_err(|error| format!("error: an answer that is none: {error}"))?;
+        let mut line = format!("{kind} {}: {state}", self.name);
+        if let Some(until) = answer["override"]["until"].as_str() {
+            line += &format!(" until {until}");
+        }
+        let targets: Vec<&str> = answer["targets"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if targets != [self.name.as_str()] {
+            line +=
+                &format!(" ({})", if targets.is_empty() { "nothing fits now".to_owned() } else { targets.join(", ") });
+        }
+        print(&format!("{line}\n"))?;
+        if let Some(note) = answer["note"].as_str() {
+            complain(&format!("note: {note}\n"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Who sits at this terminal: behind `sudo` the system only knows root.
+fn who() -> String {
+    let variables = ["SUDO_USER", "USER", "LOGNAME"];
+    variables.iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty())).unwrap_or_default()
+}

@@ -1,0 +1,163 @@
+//! `meridian states`: every service in every region, what is observed there and what operators want, on one page.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cli::live::Asker;
+use crate::cli::{ConfigFile, complain, print};
+use crate::steering::fleet::Intent;
+use crate::steering::overrides::Shown;
+
+/// Arguments of `meridian states`.
+#[derive(Args, Debug)]
+pub(super) struct States {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Print JSON: the `services` of `/api/status`, and `/api/overrides`
+    #[arg(long)]
+    json: bool,
+    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
+    #[arg(long, value_name = "SOCKET|ADDRESS")]
+    admin: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Service {
+    name: String,
+    panic: bool,
+    regions: Vec<Region>,
+}
+
+#[derive(Deserialize)]
+struct Region {
+    name: String,
+    state: String,
+    intent: Intent,
+    #[serde(rename = "override")]
+    word: Option<Shown>,
+    weight: u32,
+    dial: u8,
+    ramp: f64,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    state: String,
+    intent: Intent,
+}
+
+const HEAD: [&str; 9] = ["SERVICE", "REGION", "STATE", "INTENT", "RAMP", "WEIGHT", "DIAL", "UP", "BY"];
+
+impl States {
+    pub(super) fn run(self) -> ExitCode {
+        self.show().unwrap_or_else(|message| {
+            complain(&format!("{}\n", message.trim_end()));
+            ExitCode::from(2)
+        })
+    }
+
+    fn show(&self) -> Result<ExitCode, String> {
+        let mut asker = Asker::new(&self.file.config, self.admin.as_deref())?;
+        let mut read = |page: &str| {
+            let body = asker.get(page)?;
+            serde_json::from_slice::<Value>(&body).map_err(|error| format!("error: an answer that is none: {error}"))
+        };
+        let services = read("/api/status")?["services"].take();
+        let overrides = read("/api/overrides")?["overrides"].take();
+        let text = if self.json {
+            let both = json!({ "services": services, "overrides": overrides });
+            serde_json::to_string_pretty(&both).map_err(|error| error.to_string())? + "\n"
+        } else {
+            let other = |error| format!("error: the running process is of another version: {error}");
+            let services: Vec<Service> = serde_json::from_value(services).map_err(other)?;
+            let words: Vec<Shown> = serde_json::from_value(overrides).map_err(other)?;
+            table(&services) + &list(&words)
+        };
+        print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn table(services: &[Service]) -> String {
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    for service in services {
+        for region in &service.regions {
+            let up = region.endpoints.iter().filter(|endpoint| endpoint.state == "up").count();
+            let out = region.endpoints.iter().filter(|endpoint| endpoint.intent != Intent::Ready).count();
+            let panic = if service.panic { " (panic)" } else { "" };
+            let by = match (&region.word, region.intent, out) {
+                (Some(word), ..) => word.to_string(),
+                (None, Intent::Ready, 0) => String::new(),
+                (None, _, out) if out > 0 => format!("{out} of {} endpoints out", region.endpoints.len()),
+                (None, ..) => "the configuration".to_owned(),
+            };
+            rows.push([
+                service.name.clone(),
+                region.name.clone(),
+                format!("{}{panic}", region.state),
+                region.intent.as_str().to_owned(),
+                format!("{:.0}%", region.ramp * 100.0),
+                region.weight.to_string(),
+                format!("{}%", region.dial),
+                format!("{up}/{}", region.endpoints.len()),
+                by,
+            ]);
+        }
+    }
+    let widths: [usize; HEAD.len()] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// Every word in force: one over endpoints, or over what is not there, has no row of its own.
+fn list(words: &[Shown]) -> String {
+    let mut text = String::new();
+    for (index, word) in words.iter().enumerate() {
+        if index == 0 {
+            text += "\nin force, the oldest first:\n";
+        }
+        // Writing to memory does not fail.
+        let _ = writeln!(text, "  {} {}: {word}, since {}", word.kind.as_str(), word.name, word.set);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_for_people() {
+        let services: Vec<Service> = serde_json::from_value(json!([{
+            "name": "web", "panic": false, "regions": [
+                {"name": "eu-west", "state": "up", "intent": "drain", "weight": 1, "dial": 100, "ramp": 1.0,
+                 "override": {"kind": "region", "name": "eu-*", "state": "drain", "reason": "new switch", "who": "alice",
+                              "set": "2026-11-26T18:00:00Z", "until": "2026-11-26T18:30:00Z"},
+                 "endpoints": [{"state": "up", "intent": "ready"}, {"state": "down", "intent": "ready"}]},
+                {"name": "us-east", "state": "ramping", "intent": "ready", "weight": 20, "dial": 50, "ramp": 0.25, "override": null,
+                 "endpoints": [{"state": "up", "intent": "maint"}, {"state": "up", "intent": "ready"}]},
+                {"name": "ap", "state": "unknown", "intent": "maint", "weight": 0, "dial": 0, "ramp": 1.0, "override": null,
+                 "endpoints": []},
+            ],
+        }]))
+        .unwrap();
+        let want = "\
+SERVICE  REGION   STATE    INTENT  RAMP  WEIGHT  DIAL  UP   BY
+web      eu-west  up       drain   100%  1       100%  1/2  drain by alice until 2026-11-26T18:30:00Z: new switch
+web      us-east  ramping  ready   25%   20      50%   2/2  1 of 2 endpoints out
+web      ap       unknown  maint   100%  0       0%    0/0  the configuration
+";
+        assert_eq!(table(&services), want);
+    }
+}
