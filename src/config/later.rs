@@ -46,7 +46,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("admin.token", &[Same::Text("")], "operator actions over the network"),
     key("regions.*.capacity", &[], "capacity and spillover"),
     key("services.*.failback", &[Same::Text("auto")], "failback by hand"),
-    key("services.*.affinity", &[], "affinity"),
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),

@@ -6,6 +6,7 @@
 //! There are two: [`engine`] is ours and moves HTTP/1.1; [`pingora`] moves it through pingora-proxy, as a way back. Both call the very same
 //! phases. Nothing outside the two may name a type of pingora or touch a socket.
 
+pub mod affinity;
 pub mod caught;
 pub mod client;
 pub mod engine;

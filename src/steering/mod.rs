@@ -10,6 +10,7 @@
 pub mod accept;
 pub mod assume;
 pub mod decision;
+mod drains;
 pub(crate) mod endpoints;
 pub mod event;
 pub mod explain;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::geo::Atlas;
 use crate::steering::fleet::{Fleet, Intent, Service};
-use crate::steering::ids::{PoolId, RegionSet, ServiceId};
+use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::meter::Meter;
 use crate::steering::order::{Areas, Orders};
 
@@ -67,6 +67,8 @@ impl Snapshot {
 pub struct ServiceView {
     /// Regions that an operator drains.
     pub drained: RegionSet,
+    /// Those of `drained` at which affinity and streams may still finish.
+    pub finishing: RegionSet,
     /// Regions that an operator took out.
     pub maint: RegionSet,
     /// Regions whose pool is up (holding and ramping ones are up).
@@ -78,12 +80,18 @@ pub struct ServiceView {
 }
 
 impl ServiceView {
-    /// What operators want of a service's regions beside what was observed of them: those `up`, and of these those `holding`.
+    /// What operators want of a service's regions beside what was observed of them: those `up`, and of these those `holding`. Every drain
+    /// has just begun.
     pub fn new(fleet: &Fleet, service: &Service, up: RegionSet, holding: RegionSet) -> ServiceView {
         let with = |intent: Intent| service.regions.iter().filter(|r| fleet.region(*r).intent == intent).collect();
         let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
         let panicking = up.without(drained.or(maint)).is_empty();
-        ServiceView { drained, maint, up, holding, panicking }
+        ServiceView { drained, finishing: drained, maint, up, holding, panicking }
+    }
+
+    /// Whether a region is done with for whoever is there already: in maintenance, or drained for long enough.
+    pub fn has_ended(&self, region: RegionId) -> bool {
+        self.maint.or(self.drained.without(self.finishing)).contains(region)
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use crate::steering::event::Event;
 
+use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Ids, Names};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
@@ -78,6 +79,7 @@ pub struct World {
     places: HashMap<EndpointId, (PoolId, usize)>,
     names: Names,
     ids: Ids,
+    drains: Drains,
     /// What readers get; empty when something changed since it was last asked for.
     snapshot: OnceLock<Arc<Snapshot>>,
 }
@@ -103,6 +105,7 @@ impl World {
             places: HashMap::new(),
             names: Names::default(),
             ids: Ids::default(),
+            drains: Drains::default(),
             snapshot: OnceLock::new(),
         };
         // Nobody was there before, so that what is so from the start is no event.
@@ -151,9 +154,9 @@ impl World {
             && !self.pools.iter().flat_map(Pool::endpoints).any(|endpoint| endpoint.awaits_probe())
     }
 
-    /// Whether time alone changes something: a region holds or ramps, or an endpoint starts slowly. Without it, ticks do nothing.
+    /// Whether time alone changes something: a region holds or ramps, a drain runs, or an endpoint starts slowly. Without it, ticks do nothing.
     pub fn wants_tick(&self) -> bool {
-        self.pools.iter().any(Pool::moves)
+        self.pools.iter().any(Pool::moves) || self.services.iter().any(Standing::finishes)
     }
 
     fn reload(&mut self, view: View, now: Now, events: &mut Vec<Event>) {
@@ -192,6 +195,8 @@ impl World {
         for endpoint in old_pools.iter().flatten().flat_map(Pool::ids) {
             self.places.remove(&endpoint);
         }
+        let draining = fleet.regions.iter().filter(|region| region.intent == Intent::Drain);
+        self.drains.follow(draining.map(|region| region.name.as_str()), now);
         self.generation += 1;
         self.snapshot.take();
         events.push(Event::Published { generation: self.generation });
@@ -251,7 +256,8 @@ impl World {
     fn tick(&mut self, now: Now, events: &mut Vec<Event>) {
         let fleet = Arc::clone(&self.view.fleet);
         for (index, service) in fleet.services.iter().enumerate() {
-            if !service.pools.iter().any(|pool| self.pools[pool.index()].moves()) {
+            let moves = service.pools.iter().any(|pool| self.pools[pool.index()].moves());
+            if !moves && !self.services[index].finishes() {
                 continue;
             }
             for pool in &service.pools {
@@ -296,7 +302,8 @@ impl World {
             |pool, intent| intent == Intent::Ready && pool.view().state == PoolState::Unknown,
             &fleet,
         );
-        let view = ServiceView::new(&fleet, service, up, holding);
+        let mut view = ServiceView::new(&fleet, service, up, holding);
+        view.finishing = self.drains.finishing(&fleet, view.drained, service.drain_timeout, now);
         let standing = &mut self.services[id.index()];
         if standing.view != view {
             self.snapshot.take();
@@ -336,8 +343,14 @@ impl World {
 impl Standing {
     fn new() -> Standing {
         let none = RegionSet::EMPTY;
-        let view = ServiceView { drained: none, maint: none, up: none, holding: none, panicking: true };
+        let view =
+            ServiceView { drained: none, finishing: none, maint: none, up: none, holding: none, panicking: true };
         Standing { view, stood: false, panic_told: false }
+    }
+
+    /// Whether a drain runs that time will end.
+    fn finishes(&self) -> bool {
+        !self.view.finishing.is_empty()
     }
 
     /// Takes its new view; returns whether a panic that is worth telling began or ended. `unproven`: a ready region has no verdict yet.

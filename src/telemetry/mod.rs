@@ -11,4 +11,4 @@ mod process;
 mod standing;
 
 pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
-pub use metrics::{Handles, InFlight, Metrics, Reload};
+pub use metrics::{AffinityResult, Handles, InFlight, Metrics, Reload};

@@ -205,6 +205,7 @@ fn default_service(name: &str) -> Service {
         failback: Failback::Auto,
         drain_timeout: Duration::from_secs(300),
         pins: Vec::new(),
+        affinity: None,
         health: default_health(),
         timeouts: Timeouts {
             connect: Duration::from_millis(300),
