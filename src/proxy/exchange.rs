@@ -452,6 +452,20 @@ impl Exchange {
         })
     }
 
+    /// Whether the region that serves it is done with, for streams too: in maintenance, or drained for longer than they may take. Found by its
+    /// name where the configuration is another one by now; one that left it drains nothing.
+    pub fn has_to_end(&self) -> bool {
+        let (Some(attempt), Some(service)) = (self.current, self.record.service) else { return false };
+        let (then, now) = (&self.published.snapshot, &self.shared.reader.load().snapshot);
+        let region = attempt.take.region;
+        if then.generation == now.generation {
+            return now.service(service).has_ended(region);
+        }
+        let service = now.fleet().service_named(&then.fleet().service(service).name);
+        let region = now.fleet().region_named(&then.fleet().region(region).name);
+        service.zip(region).is_some_and(|(service, region)| now.service(service).has_ended(region))
+    }
+
     /// The attempt being made has its connection.
     pub fn connected(&mut self, now: Instant) {
         if let Some(began) = self.connecting.take() {

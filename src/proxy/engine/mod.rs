@@ -15,6 +15,7 @@ mod buffer;
 mod connection;
 mod date;
 mod draining;
+mod frames;
 pub mod gate;
 pub mod head;
 mod lines;
