@@ -237,7 +237,9 @@ fn what_is_left_of_a_split_is_a_walk() {
 
 #[test]
 fn affinity_is_honoured_while_its_region_is_in_the_sets() {
-    let rows: &[(&str, &str, [&str; 3], &[&str], &str)] = &[
+    /// State of the region, lines of the service and of its pools, what is down; and the steps.
+    type Row = (&'static str, &'static str, [&'static str; 3], &'static [&'static str], &'static str);
+    let rows: &[Row] = &[
         ("", "", ["", "", ""], &[], "take ap-northeast affinity"),
         // Whatever its weight and dial; before pins, and under every steering.
         ("", "", ["", "", "weight = 0"], &[], "take ap-northeast affinity"),
