@@ -17,7 +17,7 @@ fn decide(c: &mut Criterion) {
         let mut next = clients.iter().cycle().enumerate();
         let mut query = move || {
             let (chance, client) = next.next().expect("a cycle does not end");
-            Query { client: *client, service: ServiceId(0), chance: chance as u64 }
+            Query { client: *client, service: ServiceId(0), chance: chance as u64, affinity: None }
         };
         group.bench_function(steering, |b| {
             b.iter(|| {

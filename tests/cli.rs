@@ -120,6 +120,32 @@ fn without_a_host_a_path_that_nobody_serves_is_told() {
 }
 
 #[test]
+fn a_client_that_was_elsewhere_before_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("affine.toml");
+    let regions = "[regions.one]\n[regions.two]\n";
+    let pools = "[services.web.pools.one]\nendpoints = [\"192.0.2.1:80\"]\n[services.web.pools.two]\nendpoints = [\"192.0.2.2:80\"]\n";
+    let affine = "[services.web]\naffinity = { kind = \"header\", name = \"x-region\" }\n";
+    for (service, said, region, reason) in
+        [(affine, Some("two"), "two", "affinity"), (affine, None, "one", "nearest"), ("", None, "one", "nearest")]
+    {
+        write(&path, &format!("[[listen]]\naddress = \"127.0.0.1:0\"\n{regions}{service}{pools}"));
+        for (ip, input) in [("192.0.2.1", &b""[..]), ("-", b"192.0.2.1\n")] {
+            let output = run(
+                &["explain", "--ip", ip, "--json", "--affinity", "two"][..if said.is_some() { 6 } else { 4 }],
+                &path,
+                input,
+                false,
+            );
+            let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!((&answer["region"], &answer["reason"]), (&region.into(), &reason.into()), "{service}");
+        }
+    }
+    let output = run(&["explain", "--ip", "192.0.2.1", "--affinity", "three"], &path, b"", false);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no region `three`; there are one, two"), "{output:?}");
+}
+
+#[test]
 fn all_data_that_cannot_be_used_is_named_and_old_data_is_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let path = config(folder.path());

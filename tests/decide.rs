@@ -5,7 +5,7 @@
 mod common;
 
 use common::world::{query, snapshot};
-use meridian::steering::{Snapshot, Step};
+use meridian::steering::{Query, Snapshot, Step};
 
 const LONDON: &str = "81.2.69.142";
 const MINNEAPOLIS: &str = "128.101.101.101";
@@ -34,7 +34,18 @@ fn world(regions: &str, service: &str, lines: [&str; 3]) -> String {
 
 /// The steps up to the take in the words of the contract.
 fn told(snapshot: &Snapshot, client: &str) -> String {
-    let mut walk = snapshot.walk(&query(client.parse().unwrap()));
+    told_of(snapshot, query(client.parse().unwrap()))
+}
+
+/// The same for a client that was at this region before.
+fn told_back(snapshot: &Snapshot, client: &str, region: &str) -> String {
+    let affinity = snapshot.fleet().region_named(region);
+    assert!(affinity.is_some());
+    told_of(snapshot, Query { affinity, ..query(client.parse().unwrap()) })
+}
+
+fn told_of(snapshot: &Snapshot, query: Query) -> String {
+    let mut walk = snapshot.walk(&query);
     let mut words = Vec::new();
     let name = |region| snapshot.fleet().region(region).name.as_str();
     loop {
@@ -222,4 +233,46 @@ fn what_is_left_of_a_split_is_a_walk() {
         assert_eq!(first.region.0 + second.region.0, 1, "{first:?} {second:?}");
         assert_eq!((third.region.0, third.reason.as_str()), (2, "failover"));
     }
+}
+
+#[test]
+fn affinity_is_honoured_while_its_region_is_in_the_sets() {
+    /// State of the region, lines of the service and of its pools, what is down; and the steps.
+    type Row = (&'static str, &'static str, [&'static str; 3], &'static [&'static str], &'static str);
+    let rows: &[Row] = &[
+        ("", "", ["", "", ""], &[], "take ap-northeast affinity"),
+        // Whatever its weight and dial; before pins, and under every steering.
+        ("", "", ["", "", "weight = 0"], &[], "take ap-northeast affinity"),
+        ("", "", ["", "", "dial = 0"], &[], "take ap-northeast affinity"),
+        ("", "pins = { \"country:GB\" = [\"us-east\"] }", ["", "", ""], &[], "take ap-northeast affinity"),
+        ("", "steering = \"split\"", ["", "", ""], &[], "take ap-northeast affinity"),
+        // A drain that has just begun counts as in, maintenance never does.
+        ("state = \"drain\"", "", ["", "", ""], &[], "take ap-northeast affinity"),
+        ("state = \"maint\"", "", ["", "", ""], &[], "pass ap-northeast maint, take eu-west failover"),
+        ("", "", ["", "", ""], &["ap-northeast"], "pass ap-northeast unhealthy, take eu-west failover"),
+        (
+            "",
+            "residency = [{ from = [\"continent:EU\"], to = [\"eu-west\"] }]",
+            ["", "", ""],
+            &[],
+            "pass ap-northeast residency, take eu-west nearest",
+        ),
+        // Then the order is as ever, and it is not asked twice.
+        (
+            "state = \"drain\"",
+            "pins = { \"country:GB\" = [\"ap-northeast\", \"us-east\"] }",
+            ["", "", ""],
+            &["ap-northeast"],
+            "pass ap-northeast drained, take us-east failover",
+        ),
+        ("", "", ["", "", ""], &["ap-northeast", "eu-west", "us-east"], "take ap-northeast panic"),
+    ];
+    for (state, service, lines, down, want) in rows {
+        // `REGIONS` ends inside the table of the last one.
+        let snapshot = snapshot(&world(&format!("{REGIONS}{state}"), service, *lines), down);
+        assert_eq!(told_back(&snapshot, LONDON, "ap-northeast"), *want, "{state} {service} {lines:?} {down:?}");
+    }
+    // Not one of the service's: as if nothing were said.
+    let two = world(REGIONS, "", ["", "", ""]) + "[regions.moon]\n";
+    assert_eq!(told_back(&snapshot(&two, &[]), LONDON, "moon"), "take eu-west nearest");
 }

@@ -221,6 +221,42 @@ location = [45.84, -119.70]
 steering = \"split\"
 ";
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Residency, maintenance and health beat affinity; nothing else does.
+    #[test]
+    fn affinity_chooses_within_the_sets_and_only_there(world in worlds(ALL), seed in any::<u64>(), at in any::<prop::sample::Index>()) {
+        let snapshot = world.snapshot();
+        let region = RegionId(at.index(world.regions.len()) as u8);
+        let drains = world.regions[region.index()].3 == "drain";
+        for client in clients(seed, 10) {
+            let may = world.may(&snapshot, client);
+            let mut ready = may.and(world.ready());
+            if drains && may.contains(region) {
+                ready.insert(region);
+            }
+            let live = ready.without(world.down());
+            let open = if live.is_empty() && world.panic == "serve" { ready } else { live };
+            let query = Query { affinity: Some(region), ..query(client) };
+            let mut walk = snapshot.walk(&query);
+            let first = walk.take(&snapshot).ok();
+            prop_assert_eq!(first.is_some(), !open.is_empty());
+            if open.contains(region) {
+                let reason = if live.is_empty() { TakeReason::Panic } else { TakeReason::Affinity };
+                prop_assert_eq!(first.map(|take| (take.region, take.reason)), Some((region, reason)));
+            }
+            let mut next = first;
+            while let Some(take) = next {
+                prop_assert!(open.contains(take.region));
+                prop_assert!(take.reason != TakeReason::Affinity || take.region == region);
+                walk.failed(&snapshot, Avoid::Region);
+                next = walk.take(&snapshot).ok();
+            }
+        }
+    }
+}
+
 fn split(east: u32, west: u32) -> Snapshot {
     let pools = [("us-east", east), ("us-west", west)].map(|(name, weight)| {
         format!("[services.web.pools.{name}]\nweight = {weight}\nendpoints = [\"192.0.2.1:80\"]\n")
@@ -280,7 +316,7 @@ fn one_network_stays_together_and_requests_do_not_when_told_so() {
     let client = Canonical::new([198, 18, 7, 1].into());
     let first = chances
         .filter(|chance| {
-            let query = Query { client, service: ServiceId(0), chance: *chance };
+            let query = Query { client, service: ServiceId(0), chance: *chance, affinity: None };
             each.walk(&query).take(&each).is_ok_and(|take| take.region == RegionId(0))
         })
         .count();

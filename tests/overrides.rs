@@ -104,7 +104,7 @@ impl Play {
 
     fn probe(&mut self, endpoint: EndpointId, pass: bool) {
         let result = if pass { ProbeResult::Pass } else { ProbeResult::Fail("refused".into()) };
-        self.apply(Change::Probed { endpoint, result });
+        self.apply(Change::Probed { endpoint, result, began: Now(u64::MAX) });
     }
 
     /// Probes of all these, as often as a verdict needs.

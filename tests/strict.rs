@@ -14,6 +14,8 @@ mod answers;
 mod bodies;
 #[path = "strict/connections.rs"]
 mod connections;
+#[path = "strict/drains.rs"]
+mod drains;
 #[path = "strict/forwarding.rs"]
 mod forwarding;
 #[path = "strict/kit.rs"]

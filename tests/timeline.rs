@@ -790,3 +790,45 @@ fn the_first_round_waits_for_names_but_not_for_their_answer() {
     world.apply(Change::Resolved { host, addresses: Vec::new() }, Now(3));
     assert!(Arc::ptr_eq(&before, &world.snapshot()), "a failed look-up keeps the last addresses");
 }
+
+#[test]
+fn a_drain_lets_finish_for_a_while_also_over_reloads() {
+    let world = |drains: &[&str], order: &[&str]| {
+        let with = |fleet: common::fleet::FleetBuilder, name: &&str| {
+            let intent = if drains.contains(name) { Intent::Drain } else { Intent::Ready };
+            fleet.region_with(name, |region| region.intent = intent)
+        };
+        let fleet = order.iter().fold(fleet(), with);
+        let service = |name, seconds| {
+            let service = service(name).set(|service| service.drain_timeout = Duration::from_secs(seconds));
+            service.pool("a", pool(&["192.0.2.1:80"])).pool("b", pool(&["192.0.2.2:80"]))
+        };
+        view(fleet.service(service("short", 10)).service(service("long", 60)).build())
+    };
+    let finishing = |world: &World, id: u16| -> Vec<String> {
+        let snapshot = world.snapshot();
+        let regions = snapshot.services[usize::from(id)].finishing.iter();
+        regions.map(|region| snapshot.fleet().region(region).name.clone()).collect()
+    };
+    let mut now = World::new(world(&["a"], &["a", "b"]), Now(0));
+    assert!(now.wants_tick());
+    assert_eq!((finishing(&now, 0), finishing(&now, 1)), (vec!["a".to_owned()], vec!["a".to_owned()]));
+    now.apply(Change::Tick, Now(9_999));
+    assert_eq!(finishing(&now, 0), ["a"]);
+    // The same drain under another id.
+    now.apply(Change::View(world(&["a"], &["b", "a"])), Now(9_999));
+    assert_eq!(finishing(&now, 0), ["a"]);
+    let before = now.snapshot();
+    now.apply(Change::Tick, Now(10_000));
+    assert!(!Arc::ptr_eq(&before, &now.snapshot()));
+    assert_eq!((finishing(&now, 0), finishing(&now, 1)), (vec![], vec!["a".to_owned()]));
+    let service = &now.snapshot().services[0];
+    assert!(service.drained.iter().all(|region| service.has_ended(region)) && now.wants_tick());
+    // One that ends and begins again is another one.
+    now.apply(Change::View(world(&["b"], &["b", "a"])), Now(11_000));
+    now.apply(Change::View(world(&["a", "b"], &["b", "a"])), Now(12_000));
+    now.apply(Change::Tick, Now(21_500));
+    assert_eq!(finishing(&now, 0), ["a"]);
+    now.apply(Change::Tick, Now(72_000));
+    assert_eq!((finishing(&now, 0), finishing(&now, 1), now.wants_tick()), (vec![], vec![], false));
+}

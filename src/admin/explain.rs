@@ -1,4 +1,4 @@
-//! `/api/explain?ip=ADDRESS[&host=H][&path=P][&method=M]`: the decision for a client as this process sees the world now.
+//! `/api/explain?ip=ADDRESS[&host=H][&path=P][&method=M][&affinity=REGION]`: the decision for a client as this process sees the world now.
 
 use std::borrow::Cow;
 
@@ -15,6 +15,7 @@ pub(super) fn of(snapshot: &Snapshot, query: &str) -> Result<Explanation, String
         host: None,
         path: "/".to_owned(),
         method: "GET".to_owned(),
+        affinity: None,
     };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -24,10 +25,14 @@ pub(super) fn of(snapshot: &Snapshot, query: &str) -> Result<Explanation, String
             "host" => question.host = Some(value.into_owned()),
             "path" => question.path = value.into_owned(),
             "method" => question.method = value.into_owned(),
-            _ => return Err(format!("there is no `{key}`; there are ip, host, path and method\n")),
+            "affinity" => question.affinity = Some(value.into_owned()),
+            _ => return Err(format!("there is no `{key}`; there are ip, host, path, method and affinity\n")),
         }
     }
     let ip = ip.ok_or("`ip` is missing: /api/explain?ip=192.0.2.1\n")?;
+    if let Some(name) = question.affinity.as_ref().filter(|name| snapshot.fleet().region_named(name).is_none()) {
+        return Err(format!("there is no region `{name}`\n"));
+    }
     question.client = ip.parse().map_err(|_| format!("`{ip}` is not an address\n"))?;
     Ok(snapshot.explain(&question, "live; as the running process sees it"))
 }

@@ -33,6 +33,9 @@ pub(super) struct Explain {
     /// Method of the request
     #[arg(long, default_value = "GET")]
     method: String,
+    /// The region that the client was at before, for services with affinity
+    #[arg(long, value_name = "REGION")]
+    affinity: Option<String>,
     /// Assume this region down (may be given several times)
     #[arg(long, value_name = "REGION", conflicts_with = "live")]
     down: Vec<String>,
@@ -69,7 +72,13 @@ impl Explain {
     }
 
     fn question(&self, client: IpAddr) -> Question {
-        Question { client, host: self.host.clone(), path: self.path.clone(), method: self.method.clone() }
+        Question {
+            client,
+            host: self.host.clone(),
+            path: self.path.clone(),
+            method: self.method.clone(),
+            affinity: self.affinity.clone(),
+        }
     }
 
     fn one(&self, live: bool) -> Result<ExitCode, String> {
@@ -97,10 +106,13 @@ impl Explain {
         let loaded = Loader::default().load(&self.file.config).map_err(|error| error.to_string())?;
         let fleet = &loaded.view.fleet;
         let mut down = RegionSet::EMPTY;
-        for name in &self.down {
+        let named = |name: &String| {
             let known = || fleet.regions.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
-            let region = fleet.region_named(name);
-            down.insert(region.ok_or_else(|| format!("error: no region `{name}`; there are {}", known()))?);
+            fleet.region_named(name).ok_or_else(|| format!("error: no region `{name}`; there are {}", known()))
+        };
+        self.affinity.as_ref().map(named).transpose()?;
+        for name in &self.down {
+            down.insert(named(name)?);
         }
         Ok(Snapshot::assuming(loaded.view, down))
     }
@@ -209,10 +221,13 @@ impl Names {
         let place = ExplainedPlace::new(&snapshot.view.atlas, &snapshot.view.atlas.place(id));
         let name = |region: RegionId| self.regions[region.index()].as_str();
         let (region, reason) = match service_for(snapshot.fleet(), question.host.as_deref(), &question.path) {
-            Ok(service) => match snapshot.walk(&Query { client, service, chance: 0 }).take(snapshot) {
-                Ok(take) => (Some(name(take.region)), take.reason.as_str()),
-                Err(refusal) => (None, refusal.as_str()),
-            },
+            Ok(service) => {
+                let affinity = question.affinity(snapshot.fleet(), service);
+                match snapshot.walk(&Query { client, service, chance: 0, affinity }).take(snapshot) {
+                    Ok(take) => (Some(name(take.region)), take.reason.as_str()),
+                    Err(refusal) => (None, refusal.as_str()),
+                }
+            }
             Err(refused) => (None, refused.as_str()),
         };
         let order = snapshot.view.orders.order(id).iter().map(|region| name(*region)).collect();

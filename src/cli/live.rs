@@ -79,6 +79,7 @@ impl Asker {
             ("host", question.host.clone()),
             ("path", Some(question.path.clone())),
             ("method", Some(question.method.clone())),
+            ("affinity", question.affinity.clone()),
         ];
         let query: Vec<String> = fields
             .into_iter()

@@ -4,6 +4,7 @@
 //! key is what makes it known. A mistake is reported and its default taken; nothing stops the other checks, and the result is
 //! thrown away when there was any.
 
+mod affinity;
 mod areas;
 mod boot;
 mod edge;

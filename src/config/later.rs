@@ -44,7 +44,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
     key("listen.tls", &[], "TLS"),
     key("regions.*.capacity", &[], "capacity and spillover"),
-    key("services.*.affinity", &[], "affinity"),
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),

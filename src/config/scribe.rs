@@ -4,6 +4,7 @@
 //! of another mistake (a table that seems missing because its header has a syntax error) is written through [`Scribe::absent`]
 //! or falls into a blurred line range, and is kept back then.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,7 @@ pub(crate) struct Scribe {
     pub(crate) sources: Vec<Source>,
     notes: RefCell<Vec<Note>>,
     uncounted: RefCell<usize>,
+    hidden: RefCell<Vec<Place>>,
     /// A part of the configuration could not be read: what seems absent may be there.
     partial: bool,
 }
@@ -104,6 +106,25 @@ impl Scribe {
         let first = text.lines().next().unwrap_or_default();
         let cut: String = first.chars().take(60).collect();
         if cut.len() < text.len() { cut + "…" } else { cut }
+    }
+
+    /// Says that the text at a place, but for its quotes, is a secret: no finding shows it.
+    pub(crate) fn hide(&self, place: Place) {
+        self.hidden.borrow_mut().push(Place { start: place.start + 1, end: place.end.saturating_sub(1), ..place });
+    }
+
+    /// A line of a file that begins at byte `start`, with stars for what is hidden.
+    fn shown<'a>(&self, file: usize, start: usize, line: &'a str) -> Cow<'a, str> {
+        let hidden = self.hidden.borrow();
+        let within = |place: &&Place| place.file == file && place.start < start + line.len() && place.end > start;
+        let mut shown = Cow::Borrowed(line);
+        for place in hidden.iter().filter(within) {
+            let range = place.start.saturating_sub(start)..(place.end - start).min(line.len());
+            if line.is_char_boundary(range.start) && line.is_char_boundary(range.end) {
+                shown.to_mut().replace_range(range.clone(), &"*".repeat(range.len()));
+            }
+        }
+        shown
     }
 
     /// `file:line:column` of a place.
@@ -180,7 +201,8 @@ impl Scribe {
         let mark = note.place.map(|place| {
             let number = source.line_of(place.start);
             let (start, line) = source.line(number);
-            Mark::new(number + 1, line, place.start - start, place.end.saturating_sub(start))
+            let line = self.shown(note.file, start, line);
+            Mark::new(number + 1, &line, place.start - start, place.end.saturating_sub(start))
         });
         Finding {
             severity: note.severity,

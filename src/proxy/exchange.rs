@@ -15,17 +15,18 @@ use std::time::{Duration, Instant};
 use http::Method;
 
 use crate::config::Edge;
+use crate::proxy::affinity::{self, Claim};
 use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
 use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
-use crate::steering::fleet::{Protocol, Service};
+use crate::steering::fleet::{Affinity, Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Avoid, Query, RegionId, ServiceId, Snapshot, Take, Walk};
-use crate::telemetry::{self, AccessLogger, AccessRecord, Mover};
+use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
 
 /// The most bytes of a target that the log keeps.
 const TARGET_BYTES: usize = 2_048;
@@ -145,6 +146,9 @@ pub struct Exchange {
     websocket: bool,
     max_forwards: Option<u64>,
     idempotent: bool,
+    /// What the client says of where it was before, and what came of that; for services with affinity.
+    claim: Claim,
+    affinity: Option<AffinityResult>,
     walk: Option<Walk>,
     started: Instant,
     deadline: Instant,
@@ -276,6 +280,8 @@ impl Exchange {
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
             max_forwards: None,
             idempotent: retry::is_idempotent(head.method),
+            claim: Claim::Absent,
+            affinity: None,
             walk: None,
             started: head.now,
             deadline: head.now,
@@ -323,9 +329,24 @@ impl Exchange {
         // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
         let address = self.client.map(|client| client.address);
         let client = address.unwrap_or(crate::geo::Canonical::new(std::net::Ipv4Addr::UNSPECIFIED.into()));
-        let mut walk = published.snapshot.walk(&Query { client, service: id, chance: head.chance });
+        if let Some(affinity) = &service.affinity {
+            let fleet = published.snapshot.fleet();
+            self.claim = Claim::of(affinity, service, fleet, head.fields, head.at_us / 1_000_000);
+        }
+        let affinity = self.claim.region();
+        let mut walk = published.snapshot.walk(&Query { client, service: id, chance: head.chance, affinity });
         self.record.place = Some(published.snapshot.view.atlas.place(walk.place()));
-        let take = walk.take(&published.snapshot)?;
+        let take = walk.take(&published.snapshot);
+        if service.affinity.is_some() {
+            self.affinity = Some(match self.claim {
+                Claim::Region { id, .. } if take.is_ok_and(|take| take.region == id) => AffinityResult::Honoured,
+                Claim::Region { .. } | Claim::Gone => AffinityResult::Unavailable,
+                Claim::Expired => AffinityResult::Expired,
+                Claim::Broken => AffinityResult::Broken,
+                Claim::Absent => AffinityResult::Absent,
+            });
+        }
+        let take = take?;
         self.walk = Some(walk);
         self.planned = Some(self.plan(service, take, false, head.now));
         Ok(())
@@ -481,6 +502,20 @@ impl Exchange {
         })
     }
 
+    /// Whether the region that serves it is done with, for streams too: in maintenance, or drained for longer than they may take. Found by its
+    /// name where the configuration is another one by now; one that left it drains nothing.
+    pub fn has_to_end(&self) -> bool {
+        let (Some(attempt), Some(service)) = (self.current, self.record.service) else { return false };
+        let (then, now) = (&self.published.snapshot, &self.shared.reader.load().snapshot);
+        let region = attempt.take.region;
+        if then.generation == now.generation {
+            return now.service(service).has_ended(region);
+        }
+        let service = now.fleet().service_named(&then.fleet().service(service).name);
+        let region = now.fleet().region_named(&then.fleet().region(region).name);
+        service.zip(region).is_some_and(|(service, region)| now.service(service).has_ended(region))
+    }
+
     /// The attempt being made has its connection.
     pub fn connected(&mut self, now: Instant) {
         if let Some(began) = self.connecting.take() {
@@ -600,6 +635,24 @@ impl Exchange {
         }
     }
 
+    /// Makes the fields of the final answer as the client gets them, once [`crate::proxy::headers::response`] has: with a cookie for the
+    /// region that answers, if the client is to have one. No shared cache may keep that for others.
+    pub fn bind(&self, fields: &mut impl Fields, upgraded: bool) {
+        let Some(service) = self.service() else { return };
+        let Some(Affinity::Cookie(policy)) = &service.affinity else { return };
+        let Some(region) = self.current.map(|attempt| attempt.take.region) else { return };
+        if self.claim == (Claim::Region { id: region, stale: false }) {
+            return;
+        }
+        let region = &self.published.snapshot.fleet().region(region).name;
+        let cookie = affinity::set_cookie(policy, &service.name, region, self.record.at_us / 1_000_000);
+        fields.append("set-cookie", &[cookie.as_bytes()]);
+        let is_private = [&b"private"[..], b"no-store"].iter().any(|word| fields.lists("cache-control", word));
+        if !upgraded && !is_private {
+            fields.append_member("cache-control", b"private");
+        }
+    }
+
     /// Our name in `Via`.
     pub fn via(&self) -> &str {
         &self.published.edge.via
@@ -615,6 +668,9 @@ impl Exchange {
         self.record.bytes_out = bytes_out;
         self.record.total_us = micros(now - self.started);
         self.published.handles.request(&self.record);
+        if let (Some(service), Some(result)) = (self.record.service, self.affinity) {
+            self.published.handles.affinity(service, result);
+        }
         self.shared.access.log(&self.published.snapshot, self.record);
     }
 

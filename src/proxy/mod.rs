@@ -1,11 +1,13 @@
 //! What happens to a request, apart from moving its bytes.
 //!
-//! The phases are plain functions over plain values: whom to believe ([`client`]), what to forward ([`headers`]), what may go
+//! The phases are plain functions over plain values: whom to believe ([`client`]), where it was before
+//! ([`affinity`]), what to forward ([`headers`]), what may go
 //! again ([`retry`]), what a failure means to the client ([`outcome`]), and the state of one request that ties them together
 //! ([`exchange`]), where a body ends ([`framing`]). A mover of bytes owns the sockets, the clock and the dice, and calls the phases.
 //! There are two: [`engine`] is ours and moves HTTP/1.1; [`pingora`] moves it through pingora-proxy, as a way back. Both call the very same
 //! phases. Nothing outside the two may name a type of pingora or touch a socket.
 
+pub mod affinity;
 pub mod caught;
 pub mod client;
 pub mod engine;

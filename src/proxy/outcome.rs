@@ -61,13 +61,15 @@ pub enum Outcome {
     ClientGone,
     /// The client took the answer too slowly.
     ClientSlow,
+    /// Its region is drained for long enough, or in maintenance: the answer or the tunnel was cut.
+    Drained,
     /// A mistake of ours.
     Internal,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 27] = [
+    pub const ALL: [Outcome; 28] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -94,6 +96,7 @@ impl Outcome {
         Outcome::AnswerBroken,
         Outcome::ClientGone,
         Outcome::ClientSlow,
+        Outcome::Drained,
         Outcome::Internal,
     ];
 
@@ -132,6 +135,7 @@ impl Outcome {
             Outcome::AnswerBroken => (0, "answer_broken", ""),
             Outcome::ClientGone => (0, "client_gone", ""),
             Outcome::ClientSlow => (0, "client_slow", ""),
+            Outcome::Drained => (0, "drained", ""),
             Outcome::Internal => (500, "internal", "500 internal error\n"),
         }
     }

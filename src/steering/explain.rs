@@ -28,6 +28,8 @@ pub struct Question {
     pub path: String,
     /// Method.
     pub method: String,
+    /// The region that the client was at before; counts for services with affinity.
+    pub affinity: Option<String>,
 }
 
 /// The whole answer.
@@ -45,6 +47,9 @@ pub struct Explanation {
     pub place: ExplainedPlace,
     /// Host, path and method asked for.
     pub request: String,
+    /// The region that the client was at before, if that counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<String>,
     /// The service, unless none was found.
     pub service: Option<String>,
     /// `nearest`, `split` or `band`.
@@ -110,6 +115,15 @@ pub struct ExplainedStep {
     pub reason: String,
 }
 
+impl Question {
+    /// The region that the client was at before: one of `service`'s, if it has affinity at all.
+    pub fn affinity(&self, fleet: &Fleet, service: ServiceId) -> Option<RegionId> {
+        let service = fleet.service(service);
+        service.affinity.as_ref()?;
+        fleet.region_named(self.affinity.as_deref()?).filter(|region| service.regions.contains(*region))
+    }
+}
+
 /// The service a question is for. Without a host, the services for every host are asked; the first service of all is meant where there
 /// are none of these, or none with `/`, which is also what a question without a path asks for.
 pub fn service_for(fleet: &Fleet, host: Option<&str>, path: &str) -> Result<ServiceId, NoRoute> {
@@ -161,6 +175,7 @@ impl Snapshot {
             canonical: canonical.ip(),
             place: ExplainedPlace::new(&self.view.atlas, &place),
             request: format!("{} {}{}", question.method, host.unwrap_or("*"), question.path),
+            affinity: None,
             service: None,
             steering: None,
             order: self.explain_order(located.place, &place),
@@ -181,7 +196,9 @@ impl Snapshot {
                         region.intent = self.service(service).intent(*id);
                     }
                 }
-                self.explain_walk(Query { client: canonical, service, chance: 0 }, &mut answer);
+                let affinity = question.affinity(fleet, service);
+                answer.affinity = affinity.map(|region| fleet.region(region).name.clone());
+                self.explain_walk(Query { client: canonical, service, chance: 0, affinity }, &mut answer);
             }
             Err(refused) => {
                 answer.reason = refused.as_str().to_owned();
@@ -263,6 +280,9 @@ impl fmt::Display for Explanation {
             write!(f, "  ->  service {service} ({steering})")?;
         }
         writeln!(f)?;
+        if let Some(affinity) = &self.affinity {
+            writeln!(f, "affinity  {affinity}")?;
+        }
         let width = self.order.iter().map(|r| r.region.len()).max().unwrap_or(0);
         for (index, region) in self.order.iter().enumerate() {
             let label = if index == 0 { "order" } else { "" };

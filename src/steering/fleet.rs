@@ -129,6 +129,8 @@ pub struct Service {
     pub failback: Failback,
     /// Areas whose clients try these regions first, narrowest area first.
     pub pins: Vec<Pin>,
+    /// How clients say where they were before, if that counts.
+    pub affinity: Option<Affinity>,
     /// Probes and what they mean.
     pub health: HealthPolicy,
     /// Deadlines of one request.
@@ -204,6 +206,48 @@ pub struct Pin {
     pub area: Area,
     /// The regions, first choice first.
     pub to: Vec<RegionId>,
+}
+
+/// How a client says which region it was at before.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Affinity {
+    /// A signed cookie of ours.
+    Cookie(CookieAffinity),
+    /// A header field of this name, lower case, that names the region.
+    Header(String),
+}
+
+/// A cookie that keeps a client at its region.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CookieAffinity {
+    /// The cookie's name.
+    pub name: String,
+    /// How long one is good for; whole seconds.
+    pub ttl: Duration,
+    /// At least one. The first signs, all verify.
+    pub keys: Vec<Secret>,
+}
+
+/// Bytes that nobody is to see: not in a log, not in a panic, not in a report.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<[u8]>);
+
+impl Secret {
+    /// Of that text.
+    pub fn new(text: &str) -> Secret {
+        Secret(text.as_bytes().into())
+    }
+
+    /// To sign or to verify with.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// What happens when health leaves no region.

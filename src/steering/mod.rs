@@ -10,6 +10,7 @@
 pub mod accept;
 pub mod assume;
 pub mod decision;
+mod drains;
 pub mod ejection;
 pub(crate) mod endpoints;
 pub mod event;

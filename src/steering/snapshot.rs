@@ -72,6 +72,8 @@ impl Snapshot {
 pub struct ServiceView {
     /// Regions that an operator drains, by the configuration or since; also those whose every endpoint is drained.
     pub drained: RegionSet,
+    /// Those of `drained` at which affinity and streams may still finish.
+    pub finishing: RegionSet,
     /// Regions that an operator took out, in the same ways.
     pub maint: RegionSet,
     /// Regions whose pool is up (holding and ramping ones are up).
@@ -84,7 +86,7 @@ pub struct ServiceView {
 
 impl ServiceView {
     /// What operators want of a service's regions (`intent`) beside what was observed of them: those `up`, and of these
-    /// those `holding`.
+    /// those `holding`. Every drain has just begun.
     pub fn new(
         service: &Service,
         intent: impl Fn(RegionId) -> Intent,
@@ -94,7 +96,12 @@ impl ServiceView {
         let with = |wanted: Intent| service.regions.iter().filter(|region| intent(*region) == wanted).collect();
         let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
         let panicking = up.without(drained.or(maint)).is_empty();
-        ServiceView { drained, maint, up, holding, panicking }
+        ServiceView { drained, finishing: drained, maint, up, holding, panicking }
+    }
+
+    /// Whether a region is done with for whoever is there already: in maintenance, or drained for long enough.
+    pub fn has_ended(&self, region: RegionId) -> bool {
+        self.maint.or(self.drained.without(self.finishing)).contains(region)
     }
 
     /// What operators want of a region, for this service.

@@ -1,7 +1,7 @@
 //! The fast door: from a question to steps, take this endpoint or pass this region and why.
 //!
-//! A walk goes along one sequence of regions: those that a pin names, then those that a split or band ranks, then
-//! the order. Its first pass takes the first region that is in the sets, has weight and accepts the client; its second pass, when
+//! A walk goes along one sequence of regions: the one that the client's affinity names, those that a pin names, then those that a split or
+//! band ranks, then the order. Its first pass takes the first region that is in the sets, has weight and accepts the client; its second pass, when
 //! none accepts, the first in the sets. What follows serves retries: endpoints not tried yet, then a tried one once more. Every
 //! region passed on the way gives its reason, and the reasons are the same values that metrics, the log and `explain` show.
 //!
@@ -31,6 +31,8 @@ pub struct Query {
     pub service: ServiceId,
     /// A random number, used for the endpoint choice only (and for the draw with `draw = "request"`).
     pub chance: u64,
+    /// The region that the client was at before, as it could prove; one that the service lacks counts for nothing.
+    pub affinity: Option<RegionId>,
 }
 
 /// How an attempt failed, as far as the walk minds.
@@ -49,6 +51,7 @@ pub struct Walk {
     place: PlaceId,
     chance: u64,
     draw: DrawKey,
+    affinity: Option<RegionId>,
     head: Head,
     ranked: ArrayVec<RegionId, MAX_REGIONS>,
     sets: Sets,
@@ -66,7 +69,7 @@ pub struct Walk {
     consequence: Option<TakeReason>,
 }
 
-/// The regions before everything else.
+/// The regions before everything else but affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Head {
     None,
@@ -99,11 +102,17 @@ enum Pass {
     Done,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     segment: u8,
     index: u8,
 }
+
+/// The segments of the sequence, in this order.
+const AFFINITY: u8 = 0;
+const HEAD: u8 = 1;
+const RANKED: u8 = 2;
+const ORDER: u8 = 3;
 
 impl Snapshot {
     /// Begins a walk for `query`. Pure: no clock, lock, I/O or allocation.
@@ -112,17 +121,18 @@ impl Snapshot {
         let service = self.fleet().service(query.service);
         let policy = self.view.areas.policy(query.service, located.place);
         let draw = DrawKey::new(service.draw, query.client, query.chance);
-        let sets = Sets::new(self, query.service, policy.residency);
+        let sets = Sets::new(self, query.service, policy.residency, query.affinity);
         let mut walk = Walk {
             service: query.service,
             place: located.place,
             chance: query.chance,
             draw,
+            affinity: query.affinity,
             head: head(self, service, query.client, located, policy.pin),
             ranked: ArrayVec::new(),
             sets,
             pass: Pass::First,
-            at: Position::default(),
+            at: start(query.affinity),
             seen: RegionSet::EMPTY,
             tried: ArrayVec::new(),
             stay: None,
@@ -132,6 +142,11 @@ impl Snapshot {
         walk.rank(self, service);
         walk
     }
+}
+
+/// Where a pass begins: few clients have an affinity.
+fn start(affinity: Option<RegionId>) -> Position {
+    Position { segment: if affinity.is_some() { AFFINITY } else { HEAD }, index: 0 }
 }
 
 /// A network's region if the service has it, else the pin of the place.
@@ -148,11 +163,15 @@ fn head(snapshot: &Snapshot, service: &Service, client: Canonical, located: Loca
 }
 
 impl Sets {
-    fn new(snapshot: &Snapshot, id: ServiceId, residency: RegionSet) -> Sets {
+    fn new(snapshot: &Snapshot, id: ServiceId, residency: RegionSet, affinity: Option<RegionId>) -> Sets {
         let service = snapshot.fleet().service(id);
         let view = snapshot.service(id);
         let resident = service.regions.and(residency);
-        let ready = resident.without(view.drained.or(view.maint));
+        let mut ready = resident.without(view.drained.or(view.maint));
+        if let Some(affinity) = affinity.filter(|region| resident.and(view.finishing).contains(*region)) {
+            // For this client, who is there already, a drain counts as in until its time is up.
+            ready.insert(affinity);
+        }
         let live = ready.and(view.up);
         let serves_on = service.panic == Panic::Serve || snapshot.suspects_itself;
         let panic = live.is_empty() && !ready.is_empty() && serves_on;
@@ -203,7 +222,7 @@ impl Walk {
             let Some(region) = self.advance(snapshot) else {
                 self.pass = self.next_pass();
                 self.found = false;
-                self.at = Position::default();
+                self.at = start(self.affinity);
                 self.seen = RegionSet::EMPTY;
                 continue;
             };
@@ -305,19 +324,20 @@ impl Walk {
     fn advance(&mut self, snapshot: &Snapshot) -> Option<RegionId> {
         let service = snapshot.fleet().service(self.service);
         loop {
-            if self.at == (Position { segment: 1, index: 1 }) {
+            if self.at == (Position { segment: RANKED, index: 1 }) {
                 self.sort_ranked(snapshot);
             }
             let network;
             let segment: &[RegionId] = match (self.at.segment, self.head) {
-                (0, Head::Network(region)) => {
+                (AFFINITY, _) => self.affinity.as_slice(),
+                (HEAD, Head::Network(region)) => {
                     network = [region];
                     &network
                 }
-                (0, Head::Pin(pin)) => &service.pins[usize::from(pin)].to,
-                (0, Head::None) => &[],
-                (1, _) => &self.ranked,
-                (2, _) => snapshot.view.orders.order(self.place),
+                (HEAD, Head::Pin(pin)) => &service.pins[usize::from(pin)].to,
+                (HEAD, Head::None) => &[],
+                (RANKED, _) => &self.ranked,
+                (ORDER, _) => snapshot.view.orders.order(self.place),
                 _ => return None,
             };
             let Some(region) = segment.get(usize::from(self.at.index)).copied() else {
@@ -340,6 +360,8 @@ impl Walk {
         let been = || self.tried.iter().any(|(pool, _)| snapshot.fleet().pool(*pool).region == region);
         match self.pass {
             Pass::First if been() => return Err(PassReason::Tried),
+            // In the sets is all it takes: weight, dial and ramp are about who comes, not about who is there.
+            Pass::First if self.at.segment == AFFINITY => {}
             Pass::First => self.accept(snapshot, region)?,
             Pass::Second if been() => return Err(PassReason::Tried),
             Pass::Second | Pass::Untried | Pass::Again | Pass::Done => {}
@@ -407,8 +429,9 @@ impl Walk {
         }
         match (self.pass, self.at.segment, self.head) {
             (Pass::Second, ..) => TakeReason::LastResort,
-            (_, 0, Head::Network(_)) => TakeReason::Network,
-            (_, 0, Head::Pin(_)) => TakeReason::Pin,
+            (_, AFFINITY, _) => TakeReason::Affinity,
+            (_, HEAD, Head::Network(_)) => TakeReason::Network,
+            (_, HEAD, Head::Pin(_)) => TakeReason::Pin,
             _ => match snapshot.fleet().service(self.service).steering {
                 Steering::Nearest => TakeReason::Nearest,
                 Steering::Split => TakeReason::Split,

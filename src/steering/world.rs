@@ -17,6 +17,7 @@ mod operator;
 
 pub use crate::steering::event::Event;
 
+use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Ids, Names};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
@@ -115,6 +116,7 @@ pub struct World {
     overrides: Arc<Overrides>,
     /// What operators want of each region, by `RegionId`.
     intents: Vec<Intent>,
+    drains: Drains,
     /// What readers get; empty when something changed since it was last asked for.
     snapshot: OnceLock<Arc<Snapshot>>,
 }
@@ -145,6 +147,7 @@ impl World {
             suspects_itself: false,
             overrides: Arc::default(),
             intents: Vec::new(),
+            drains: Drains::default(),
             snapshot: OnceLock::new(),
         };
         // Nobody was there before, so that what is so from the start is no event.
@@ -201,9 +204,9 @@ impl World {
             && !self.pools.iter().flat_map(Pool::endpoints).any(|endpoint| endpoint.awaits_probe())
     }
 
-    /// Whether time alone changes something: a region holds or ramps, or an endpoint starts slowly. Without it, ticks do nothing.
+    /// Whether time alone changes something: a region holds or ramps, a drain runs, or an endpoint starts slowly. Without it, ticks do nothing.
     pub fn wants_tick(&self) -> bool {
-        self.pools.iter().any(Pool::moves)
+        self.pools.iter().any(Pool::moves) || self.services.iter().any(Standing::finishes)
     }
 
     fn reload(&mut self, view: View, now: Now, events: &mut Vec<Event>) {
@@ -212,7 +215,7 @@ impl World {
         let hosts: HashSet<&str> = fleet.pools.iter().flat_map(|pool| hosts(&pool.endpoints)).collect();
         self.names.retain(|host| hosts.contains(host));
 
-        self.intend();
+        self.intend(now);
 
         let same_service = same_services(&before, &fleet);
         let same_pool = same_pools(&before, &fleet, &same_service);
@@ -401,7 +404,8 @@ impl World {
     fn tick(&mut self, now: Now, events: &mut Vec<Event>) {
         let fleet = Arc::clone(&self.view.fleet);
         for (index, service) in fleet.services.iter().enumerate() {
-            if !service.pools.iter().any(|pool| self.pools[pool.index()].moves()) {
+            let moves = service.pools.iter().any(|pool| self.pools[pool.index()].moves());
+            if !moves && !self.services[index].finishes() {
                 continue;
             }
             for pool in &service.pools {
@@ -450,7 +454,12 @@ impl World {
             &fleet,
         );
         let intent = |region: RegionId| service.pool_of[region.index()].map_or(Intent::Ready, |pool| self.intent(pool));
-        let view = ServiceView::new(service, intent, up, holding);
+        let mut view = ServiceView::new(service, intent, up, holding);
+        // Endpoints that are drained one by one finish without a bound: their region does not drain.
+        let whole = |region: &RegionId| self.intents[region.index()] == Intent::Drain;
+        let drained: RegionSet = view.drained.iter().filter(whole).collect();
+        let finishing = self.drains.finishing(&fleet, drained, service.drain_timeout, now);
+        view.finishing = view.drained.without(drained).or(finishing);
         let standing = &mut self.services[id.index()];
         if standing.view != view {
             self.snapshot.take();
@@ -490,8 +499,14 @@ impl World {
 impl Standing {
     fn new() -> Standing {
         let none = RegionSet::EMPTY;
-        let view = ServiceView { drained: none, maint: none, up: none, holding: none, panicking: true };
+        let view =
+            ServiceView { drained: none, finishing: none, maint: none, up: none, holding: none, panicking: true };
         Standing { view, stood: false, panic_told: false }
+    }
+
+    /// Whether a drain runs that time will end.
+    fn finishes(&self) -> bool {
+        !self.view.finishing.is_empty()
     }
 
     /// Takes its new view; returns whether a panic that is worth telling began or ended. `unproven`: a ready region has no verdict yet.

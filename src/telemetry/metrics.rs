@@ -39,6 +39,41 @@ const CODES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// How precisely a client's place was known, best first; `network` is `[geoip.networks]`.
 const LOOKUPS: [&str; 8] = ["network", "geofeed", "subdivision", "country", "point", "continent", "special", "unknown"];
 
+/// What came of a client's word about where it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AffinityResult {
+    /// It went there.
+    Honoured,
+    /// The region is not in the sets for it, or gone.
+    Unavailable,
+    /// The cookie's time was up.
+    Expired,
+    /// It was no cookie of ours, or no region.
+    Broken,
+    /// It said nothing: a new client.
+    Absent,
+}
+
+impl AffinityResult {
+    const ALL: [AffinityResult; 5] = [
+        AffinityResult::Honoured,
+        AffinityResult::Unavailable,
+        AffinityResult::Expired,
+        AffinityResult::Broken,
+        AffinityResult::Absent,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            AffinityResult::Honoured => "honoured",
+            AffinityResult::Unavailable => "unavailable",
+            AffinityResult::Expired => "expired",
+            AffinityResult::Broken => "broken",
+            AffinityResult::Absent => "absent",
+        }
+    }
+}
+
 /// All families of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -74,6 +109,7 @@ struct Families {
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
     retries: IntCounterVec,
+    affinity: IntCounterVec,
     in_flight: IntGaugeVec,
     region_transitions: IntCounterVec,
     endpoint_transitions: IntCounterVec,
@@ -154,6 +190,11 @@ impl Metrics {
             ),
             attempts: new.counter_vec("meridian_attempts_total", "Attempts at an endpoint of the region.", pool),
             retries: new.counter_vec("meridian_retries_total", "Attempts after the first of a request.", &["service"]),
+            affinity: new.counter_vec(
+                "meridian_affinity_total",
+                "Requests to services with affinity, by what came of what the client said: honoured, unavailable (its region is not in the sets), expired, broken or absent.",
+                &["service", "result"],
+            ),
             in_flight: new.gauge_vec("meridian_requests_in_flight", "Requests not finished yet.", &["service"]),
             region_transitions: new.counter_vec(
                 "meridian_region_transitions_total",
@@ -357,6 +398,7 @@ impl Families {
         prune(&self.first_bytes, &["service", "region"], &names);
         prune(&self.attempts, &["service", "region"], &names);
         prune(&self.retries, &["service"], &names);
+        prune(&self.affinity, &["service", "result"], &names);
         prune(&self.in_flight, &["service"], &names);
         prune(&self.region_transitions, &["service", "region", "to"], &names);
         prune(&self.endpoint_transitions, &["service", "region", "endpoint", "to"], &names);
@@ -482,6 +524,7 @@ struct CountedFamilies {
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
     retries: IntCounterVec,
+    affinity: IntCounterVec,
     lookups: [IntCounter; LOOKUPS.len()],
     moved: [IntCounter; Mover::ALL.len()],
 }
@@ -490,6 +533,7 @@ struct CountedFamilies {
 struct ServiceHandles {
     duration: OnceLock<Histogram>,
     retries: OnceLock<IntCounter>,
+    affinity: [OnceLock<IntCounter>; AffinityResult::ALL.len()],
     in_flight: IntGauge,
     /// By `RegionId`.
     pools: Box<[OnceLock<Box<PoolHandles>>]>,
@@ -520,6 +564,7 @@ impl Handles {
         let services = fleet.services.iter().map(|service| ServiceHandles {
             duration: OnceLock::new(),
             retries: OnceLock::new(),
+            affinity: Default::default(),
             in_flight: families.in_flight.with_label_values(&[service.name.as_str()]),
             pools: fleet.regions.iter().map(|_| OnceLock::new()).collect(),
         });
@@ -532,6 +577,7 @@ impl Handles {
                 first_bytes: families.first_bytes.clone(),
                 attempts: families.attempts.clone(),
                 retries: families.retries.clone(),
+                affinity: families.affinity.clone(),
                 lookups: families.lookups.clone(),
                 moved: families.moved.clone(),
             },
@@ -582,6 +628,16 @@ impl Handles {
             self.families.attempts.with_label_values(&labels)
         });
         attempts.inc();
+    }
+
+    /// Counts what came of a client's word about where it was before.
+    pub fn affinity(&self, service: ServiceId, result: AffinityResult) {
+        let Some(handles) = self.services.get(service.index()) else { return };
+        let counter = handles.affinity[result as usize].get_or_init(|| {
+            let labels = [self.fleet.service(service).name.as_str(), result.as_str()];
+            self.families.affinity.with_label_values(&labels)
+        });
+        counter.inc();
     }
 
     /// Counts a request in until the guard is dropped.

@@ -13,4 +13,4 @@ mod standing;
 
 pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
 pub use journal::Journal;
-pub use metrics::{Handles, InFlight, Metrics, Reload};
+pub use metrics::{AffinityResult, Handles, InFlight, Metrics, Reload};

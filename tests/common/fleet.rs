@@ -205,6 +205,7 @@ fn default_service(name: &str) -> Service {
         failback: Failback::Auto,
         drain_timeout: Duration::from_secs(300),
         pins: Vec::new(),
+        affinity: None,
         health: default_health(),
         timeouts: Timeouts {
             connect: Duration::from_millis(300),
@@ -219,7 +220,14 @@ fn default_service(name: &str) -> Service {
             max_age: Duration::from_secs(3600),
             max_connections: 0,
         },
-        retry: RetryPolicy { attempts: 3, budget: 20, on: vec![502, 503, 504], idempotency_key: false, replay: 65_536 },
+        retry: RetryPolicy {
+            attempts: 3,
+            budget: 20,
+            on: vec![502, 503, 504],
+            idempotency_key: false,
+            race: true,
+            replay: 65_536,
+        },
         max_body: 1 << 30,
         host: HostRule::Pass,
         pools: Vec::new(),

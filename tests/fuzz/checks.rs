@@ -1,21 +1,27 @@
 //! What each fuzz target demands of its input. Here and not in the targets, so that `cargo test` demands it of the seeds too, in which
 //! every input that once failed stays.
 
+use std::time::Duration;
+
 use meridian::proxy::Framing;
+use meridian::proxy::affinity::{self, Claim};
 use meridian::proxy::engine::body::{Body, Step};
 use meridian::proxy::engine::head;
+use meridian::steering::fleet::{Affinity, CookieAffinity, Secret};
 
+use crate::common::fleet::{fleet, pool, service};
 use crate::common::model::{self, Field, Manner};
 use crate::common::pipes::{Given, exchange};
 
 /// A target's name and what it demands.
 pub(crate) type Check = (&'static str, fn(&[u8]));
 
-pub(crate) const ALL: [Check; 4] = [
+pub(crate) const ALL: [Check; 5] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked_body", chunked_body),
     ("exchange", whole_exchange),
+    ("cookie", cookie),
 ];
 
 /// The end of a head is the same however it is cut. Returns its length.
@@ -130,4 +136,36 @@ pub(crate) fn whole_exchange(data: &[u8]) {
     if let Err(broken) = model::check(&given, &got) {
         panic!("{broken}\n{}", got.shown(&given));
     }
+}
+
+/// When the seeds' cookies are good.
+const COOKIES_AT_S: u64 = 1_764_000_000;
+
+/// A Cookie field. A region is claimed only by a value that we would write again, byte for byte; a claim is the same wherever the cookie stands.
+pub(crate) fn cookie(data: &[u8]) {
+    let key = Secret::new("0123456789abcdef0123456789abcdef");
+    let policy = |ttl_s| CookieAffinity {
+        name: "meridian".to_owned(),
+        ttl: Duration::from_secs(ttl_s),
+        keys: vec![key.clone()],
+    };
+    let affinity = Affinity::Cookie(policy(3600));
+    let web = service("web").pool("us-east", pool(&["192.0.2.1:80"])).pool("eu-west", pool(&["192.0.2.2:80"]));
+    let world = fleet().region("us-east", 38.95, -77.45).region("eu-west", 53.35, -6.26).service(web).build();
+    let web = &world.services[0];
+    let Ok(value) = http::HeaderValue::from_bytes(data) else { return };
+    let mut fields = http::HeaderMap::new();
+    fields.append("cookie", value);
+    let claim = Claim::of(&affinity, web, &world, &fields, COOKIES_AT_S);
+    let pairs = data.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let values: Vec<&[u8]> = pairs.filter_map(|pair| pair.strip_prefix(b"meridian=")).collect();
+    assert!(values.is_empty() == (claim == Claim::Absent), "{claim:?}");
+    let Some(region) = claim.region() else { return };
+    let region = &world.region(region).name;
+    let is_ours = |value: &&[u8]| {
+        let Ok(read) = affinity::read(value, &policy(0).keys, "web", COOKIES_AT_S) else { return false };
+        let again = affinity::set_cookie(&policy(0), "web", region, read.expiry_s());
+        read.region() == region.as_bytes() && again.as_bytes().starts_with(&[b"meridian=", *value, b"; "].concat())
+    };
+    assert!(values.iter().take(4).any(is_ours), "{claim:?}");
 }

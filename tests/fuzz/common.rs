@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "the targets use a part of it")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a target fails by panicking")]
 
+#[path = "../common/fleet.rs"]
+pub mod fleet;
 #[path = "../common/model.rs"]
 pub mod model;
 #[path = "../common/pipes.rs"]

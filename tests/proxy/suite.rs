@@ -635,3 +635,134 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
     let answer = raw(proxy.address, b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").await;
     assert!(answer.ends_with("\r\n\r\nok") && !answer.to_lowercase().contains("chunked"), "{answer}");
 }
+
+const AFFINITY: &str = "affinity = { kind = \"cookie\", ttl = \"1h\", keys = [\"0123456789abcdef0123456789abcdef\"] }";
+const ROTATED: &str = "affinity = { kind = \"cookie\", ttl = \"1h\", keys = [\"fedcba9876543210fedcba9876543210\", \"0123456789abcdef0123456789abcdef\"] }";
+
+/// Who answered, and the cookie that came with it: `name=value`, what clients send back.
+async fn visit(address: std::net::SocketAddr, fields: &[(&str, &str)]) -> (String, Option<String>) {
+    let answer = request(address, "GET", "/", fields).await.unwrap();
+    assert_eq!(answer.status, 200);
+    let cookie = answer.headers.get("set-cookie").map(|line| line.to_str().unwrap());
+    let private = answer.headers.get("cache-control").is_some_and(|value| value == "private");
+    assert_eq!(cookie.is_some(), private, "{:?}", answer.headers);
+    let value = cookie.map(|line| {
+        let (pair, attributes) = line.split_once("; ").unwrap();
+        assert_eq!(attributes, "Path=/; Max-Age=3600; Secure; HttpOnly; SameSite=Lax");
+        pair.to_owned()
+    });
+    (answer.origin().unwrap(), value)
+}
+
+fn counted(proxy: &Proxy, result: &str) -> bool {
+    let series = format!("meridian_affinity_total{{result=\"{result}\",service=\"web\"}} 1\n");
+    proxy.metrics.render(std::time::SystemTime::now()).contains(&series)
+}
+
+#[tokio::test]
+async fn a_cookie_brings_clients_back_and_forged_ones_do_not() {
+    let regions = [("a", origin("a").await), ("b", origin("b").await)];
+    // Where everybody goes without a cookie, and where nobody does.
+    let there = start(&config("", AFFINITY, &regions), &["a"]).await;
+    let here = start(&config("", AFFINITY, &regions), &[]).await;
+    let (name, cookie) = visit(there.address, &[]).await;
+    assert_eq!(name, "b");
+    let cookie = cookie.unwrap();
+    assert!(cookie.starts_with("meridian=A"), "{cookie}");
+    let among = format!("x=1; {cookie}; y=2");
+    assert_eq!(visit(here.address, &[("cookie", &among)]).await, ("b".to_owned(), None));
+    assert_eq!(here.lines(1).await[0]["reason"], "affinity");
+    let (name, first) = visit(here.address, &[]).await;
+    assert!(name == "a" && first.is_some_and(|first| first != cookie));
+    let forged = format!("{}{}", &cookie[..cookie.len() - 1], if cookie.ends_with('A') { 'E' } else { 'A' });
+    let (name, another) = visit(here.address, &[("cookie", &forged)]).await;
+    assert!(name == "a" && another.is_some());
+    here.lines(3).await;
+    for result in ["honoured", "absent", "broken"] {
+        until(result, || counted(&here, result)).await;
+    }
+    // Keys that come first sign, keys that stay verify, keys that went do not.
+    let rotated = start(&config("", ROTATED, &regions), &[]).await;
+    assert_eq!(visit(rotated.address, &[("cookie", &cookie)]).await, ("b".to_owned(), None));
+    let (_, new) = visit(rotated.address, &[]).await;
+    let new = new.unwrap();
+    assert!(visit(here.address, &[("cookie", &new)]).await.1.is_some(), "another key signed it");
+    assert_eq!(visit(rotated.address, &[("cookie", &new)]).await, ("a".to_owned(), None));
+}
+
+#[tokio::test]
+async fn after_a_failover_the_cookie_names_the_region_that_answered() {
+    let (a, _held) = refusing();
+    let b = origin("b").await;
+    let there = start(&config("", AFFINITY, &[("a", origin("a").await), ("b", b)]), &[]).await;
+    let (_, cookie) = visit(there.address, &[]).await;
+    let cookie = cookie.unwrap();
+    // Found down, or not yet: in both cases b answers.
+    for down in [&["a"][..], &[]] {
+        let proxy = start(&config("", AFFINITY, &[("a", a), ("b", b)]), down).await;
+        let (name, new) = visit(proxy.address, &[("cookie", &cookie)]).await;
+        let new = new.unwrap();
+        assert!(name == "b" && new != cookie);
+        assert_eq!(proxy.lines(1).await[0]["reason"], "failover");
+        let result = if down.is_empty() { "honoured" } else { "unavailable" };
+        until(result, || counted(&proxy, result)).await;
+        assert_eq!(visit(there.address, &[("cookie", &new)]).await, ("b".to_owned(), None));
+    }
+}
+
+#[tokio::test]
+async fn a_drain_keeps_its_clients_for_a_while_and_maintenance_does_not() {
+    let regions = [("a", origin("a").await), ("b", origin("b").await)];
+    let service = format!("{AFFINITY}\ndrain_timeout = \"1s\"");
+    let text = config("", &service, &regions);
+    let (proxy, sender) = live(&text).await;
+    let cookie = visit(proxy.address, &[]).await.1.unwrap();
+    let fields = [("cookie", cookie.as_str())];
+    let publish = async |state: &str| {
+        let new = super::common::world::compile(
+            &text.replace("[regions.a]\n", &format!("[regions.a]\nstate = \"{state}\"\n")),
+        );
+        let atlas = std::sync::Arc::new(meridian::geo::AtlasBuilder::new().build());
+        sender.publish(meridian::steering::View::compile(new.fleet, atlas, None), new.edge).await;
+    };
+    publish("maint").await;
+    assert_eq!(visit(proxy.address, &fields).await.0, "b");
+    let began = Instant::now();
+    publish("drain").await;
+    assert_eq!(visit(proxy.address, &fields).await, ("a".to_owned(), None));
+    assert_eq!(visit(proxy.address, &[]).await.0, "b");
+    while visit(proxy.address, &fields).await.0 == "a" {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(1), "it ended too early");
+}
+
+#[tokio::test]
+async fn a_header_names_the_region() {
+    let regions = [("a", origin("a").await), ("b", origin("b").await)];
+    let service = "affinity = { kind = \"header\", name = \"X-Region\" }";
+    let proxy = start(&config("", service, &regions), &[]).await;
+    for (fields, want) in [(&[("x-region", "b")][..], "b"), (&[("x-region", "c")], "a"), (&[], "a")] {
+        assert_eq!(visit(proxy.address, fields).await, (want.to_owned(), None));
+    }
+    proxy.lines(3).await;
+    for result in ["honoured", "absent", "broken"] {
+        until(result, || counted(&proxy, result)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_of_caching_stays_beside_private() {
+    const SAYS: &str =
+        "HTTP/1.1 200 OK\r\nCache-Control: public, max-age=60\r\nSet-Cookie: own=1\r\nContent-Length: 0\r\n\r\n";
+    let (a, _script) = answering(SAYS).await;
+    let proxy = start(&config("", AFFINITY, &[("a", a)]), &[]).await;
+    let answer = request(proxy.address, "GET", "/", &[]).await.unwrap();
+    assert_eq!(answer.headers["cache-control"], "public, max-age=60, private");
+    let cookies: Vec<_> = answer.headers.get_all("set-cookie").iter().collect();
+    assert!(cookies.len() == 2 && cookies[0] == "own=1", "{cookies:?}");
+    let ours = cookies[1].to_str().unwrap().split(';').next().unwrap();
+    let answer = request(proxy.address, "GET", "/", &[("cookie", ours)]).await.unwrap();
+    assert_eq!(answer.headers["cache-control"], "public, max-age=60");
+}

@@ -6,14 +6,15 @@ use std::time::Duration;
 use crate::config::compile::areas::{self, Own};
 use crate::config::compile::pools::{self, Draft};
 use crate::config::compile::region::Regions;
-use crate::config::compile::{Context, health};
+use crate::config::compile::{Context, affinity, health};
 use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering, Timeouts, Upstream,
+    Affinity, Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering, Timeouts,
+    Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -33,6 +34,7 @@ struct Read {
     pools: Vec<Draft>,
     /// Hosts and paths; `None` when some were refused.
     routes: Option<Routes>,
+    affinity_place: Place,
 }
 
 struct Routes {
@@ -57,6 +59,7 @@ pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fl
         return;
     }
     let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
+    let mut affinity_places = Vec::new();
     for entry in entries {
         super::check_name(&entry.key, entry.place, "service", context.scribe);
         let Some(service) = section.named(&entry.key, entry.place, &entry.node) else { continue };
@@ -74,9 +77,34 @@ pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fl
             fleet.pools.push(Pool { service: id, region, weight, dial, endpoints });
         }
         routes.extend(read.routes.map(|routes| (id, entry.key.clone(), routes)));
+        affinity_places.push(read.affinity_place);
         fleet.services.push(read.service);
     }
+    warn_of_shared_cookies(&routes, &affinity_places, fleet, context);
     fleet.router = router(&routes, context);
+}
+
+/// A browser holds one cookie of a name for a host: services that share both would overwrite each other's.
+fn warn_of_shared_cookies(
+    routes: &[(ServiceId, String, Routes)],
+    places: &[Place],
+    fleet: &Fleet,
+    context: &Context<'_>,
+) {
+    let mut seen: HashMap<(&str, &str), &str> = HashMap::new();
+    for (id, name, Routes { hosts, .. }) in routes {
+        let Some(Affinity::Cookie(cookie)) = &fleet.service(*id).affinity else { continue };
+        let hosts = hosts.iter().map(|(host, _)| host.as_str());
+        let every = (hosts.len() == 0).then_some("");
+        let other = hosts.chain(every).filter_map(|host| seen.insert((&cookie.name, host), name)).next();
+        if let Some(other) = other.filter(|other| other != name) {
+            let what = format!(
+                "service `{other}` has a cookie `{}` on the same host: each overwrites the other's",
+                cookie.name
+            );
+            context.scribe.warning(places[id.index()], what).hint("give one of them another `name`");
+        }
+    }
 }
 
 fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Router {
@@ -139,6 +167,8 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
+    let affinity_place = section.place_of("affinity");
+    let affinity = affinity::affinity(section.table("affinity"));
     let pins = areas::pins(&section.table("pins"), &own);
     let health_section = section.table("health");
     let health_place = health_section.place;
@@ -152,6 +182,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         panic,
         failback,
         pins,
+        affinity,
         health,
         timeouts: timeouts(section.table("timeouts")),
         upstream: upstream(section.table("upstream")),
@@ -167,7 +198,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     };
     warn(&service, &pools, &own, health_place);
     section.finish();
-    Read { service, pools, routes }
+    Read { service, pools, routes, affinity_place }
 }
 
 /// What is probably a mistake in how a service uses its regions.

@@ -16,6 +16,7 @@ mod connecting;
 mod connection;
 mod date;
 mod draining;
+mod frames;
 pub mod gate;
 pub mod head;
 mod lines;

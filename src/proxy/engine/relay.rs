@@ -18,7 +18,7 @@ use super::body::{self, Body, Step};
 use super::buffer::{Buffer, Scratch};
 use super::draining::Draining;
 use super::timer::Timer;
-use super::tunnel::Tunnel;
+use super::tunnel::{Tunnel, Way};
 use super::upload::{Upload, WINDOW, is_spent};
 use super::upstream::Upstream;
 use super::{date, head, write};
@@ -28,6 +28,12 @@ use crate::proxy::{Exchange, Fields, Framing, Outcome, framing, headers};
 
 /// How often a waiting request looks whether its endpoint was found down.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often a stream looks whether its region is done with. It may be one of thousands that are silent.
+const STREAM_LOOK: Duration = Duration::from_secs(1);
+
+/// How long the ends of a tunnel have to finish the frame they are at, and to close, once it has to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How long a client that closed its side is thought to wait for an answer still to begin. It may have left altogether, which nothing shows.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
@@ -114,8 +120,8 @@ pub(super) struct Relay<'a, S, U> {
     upload: &'a mut Upload,
     asked: Asked,
     draining: &'a Draining<'a>,
-    /// When to look next whether the endpoint was found down, for a request that may leave it.
-    look: Option<Instant>,
+    /// When it was looked last whether the endpoint was found down, for a request that may leave it, or whether a stream has to end.
+    looked: Option<Instant>,
     phase: Phase,
     /// When it was looked at last.
     pub(super) now: Instant,
@@ -165,6 +171,8 @@ struct Pace {
 enum Due {
     Answer,
     Look,
+    LookForEnd,
+    Farewell,
     HalfClosed,
     ClientBody,
     UpstreamTakes,
@@ -189,7 +197,7 @@ where
         draining: &'a Draining<'a>,
         now: Instant,
     ) -> Relay<'a, S, U> {
-        let look = exchange.may_leave().then(|| now + LOOK);
+        let looked = exchange.may_leave().then_some(now);
         let pace = Pace { since: now, bytes: 0 };
         Relay {
             client,
@@ -198,7 +206,7 @@ where
             upload,
             asked,
             draining,
-            look,
+            looked,
             phase: Phase::Head,
             now,
             is_new: true,
@@ -549,7 +557,7 @@ where
             if to_http_11 && (status != 100 || asked.expects) {
                 self.exchange.interim_passed_on();
                 // It cannot go elsewhere any more, so there is nothing to look out for.
-                self.look = None;
+                self.looked = None;
                 headers::response(&mut head.lines, self.exchange.via(), version, false);
                 write::remove_framing(&mut head.lines);
                 write::status(&mut self.out, &head);
@@ -581,6 +589,7 @@ where
                 asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !self.draining.is_on();
             let nominates = said.nominates(&head.lines);
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
+            self.exchange.bind(&mut head.lines, upgraded);
             // What a body would have been is told too, in our own digits.
             let described = if asked.to_head || status == 304 { framing::described(&head.lines) } else { None };
             write::remove_framing(&mut head.lines);
@@ -608,7 +617,7 @@ where
                     Phase::Body(body)
                 }
             };
-            self.look = None;
+            self.looked = Some(now);
         }
         self.upstream.input.consume(length);
         self.seen = 0;
@@ -619,10 +628,16 @@ where
     fn tunnel(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Phase::Tunnel(tunnel) = &mut self.phase else { return Ok(false) };
         let (client, upstream) = (&mut *self.client, &mut *self.upstream);
-        let up = tunnel.up.pass(&mut client.stream, &mut client.input, &mut upstream.stream, cx);
-        let down = tunnel.down.pass(&mut upstream.stream, &mut upstream.input, &mut client.stream, cx);
+        let leaving = tunnel.leaving.is_some();
+        let up = tunnel.up.pass(&mut client.stream, &mut client.input, &mut upstream.stream, leaving, cx);
+        let down = tunnel.down.pass(&mut upstream.stream, &mut upstream.input, &mut client.stream, leaving, cx);
         self.tunnel_in += up.bytes;
         self.payload_out += down.bytes;
+        if leaving {
+            let is_over = |way: &Way| way.told && way.ended;
+            let over = up.broken || down.broken || is_over(&tunnel.up) && is_over(&tunnel.down);
+            return if over { Err(End::Over(Outcome::Drained)) } else { Ok(false) };
+        }
         // A tunnel has no other end than one side's leaving, in whatever way it leaves.
         if up.broken || down.broken || tunnel.up.told && tunnel.down.told {
             return Err(End::Complete);
@@ -637,7 +652,14 @@ where
     fn deadlines(&self, mut each: impl FnMut(Instant, Due)) {
         let times = &self.asked.times;
         if let Phase::Tunnel(tunnel) = &self.phase {
+            if let Some(since) = tunnel.leaving {
+                each(since + FAREWELL, Due::Farewell);
+                return;
+            }
             let half = tunnel.up.ended || tunnel.down.ended;
+            if let Some(looked) = self.looked {
+                each(looked + STREAM_LOOK, Due::LookForEnd);
+            }
             each(self.down_moved + if half { times.idle.min(times.tunnel) } else { times.tunnel }, Due::Tunnel);
             return;
         }
@@ -645,12 +667,15 @@ where
             each(self.answer_due(), Due::Answer);
             // An answer that has begun to come is waited for.
             let waits = self.upload.is_sent() && self.upload.replayable() && self.upstream.input.is_empty();
-            if let (Some(look), true) = (self.look, waits) {
-                each(look, Due::Look);
+            if let (Some(looked), true) = (self.looked, waits) {
+                each(looked + LOOK, Due::Look);
             }
             if let Some(closed) = self.client.closed {
                 each(closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed);
             }
+        }
+        if let (Phase::Body(_), Some(looked)) = (&self.phase, self.looked) {
+            each(looked + STREAM_LOOK, Due::LookForEnd);
         }
         let (waits_for_body, blocked) = (self.waits_for_body(), self.is_blocked());
         if self.upload.waits_to_send() {
@@ -713,11 +738,21 @@ where
             }
             Due::UpstreamTakes => Some(End::Failed(Failure::Silent)),
             Due::Look => {
-                self.look = Some(now + LOOK);
+                self.looked = Some(now);
                 let leaves =
                     self.exchange.vigil()?.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
                 leaves.then_some(End::Elsewhere)
             }
+            Due::LookForEnd => {
+                self.looked = Some(now);
+                match (self.exchange.has_to_end(), &mut self.phase) {
+                    (true, Phase::Tunnel(tunnel)) => tunnel.leave(now, fastrand::u32(..).to_ne_bytes()),
+                    (true, Phase::Body(_)) => return Some(End::Over(Outcome::Drained)),
+                    _ => {}
+                }
+                None
+            }
+            Due::Farewell => Some(End::Over(Outcome::Drained)),
             Due::HalfClosed => Some(End::Over(Outcome::ClientGone)),
             Due::ClientTakes => Some(End::Over(Outcome::ClientSlow)),
             Due::ClientBody => self.give_up_upload(),

@@ -295,12 +295,16 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let upgraded = carried.upgraded;
         let exchange = carried.exchange()?;
-        match response.status.is_informational() && !upgraded {
+        let interim = response.status.is_informational() && !upgraded;
+        match interim {
             true => exchange.interim_passed_on(),
             false => exchange.passed_on(),
         }
         let version = if response.version == Version::HTTP_10 { "1.0" } else { "1.1" };
         headers::response(response, exchange.via(), version, upgraded);
+        if !interim {
+            exchange.bind(response, upgraded);
+        }
         // What we speak, not what the upstream spoke (RFC 9110, 2.5).
         response.set_version(Version::HTTP_11);
         // What frames no body has no fields for it (RFC 9112, 6.1; RFC 9110, 8.6).

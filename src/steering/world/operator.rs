@@ -67,9 +67,11 @@ impl World {
     }
 
     /// Works out what is wanted of the regions that there are.
-    pub(super) fn intend(&mut self) {
+    pub(super) fn intend(&mut self, now: Now) {
         let regions = &self.view.fleet.regions;
         self.intents = regions.iter().map(|region| wanted_region(&self.overrides, region)).collect();
+        let draining = regions.iter().zip(&self.intents).filter(|(_, intent)| **intent == Intent::Drain);
+        self.drains.follow(draining.map(|(region, _)| region.name.as_str()), now);
     }
 
     pub(super) fn said(&mut self, word: Word, now: Now, events: &mut Vec<Event>) {
@@ -91,7 +93,7 @@ impl World {
             }
         }
         self.overrides = Arc::new(overrides);
-        self.intend();
+        self.intend(now);
         if let Some(word) = readied {
             self.release(&word, now, events);
         }
@@ -104,7 +106,7 @@ impl World {
         }
         events.extend(words.iter().map(|word| told(Spoken::Recalled, word)));
         self.overrides = Arc::new(words.into_iter().collect());
-        self.intend();
+        self.intend(now);
         self.obey(now, events);
     }
 
@@ -117,7 +119,7 @@ impl World {
             events.push(told(Spoken::Expired, &word));
         }
         self.overrides = Arc::new(overrides);
-        self.intend();
+        self.intend(now);
         self.obey(now, events);
     }
 
