@@ -19,7 +19,7 @@ use crate::proxy::affinity::{self, Claim};
 use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
 use crate::proxy::headers::{self, Forward};
-use crate::proxy::retry::{self, Budgets, Failure, Permit, Replay, Verdict};
+use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
 use crate::steering::fleet::{Affinity, Protocol, Service};
@@ -555,7 +555,7 @@ impl Exchange {
     /// The attempt being made waits at an endpoint that was found down, and nothing of an answer came. Returns whether another one is
     /// planned; if not, it may as well wait on.
     pub fn evacuate(&mut self, replayable: bool, now: Instant) -> bool {
-        let moves = self.retry(Failure::Silent, replayable, now);
+        let moves = self.retry(Failure::Silent, replayable, now).is_ok();
         if moves {
             self.in_flight = None;
         }
@@ -576,7 +576,7 @@ impl Exchange {
             false if now >= self.deadline => Outcome::Deadline,
             false => failure.outcome(),
         };
-        self.retry(failure, replayable, now)
+        self.retry_or_say_why(failure, replayable, now)
     }
 
     /// A response head came. Returns whether it is to be thrown away because another attempt is planned. Informational heads
@@ -593,7 +593,7 @@ impl Exchange {
         }
         self.judge_endpoint(matches!(status, 502..=504));
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
-        if takes_elsewhere && self.retry(Failure::Status(status), replayable, now) {
+        if takes_elsewhere && self.retry_or_say_why(Failure::Status(status), replayable, now) {
             self.in_flight = None;
             return true;
         }
@@ -674,27 +674,40 @@ impl Exchange {
         self.shared.access.log(&self.published.snapshot, self.record);
     }
 
+    /// Plans another attempt if what happened allows it; if not, the log is told why.
+    fn retry_or_say_why(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
+        let planned = self.retry(failure, replayable, now);
+        self.record.gave_up = planned.err().map(GaveUp::as_str);
+        planned.is_ok()
+    }
+
     /// Plans another attempt if what happened allows it.
-    fn retry(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
-        let Some(last) = self.current else { return false };
-        let Some(id) = self.record.service else { return false };
+    fn retry(&mut self, failure: Failure, replayable: bool, now: Instant) -> Result<(), GaveUp> {
+        let Some(last) = self.current else { return Err(GaveUp::Nowhere) };
+        let Some(id) = self.record.service else { return Err(GaveUp::Nowhere) };
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
-        if self.passed_on || self.interim || self.record.attempts >= service.retry.attempts || now >= self.deadline {
-            return false;
+        if self.passed_on || self.interim {
+            return Err(GaveUp::Begun);
+        }
+        if now >= self.deadline {
+            return Err(GaveUp::Deadline);
+        }
+        if self.record.attempts >= service.retry.attempts {
+            return Err(GaveUp::Attempts);
         }
         let replay = Replay { idempotent: self.idempotent, replayable };
         // Steps on a copy: without leave to go, the walk stays where it is.
         let mut walk = self.walk.clone();
         let (take, fresh) = match retry::judge(failure, replay, last.fresh) {
-            Verdict::GiveUp => return false,
+            Verdict::GiveUp(why) => return Err(why),
             Verdict::Fresh => (last.take, true),
             Verdict::Elsewhere(avoid) => {
-                let Some(walk) = &mut walk else { return false };
+                let walk = walk.as_mut().ok_or(GaveUp::Nowhere)?;
                 walk.failed(&published.snapshot, avoid);
                 match walk.take(&published.snapshot) {
                     Ok(take) => (take, false),
-                    Err(_) => return false,
+                    Err(_) => return Err(GaveUp::Nowhere),
                 }
             }
         };
@@ -702,12 +715,12 @@ impl Exchange {
         if failure.sent() && !has_fallen(then, &self.shared.reader.load().snapshot, id, last.take.region) {
             match self.shared.budgets.of(&published.snapshot, id).take(service.retry.budget, now) {
                 Some(permit) => self.permits.push(permit),
-                None => return false,
+                None => return Err(GaveUp::Budget),
             }
         }
         self.walk = walk;
         self.planned = Some(self.plan(service, take, fresh, now));
-        true
+        Ok(())
     }
 
     fn endpoint(&self, take: Take) -> &EndpointView {

@@ -88,13 +88,50 @@ pub enum Verdict {
     /// The same endpoint over a fresh connection.
     Fresh,
     /// Nothing: what happened is the client's answer.
-    GiveUp,
+    GiveUp(GaveUp),
+}
+
+/// Why nothing is tried after a failure. The words are a contract of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GaveUp {
+    /// It was sent, and sending it twice might do twice what it does.
+    NotIdempotent,
+    /// More of its body was sent than is kept (`[services.*.retry] replay`).
+    BodyNotKept,
+    /// As many attempts were made as may be.
+    Attempts,
+    /// Its time is over.
+    Deadline,
+    /// The retry budget is used up.
+    Budget,
+    /// There is nowhere else to go.
+    Nowhere,
+    /// The client had begun to get an answer.
+    Begun,
+}
+
+impl GaveUp {
+    /// The word in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GaveUp::NotIdempotent => "not_idempotent",
+            GaveUp::BodyNotKept => "body_not_kept",
+            GaveUp::Attempts => "attempts",
+            GaveUp::Deadline => "deadline",
+            GaveUp::Budget => "budget",
+            GaveUp::Nowhere => "nowhere",
+            GaveUp::Begun => "begun",
+        }
+    }
 }
 
 /// What to do after `failure`. `fresh` says that this attempt was itself made over a fresh connection for that reason.
 pub fn judge(failure: Failure, replay: Replay, fresh: bool) -> Verdict {
-    if !replay.replayable || failure.sent() && !replay.idempotent {
-        return Verdict::GiveUp;
+    if failure.sent() && !replay.idempotent {
+        return Verdict::GiveUp(GaveUp::NotIdempotent);
+    }
+    if !replay.replayable {
+        return Verdict::GiveUp(GaveUp::BodyNotKept);
     }
     match failure {
         Failure::Lost { reused: true } | Failure::Stale if !fresh => Verdict::Fresh,
@@ -281,25 +318,26 @@ mod tests {
 
     #[test]
     fn every_failure_meets_its_verdict() {
-        use Verdict::{Elsewhere, Fresh, GiveUp};
+        use Verdict::{Elsewhere, Fresh};
         let (region, endpoint) = (Elsewhere(Avoid::Region), Elsewhere(Avoid::Endpoint));
+        let (twice, not_kept) = (Verdict::GiveUp(GaveUp::NotIdempotent), Verdict::GiveUp(GaveUp::BodyNotKept));
         let rows = [
             // failure, idempotent: verdict; not idempotent: verdict
             (Failure::NotConnected, region, region),
             (Failure::ConnectTimeout, region, region),
             (Failure::NoRoom, endpoint, endpoint),
             (Failure::Stale, Fresh, Fresh),
-            (Failure::Lost { reused: false }, endpoint, GiveUp),
-            (Failure::Lost { reused: true }, Fresh, GiveUp),
-            (Failure::Silent, region, GiveUp),
-            (Failure::BadAnswer, endpoint, GiveUp),
-            (Failure::Status(503), endpoint, GiveUp),
+            (Failure::Lost { reused: false }, endpoint, twice),
+            (Failure::Lost { reused: true }, Fresh, twice),
+            (Failure::Silent, region, twice),
+            (Failure::BadAnswer, endpoint, twice),
+            (Failure::Status(503), endpoint, twice),
         ];
         for (failure, idempotent, other) in rows {
             let replay = |idempotent, replayable| Replay { idempotent, replayable };
             assert_eq!(judge(failure, replay(true, true), false), idempotent, "{failure:?}");
             assert_eq!(judge(failure, replay(false, true), false), other, "{failure:?}");
-            assert_eq!(judge(failure, replay(true, false), false), GiveUp, "{failure:?}");
+            assert_eq!(judge(failure, replay(true, false), false), not_kept, "{failure:?}");
         }
         let replay = Replay { idempotent: true, replayable: true };
         assert_eq!(judge(Failure::Lost { reused: true }, replay, true), endpoint);

@@ -98,6 +98,8 @@ pub struct AccessRecord {
     pub status: u16,
     /// The outcome's label when it was not the upstream's answer (`no_region`, `connect_timeout` …); see `proxy::outcome`.
     pub outcome: &'static str,
+    /// Why nothing was tried after the last failure, if there was one; see `proxy::retry`.
+    pub gave_up: Option<&'static str>,
     /// Request body bytes received.
     pub bytes_in: u64,
     /// Response body bytes sent.
@@ -170,6 +172,7 @@ impl AccessRecord {
             attempts: 0,
             status: 0,
             outcome: "",
+            gave_up: None,
             bytes_in: 0,
             bytes_out: 0,
             total_us: 0,
@@ -549,6 +552,7 @@ pub(super) mod tests {
             attempts: 0,
             status: 400,
             outcome: "bad_request",
+            gave_up: None,
             bytes_in: 0,
             bytes_out: 12,
             total_us: 1234,

@@ -42,14 +42,26 @@ struct Way {
     endpoint: Option<SocketAddr>,
     reason: Option<TakeReason>,
     attempts: u8,
+    gave_up: Option<&'static str>,
 }
 
 impl Way {
     fn of(record: &AccessRecord, snapshot: &Snapshot) -> Way {
-        let &AccessRecord { protocol, mover, status, outcome, service, region, endpoint, reason, attempts, .. } =
-            record;
+        let &AccessRecord {
+            protocol,
+            mover,
+            status,
+            outcome,
+            service,
+            region,
+            endpoint,
+            reason,
+            attempts,
+            gave_up,
+            ..
+        } = record;
         let generation = snapshot.generation;
-        Way { generation, protocol, mover, status, outcome, service, region, endpoint, reason, attempts }
+        Way { generation, protocol, mover, status, outcome, service, region, endpoint, reason, attempts, gave_up }
     }
 
     /// Where it is remembered: others may be there too.
@@ -80,6 +92,8 @@ impl Way {
         or_null(out, self.reason.map(TakeReason::as_str), plain);
         out.extend_from_slice(b",\"attempts\":");
         number(out, self.attempts.into());
+        out.extend_from_slice(b",\"gave_up\":");
+        or_null(out, self.gave_up, plain);
     }
 }
 
@@ -268,13 +282,15 @@ mod tests {
         assert_eq!(line["duration_ms"], 1.234);
         assert_eq!(line["service"], Value::Null);
         assert_eq!(line["place"], Value::Null);
-        assert_eq!(line.as_object().unwrap().len(), 22);
+        assert_eq!(line["gave_up"], Value::Null);
+        assert_eq!(line.as_object().unwrap().len(), 23);
     }
 
     #[test]
     fn a_way_that_is_remembered_is_written_as_it_is() {
         let (mut lines, snapshot) = (Lines::default(), snapshot());
-        let mut records = [record("/"), record("/"), record("/"), record("/")];
+        let mut records = [record("/"), record("/"), record("/"), record("/"), record("/")];
+        records[4].gave_up = Some("budget");
         // 64 x 5 more: the same place.
         (records[1].status, records[2].outcome, records[3].attempts) = (400 + 64, "other", 7);
         let places: Vec<_> = records.iter().map(|record| Way::of(record, &snapshot).place()).collect();
@@ -287,6 +303,7 @@ mod tests {
                     let line: Value = serde_json::from_slice(&out).unwrap();
                     assert_eq!((&line["status"], &line["outcome"]), (&json!(record.status), &json!(record.outcome)));
                     assert_eq!(line["attempts"], record.attempts);
+                    assert_eq!(line["gave_up"].as_str(), record.gave_up);
                 }
             }
         }
