@@ -168,6 +168,7 @@ fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, st
         attempts: if region.is_some() { 2 } else { 0 },
         status,
         outcome: if region.is_some() { "" } else { "no_region" },
+        gave_up: None,
         bytes_in: 1,
         bytes_out: 2,
         total_us: 1500,

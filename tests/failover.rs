@@ -16,6 +16,7 @@ mod scene;
 
 use std::time::Duration;
 
+use load::Done;
 use scene::{Bars, Fault, judge};
 use tokio::sync::Mutex;
 
@@ -45,8 +46,37 @@ faults! {
     executed_then_reset: Fault::Trouble("executed"), Bars { failed_posts: 8, ..BARS };
     accepted_and_closed: Fault::Trouble("close"), Bars { failed_posts: 8, ..BARS };
     garbage: Fault::Trouble("garbage"), Bars { failed_posts: 8, ..BARS };
-    half_of_the_answers_503: Fault::Trouble("half"), Bars { failed_gets: 8, failed_posts: 60, quiet_after: None, attempts: Some(1.2), ..BARS };
+    half_of_the_answers_503: Fault::Trouble("half"), Bars { failed_posts: 160, quiet_after: None, attempts: Some(1.2), ..BARS };
+    a_byte_a_second: Fault::Trouble("drip"), Bars { slower: 60, failed_posts: 30, quiet_after: None, ..BARS };
     bad_health_and_good_traffic: Fault::Health("500"), Bars { quiet_after: Some(Duration::from_millis(1500)), failed_posts: 0, ..BARS };
+}
+
+/// Not one region's health page says 200, and all of them answer: they serve on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_health_everywhere_and_good_traffic() {
+    let _alone = STAGE.lock().await;
+    let seen = scene::run(Fault::HealthEverywhere("500")).await;
+    let failed: Vec<_> = seen.all.iter().filter(|done| done.failed()).collect();
+    assert!(failed.is_empty(), "{failed:?}\n{}", seen.log);
+    assert!(seen.log.contains("self_suspicion") || seen.log.contains("\"panic\""), "{}", seen.log);
+}
+
+/// The configuration changes a hundred times while the region is dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_reloads_during_a_failover() {
+    let _alone = STAGE.lock().await;
+    judge(Fault::KillAndReload, &Bars { quiet_after: None, ..BARS }).await;
+}
+
+/// A health page that goes good and bad as often as it can: the region's state does not follow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flapping_is_bounded() {
+    let _alone = STAGE.lock().await;
+    let seen = scene::run(Fault::Flap).await;
+    let failed: Vec<_> = seen.all.iter().filter(|done| done.failed()).collect();
+    assert!(failed.is_empty(), "{failed:?}\n{}", seen.log);
+    let turns = seen.log.matches("\"kind\":\"region\"").count();
+    assert!(turns <= 3 + 8, "{turns} turns of regions\n{}", seen.log);
 }
 
 /// What came of the answer before it broke is with the client, and it can see that there is something missing.
@@ -54,8 +84,10 @@ faults! {
 async fn a_reset_in_the_body_is_seen() {
     let _alone = STAGE.lock().await;
     let seen = scene::run(Fault::Trouble("body")).await;
-    let troubled =
-        seen.during().filter(|done| matches!(&done.result, Ok((200, origin)) if *origin == seen.victim)).count();
+    // From when the origin was surely told.
+    let told = seen.fault + Duration::from_millis(200);
+    let whole = |done: &&Done| done.due > told && matches!(&done.result, Ok((200, origin)) if *origin == seen.victim);
+    let troubled = seen.during().filter(whole).count();
     assert_eq!(troubled, 0, "broken answers that looked whole");
     assert!(seen.during().filter(|done| done.failed()).count() > 10, "nothing broke");
     assert_eq!(seen.duplicates(), Vec::<String>::new());

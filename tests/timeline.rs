@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use common::dice::Dice;
 use common::fleet::{default_health, fleet, pool, service, view};
-use meridian::geo::Atlas;
+use meridian::geo::{Atlas, Canonical};
 use meridian::steering::fleet::{HealthPolicy, Intent, Probe};
 use meridian::steering::ids::RegionSet;
 use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView, Snapshot};
 use meridian::steering::world::ProbeResult;
-use meridian::steering::{Change, Event, Now, World};
+use meridian::steering::{Change, Event, Now, Query, World};
 use model::{Key, Known, kind};
 use plan::{HOSTS, Plan, REGIONS, random_service};
 
@@ -36,7 +36,7 @@ fn laws_hold_through_random_schedules() {
         return drop(run(seed));
     }
     let mut seen = BTreeMap::new();
-    for seed in 0..number("TIMELINE_SCHEDULES").unwrap_or(2500) {
+    for seed in 0..number("TIMELINE_SCHEDULES").unwrap_or(10_000) {
         for moved in run(seed) {
             *seen.entry(moved).or_insert(0) += 1;
         }
@@ -168,6 +168,7 @@ impl Run {
         self.check_endpoints();
         self.check_suspicion(&events);
         self.check_operators();
+        self.check_takes();
         let moved = self.check_pools(&before);
         let told: BTreeSet<_> = events
             .iter()
@@ -431,6 +432,27 @@ impl Run {
             assert_eq!(view.up, with(&|_, pool| pool.state.is_up()));
             assert_eq!(view.holding, with(&|_, pool| pool.state == PoolState::Holding));
             assert_eq!(view.panicking, with(&|i, pool| i == Intent::Ready && pool.state.is_up()).is_empty());
+        }
+    }
+
+    /// Nobody is sent where it is down while it is up elsewhere, nor where an operator does not want him.
+    fn check_takes(&mut self) {
+        let snapshot = Arc::clone(&self.last);
+        for (index, view) in snapshot.services.iter().enumerate() {
+            let address = IpAddr::from((self.dice.roll(1 << 24..200 << 24) as u32).to_be_bytes());
+            let service = meridian::steering::ServiceId(index as u16);
+            let chance = self.dice.roll(0..u64::MAX);
+            let query = Query { client: Canonical::new(address), service, chance, affinity: None };
+            let good = view.up.without(view.drained).without(view.maint);
+            match snapshot.walk(&query).take(&snapshot) {
+                Ok(take) => {
+                    assert!(!view.drained.or(view.maint).contains(take.region), "{take:?} of {view:?}");
+                    assert!(good.is_empty() || good.contains(take.region), "{take:?} of {view:?}");
+                    let endpoint = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)];
+                    assert!(good.is_empty() || endpoint.state == EndpointState::Up, "{take:?}: {endpoint:?}");
+                }
+                Err(refusal) => assert!(good.is_empty(), "{refusal:?} with {view:?}"),
+            }
         }
     }
 

@@ -315,6 +315,8 @@ impl Budgets {
 #[expect(clippy::disallowed_methods, reason = "an instant can only be had from the clock")]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn every_failure_meets_its_verdict() {
@@ -351,6 +353,37 @@ mod tests {
         assert_eq!(share(s(5), s(9), 3, 3), s(5));
         assert_eq!(share(s(5), s(4), 3, 3), s(4));
         assert_eq!(share(s(5), s(0), 4, 3), s(0));
+    }
+
+    proptest! {
+        /// Whatever comes when: a grant is within the share of its window, or one of few that are under way.
+        #[test]
+        fn the_budget_is_never_exceeded(percent in 0u8..=100, steps in vec((0u64..3_000, 0u32..40, 0u32..12, 0usize..12), 1..60)) {
+            let start = Instant::now();
+            let budget = Arc::new(Budget::new(start));
+            let (mut at, mut requests, mut grants, mut under_way) = (0, Vec::new(), Vec::<u64>::new(), Vec::new());
+            for (wait, asked, tries, ended) in steps {
+                at += wait;
+                let now = start + Duration::from_millis(at);
+                let second = at / 1000;
+                for _ in 0..asked {
+                    budget.request(now);
+                    requests.push(second);
+                }
+                under_way.truncate(under_way.len().saturating_sub(ended));
+                for _ in 0..tries {
+                    let window = |of: &Vec<u64>| of.iter().filter(|at| second - **at <= u64::from(WINDOW_S)).count() as u64;
+                    let share = (window(&grants) + 1) * 100 <= u64::from(percent) * window(&requests);
+                    let few = percent > 0 && under_way.len() < FLOOR as usize;
+                    let granted = budget.take(percent, now);
+                    prop_assert_eq!(granted.is_some(), share || few);
+                    if let Some(permit) = granted {
+                        grants.push(second);
+                        under_way.push(permit);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

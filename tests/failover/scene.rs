@@ -24,6 +24,12 @@ pub enum Fault {
     Trouble(&'static str),
     /// Its health page answers with this status.
     Health(&'static str),
+    /// The health pages of all regions answer with this status.
+    HealthEverywhere(&'static str),
+    /// Its health page is bad and good in turn, three probes each.
+    Flap,
+    /// SIGKILL, and a reload every 50 ms from then on.
+    KillAndReload,
     /// Meridian itself stands still for two seconds.
     Ourselves,
 }
@@ -99,6 +105,7 @@ struct Scene {
     origins: Vec<Origin>,
     journals: Vec<PathBuf>,
     proxy: Proxy,
+    config: String,
     _folder: tempfile::TempDir,
 }
 
@@ -117,7 +124,7 @@ impl Scene {
             config += &format!("\n[services.web.pools.{name}]\nendpoints = [\"{address}\"]\n");
         }
         let proxy = Proxy::start(&config, |_| {}).await;
-        Scene { origins, journals, proxy, _folder: folder }
+        Scene { origins, journals, proxy, config, _folder: folder }
     }
 
     fn victim(&mut self) -> &mut Origin {
@@ -131,6 +138,33 @@ impl Scene {
             Fault::Vanish => hole::vanish(),
             Fault::Trouble(word) => self.victim().control(&format!("trouble={word}")).await,
             Fault::Health(status) => self.victim().control(&format!("health={status}")).await,
+            Fault::HealthEverywhere(status) => {
+                for origin in &self.origins {
+                    origin.control(&format!("health={status}")).await;
+                }
+            }
+            Fault::Flap => {
+                for _ in 0..5 {
+                    for status in ["500", "200"] {
+                        self.victim().control(&format!("health={status}")).await;
+                        tokio::time::sleep(Duration::from_millis(550)).await;
+                    }
+                }
+            }
+            Fault::KillAndReload => {
+                self.victim().kill();
+                let text = self.config.clone();
+                let before = self.proxy.generation().await;
+                for n in 1..=100 {
+                    // Something that changes what is compiled.
+                    self.proxy.write_config(
+                        &text.replace("[regions.us-west]", &format!("[regions.us-west]\nbias = {}", n % 2)),
+                    );
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                let after = self.proxy.generation().await;
+                assert!(after - before >= 30, "{before} to {after}: reloads that come close together may be one");
+            }
             Fault::Ourselves => {
                 signal(self.proxy.pid(), "STOP");
                 tokio::time::sleep(Duration::from_secs(2)).await;
