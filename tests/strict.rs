@@ -22,6 +22,8 @@ mod forwarding;
 mod kit;
 #[path = "strict/refusals.rs"]
 mod refusals;
+#[path = "strict/rivals.rs"]
+mod rivals;
 #[path = "strict/slow.rs"]
 mod slow;
 #[path = "strict/tunnels.rs"]

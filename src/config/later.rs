@@ -49,7 +49,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.on_exceed", &[], "data freshness"),
     key("services.*.upstream.tls", &[], "TLS to upstreams"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
-    key("services.*.retry.hedge", &[Same::Boolean(false)], "hedged requests"),
     key("limits.handshake_timeout", &[], "TLS and the PROXY protocol"),
     key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];

@@ -159,6 +159,8 @@ pub struct Exchange {
     planned: Option<Attempt>,
     /// The attempt that connects beside the one being made, and the walk after it.
     rival: Option<Box<(Walk, Attempt)>>,
+    /// At the endpoint of a rival that was asked as well.
+    hedged: Option<InFlight>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
     /// At the endpoint of the attempt being made.
@@ -289,6 +291,7 @@ impl Exchange {
             connecting: None,
             planned: None,
             rival: None,
+            hedged: None,
             counted: None,
             in_flight: None,
             permits: Vec::new(),
@@ -476,6 +479,44 @@ impl Exchange {
             self.in_flight = None;
             self.walk = Some(walk);
             self.planned = Some(attempt);
+        }
+    }
+
+    /// After how long without an answer another region is to be asked as well, if the service wants that and the request may be sent twice.
+    pub fn hedge_after(&self) -> Option<Duration> {
+        let service = self.service().filter(|service| service.retry.hedge)?;
+        let may = self.idempotent && self.record.attempts < service.retry.attempts && service.pools.len() > 1;
+        may.then(|| retry::hedge_after(self.meter()?.first_bytes())).flatten()
+    }
+
+    /// An attempt in another region beside the one that waits, if there is one to make and the retry budget allows it. It is counted as begun.
+    pub fn hedge(&mut self, now: Instant) -> Option<Attempt> {
+        let service = self.record.service?;
+        let attempt = self.rival(now)?;
+        let percent = self.service()?.retry.budget;
+        let permit = self.shared.budgets.of(&self.published.snapshot, service).take(percent, now)?;
+        self.permits.push(permit);
+        self.record.attempts = self.record.attempts.saturating_add(1);
+        self.published.handles.attempt(service, attempt.take.region);
+        let mut hedged = InFlight::enter(&self.endpoint(attempt.take).meter);
+        hedged.asked = Some(now);
+        hedged.meter.waits();
+        self.hedged = Some(hedged);
+        Some(attempt)
+    }
+
+    /// A hedge is over. `won`: the rival answers, and is the attempt being made from here on. If neither answers (`failed`), the next attempt is
+    /// where none of them was.
+    pub fn hedge_ended(&mut self, won: bool, failed: bool) {
+        let (hedged, rival) = (self.hedged.take(), self.rival.take());
+        let Some((walk, attempt)) = rival.map(|rival| *rival).filter(|_| won || failed) else { return };
+        self.walk = Some(walk);
+        if won {
+            self.in_flight = hedged;
+            self.record.region = Some(attempt.take.region);
+            self.record.endpoint = Some(attempt.address);
+            self.record.reason = Some(attempt.take.reason);
+            self.current = Some(attempt);
         }
     }
 

@@ -159,6 +159,15 @@ pub fn race_after(connects: &Histogram, connect: Duration) -> Duration {
     connects.p99(CONNECTS).map_or(connect / 3, |p99| p99.max(PATIENCE))
 }
 
+/// Answers of an endpoint that have to be known before one is late.
+const ANSWERS: u32 = 100;
+
+/// How long a request may wait for its answer before another region is asked as well: longer than 99 of 100 did there. `None`: too little is
+/// known.
+pub fn hedge_after(first_bytes: &Histogram) -> Option<Duration> {
+    first_bytes.p99(ANSWERS).map(|p99| p99.max(PATIENCE))
+}
+
 /// How long attempt `k` of `n` (from 1) may wait for an answer: its share of what remains, at most `first_byte`.
 pub fn share(first_byte: Duration, remaining: Duration, k: u8, n: u8) -> Duration {
     let left = u32::from(n.saturating_sub(k)) + 1;

@@ -396,6 +396,8 @@ pub struct RetryPolicy {
     pub on: Vec<u16>,
     /// Whether a request with an `Idempotency-Key` counts as idempotent.
     pub idempotency_key: bool,
+    /// Whether a request that waits longer than 99 of 100 do is sent to the next region as well, if it may be. Native engine only.
+    pub hedge: bool,
     /// Whether connecting to the next region begins beside a connect that takes longer than it should. Native engine only.
     pub race: bool,
     /// Bytes of a request body that are kept so that it can be sent again. pingora keeps at most 64 KiB of them.

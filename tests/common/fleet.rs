@@ -226,6 +226,7 @@ fn default_service(name: &str) -> Service {
             on: vec![502, 503, 504],
             idempotency_key: false,
             race: true,
+            hedge: false,
             replay: 65_536,
         },
         max_body: 1 << 30,

@@ -351,6 +351,7 @@ fn retry(section: Section<'_>) -> RetryPolicy {
         on,
         idempotency_key: section.boolean("idempotency_key", false),
         race: section.boolean("race", true),
+        hedge: section.boolean("hedge", false),
         replay: section.size("replay", 64 << 10, 0..=64 << 20),
     };
     section.finish();

@@ -52,24 +52,24 @@ impl<C: Connect> Connecting<C> {
     }
 
     /// When its time is over.
-    fn due(&self) -> Instant {
+    pub(super) fn due(&self) -> Instant {
         self.began + self.attempt.connect
     }
 
     /// Its connection, or that there is none. Its time is the caller's to keep.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<C::Stream, Failure>> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<C::Stream, Failure>> {
         self.future.as_mut().poll(cx).map_err(|_| Failure::NotConnected)
     }
 
     /// Has its connection: an upstream.
-    fn done(self, stream: C::Stream) -> Box<Upstream<C::Stream>> {
+    pub(super) fn done(self, stream: C::Stream) -> Box<Upstream<C::Stream>> {
         let now = now();
         self.meter.connects().record(now.saturating_duration_since(self.began));
         Upstream::new(stream, &self.attempt, self.place, now)
     }
 
     /// Has none, and nobody else will tell.
-    fn failed(self) {
+    pub(super) fn failed(self) {
         self.meter.failed(self.many);
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::buffer::{Buffer, Scratch};
 use super::connecting::{Connecting, Entrant, Won, race};
 use super::draining::Draining;
+use super::hedge::{Hedged, hedge};
 use super::lines::Lines;
 use super::relay::{Asked, Client, End, Relay, Times};
 use super::timer::Timer;
@@ -208,7 +209,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
             Err(Other::HandOver(length, framing)) => return Next::HandOver(length, framing),
         };
-        loop {
+        'attempts: loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let attempt = match exchange.next_attempt(self.at) {
                 Ok(attempt) => attempt,
@@ -229,13 +230,34 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 }
             };
             exchange.connected(self.at);
-            let mut relay =
-                Relay::new(&mut self.client, &mut upstream, exchange, &mut upload, asked, &self.draining, self.at);
-            let end = relay.run().await;
-            self.at = relay.now;
-            let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
-            let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
-            let unsent = relay.take_unsent();
+            let mut hedges = true;
+            let (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent) = loop {
+                let Some(exchange) = &mut self.exchange else { return Next::Close };
+                let (client, draining) = (&mut self.client, &self.draining);
+                let mut relay =
+                    Relay::new(client, &mut upstream, exchange, &mut upload, asked, draining, self.at, hedges);
+                let end = relay.run().await;
+                self.at = relay.now;
+                let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
+                let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
+                let unsent = relay.take_unsent();
+                if end != End::Hedge {
+                    break (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent);
+                }
+                hedges = false;
+                upstream = match self.hedge(upstream, &upload).await {
+                    Hedged::First(upstream) | Hedged::Second(upstream) => upstream,
+                    Hedged::Failed(failure) => {
+                        let Some(exchange) = &mut self.exchange else { return Next::Close };
+                        if exchange.attempt_failed(failure, upload.replayable(), self.at) {
+                            continue 'attempts;
+                        }
+                        let outcome = exchange.outcome();
+                        return self.refuse_after(asked, &mut upload, outcome).await;
+                    }
+                    Hedged::ClientGone => return self.refuse_after(asked, &mut upload, Outcome::ClientGone).await,
+                };
+            };
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let outcome = match end {
                 End::Elsewhere => continue,
@@ -247,6 +269,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 }
                 End::Broken => Outcome::AnswerBroken,
                 End::Over(outcome) => outcome,
+                End::Hedge => Outcome::Internal,
                 End::Complete => Outcome::Answered,
             };
             let Some(status) = status else {
@@ -386,6 +409,25 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 Ok(None)
             }
         }
+    }
+
+    /// Asks another region as well, if one may be asked; without one, the first goes on alone.
+    async fn hedge(&mut self, first: Box<Upstream<C::Stream>>, upload: &Upload) -> Hedged<C::Stream> {
+        let Connection { core, client, exchange, at, .. } = self;
+        let (Some(exchange), Some(request)) = (exchange.as_mut(), upload.kept()) else { return Hedged::First(first) };
+        let Some(attempt) = exchange.hedge(*at) else { return Hedged::First(first) };
+        let second = match core.pool.take(&attempt, *at) {
+            Some(upstream) => Some(Entrant::Kept(upstream)),
+            None => Connecting::begin(core, exchange, &attempt, *at).map(Entrant::New),
+        };
+        let Some(second) = second else {
+            exchange.hedge_ended(false, false);
+            return Hedged::First(first);
+        };
+        let due = exchange.answer_due(true, *at);
+        let hedged = hedge(client, first, second, request, due, at).await;
+        exchange.hedge_ended(matches!(hedged, Hedged::Second(_)), matches!(hedged, Hedged::Failed(_)));
+        hedged
     }
 
     /// The request ends with an answer of ours, after attempts or while its body was on its way.

@@ -19,6 +19,7 @@ mod draining;
 mod frames;
 pub mod gate;
 pub mod head;
+mod hedge;
 mod lines;
 mod relay;
 mod stock;

@@ -100,6 +100,8 @@ pub(super) enum End {
     Broken,
     /// The request ends for another reason than its upstream.
     Over(Outcome),
+    /// It waits so long that another region is to be asked as well; nothing of an answer has come.
+    Hedge,
 }
 
 /// Where an answer is.
@@ -140,6 +142,10 @@ pub(super) struct Relay<'a, S, U> {
     chunk: bool,
     broken: bool,
     unflushed: bool,
+    /// It may be sent to another region as well.
+    hedges: bool,
+    /// When that is due.
+    hedge_at: Option<Instant>,
     /// When the last byte of the request was sent.
     asked_at: Option<Instant>,
     head_sent_at: Option<Instant>,
@@ -170,6 +176,7 @@ struct Pace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     Answer,
+    Hedge,
     Look,
     LookForEnd,
     Farewell,
@@ -196,7 +203,9 @@ where
         asked: Asked,
         draining: &'a Draining<'a>,
         now: Instant,
+        hedges: bool,
     ) -> Relay<'a, S, U> {
+        let sent_at = upload.is_sent().then_some(now);
         let looked = exchange.may_leave().then_some(now);
         let pace = Pace { since: now, bytes: 0 };
         Relay {
@@ -220,8 +229,10 @@ where
             chunk: false,
             broken: false,
             unflushed: false,
-            asked_at: None,
-            head_sent_at: None,
+            hedges,
+            hedge_at: None,
+            asked_at: sent_at,
+            head_sent_at: sent_at,
             up_moved: now,
             down_moved: now,
             up_pace: pace,
@@ -343,6 +354,9 @@ where
                     self.asked_at = Some(now);
                     if self.status.is_none() {
                         self.exchange.asked(now);
+                        if self.hedges {
+                            self.hedge_at = self.exchange.hedge_after().map(|after| now + after);
+                        }
                     }
                     // What cannot be flushed now is flushed by reading: streams that buffer flush when they are read.
                     let _ = Pin::new(&mut self.upstream.stream).poll_flush(cx);
@@ -670,6 +684,9 @@ where
             if let (Some(looked), true) = (self.looked, waits) {
                 each(looked + LOOK, Due::Look);
             }
+            if let (Some(at), true) = (self.hedge_at, waits && self.interims == 0) {
+                each(at, Due::Hedge);
+            }
             if let Some(closed) = self.client.closed {
                 each(closed.max(self.exchange.started()) + HALF_CLOSED, Due::HalfClosed);
             }
@@ -717,7 +734,7 @@ where
 
     /// The timer went off: what is over, if anything.
     fn expire(&mut self, now: Instant) -> Option<End> {
-        let mut due = ArrayVec::<_, 8>::new();
+        let mut due = ArrayVec::<_, 10>::new();
         self.deadlines(|at, what| {
             if at <= now {
                 due.push(what);
@@ -753,6 +770,10 @@ where
                 None
             }
             Due::Farewell => Some(End::Over(Outcome::Drained)),
+            Due::Hedge => {
+                self.hedge_at = None;
+                Some(End::Hedge)
+            }
             Due::HalfClosed => Some(End::Over(Outcome::ClientGone)),
             Due::ClientTakes => Some(End::Over(Outcome::ClientSlow)),
             Due::ClientBody => self.give_up_upload(),

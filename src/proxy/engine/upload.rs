@@ -104,6 +104,11 @@ impl Upload {
         &self.staged[self.sent..]
     }
 
+    /// All of it, if it was read whole and is kept.
+    pub(super) fn kept(&self) -> Option<&[u8]> {
+        (self.whole && self.ended).then_some(&self.staged)
+    }
+
     /// Whether the upstream has all of it.
     pub(super) fn is_sent(&self) -> bool {
         self.ended && self.sent == self.staged.len()
