@@ -5,8 +5,10 @@
 //! signed, never ids, and the clock comes with the request, so that every PoP with the same keys reads it alike. The format is frozen by
 //! the test vectors below:
 //!
-//!     base64url without padding of   version (1 byte)  expiry (4, Unix seconds)  HMAC-SHA256 (32)  region
-//!     signed is                      "meridian affinity"  version  expiry  length of service (1 byte)  service  region
+//! ```text
+//! base64url without padding of   version (1 byte)  expiry (4, Unix seconds)  HMAC-SHA256 (32)  region
+//! signed is                      "meridian affinity"  version  expiry  length of service (1 byte)  service  region
+//! ```
 //!
 //! A header is believed as it is: all it can do is choose among the regions that the sets allow.
 //!

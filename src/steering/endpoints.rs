@@ -111,6 +111,8 @@ pub(crate) struct Turned {
     pub(crate) before: EndpointState,
     /// It ended an ejection, too.
     pub(crate) readmitted: bool,
+    /// Readers can tell. Of an endpoint that is ejected they cannot.
+    pub(crate) shows: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -212,6 +214,7 @@ impl Endpoint {
     pub(crate) fn observe(&mut self, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
         self.anew = false;
         let before = self.health.verdict();
+        let was_out = self.is_out();
         let turn = self.health.observe(passed, policy)?;
         let up = turn.verdict() == EndpointState::Up;
         self.down_since = (!up).then_some(now);
@@ -220,7 +223,7 @@ impl Endpoint {
         if before == EndpointState::Down {
             self.come_back(policy, now);
         }
-        Some(Turned { turn, before, readmitted })
+        Some(Turned { turn, before, readmitted, shows: !was_out || readmitted })
     }
 
     /// Lets time pass for its slow start; returns whether its warmth changed.

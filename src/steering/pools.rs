@@ -73,8 +73,10 @@ impl Pool {
     /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict, if it turned.
     pub(crate) fn observe(&mut self, index: usize, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
         let turned = self.endpoints[index].observe(passed, policy, now)?;
-        self.recount();
-        self.show_endpoints();
+        if turned.shows {
+            self.recount();
+            self.show_endpoints();
+        }
         Some(turned)
     }
 
@@ -87,9 +89,10 @@ impl Pool {
 
     /// Ejects its `index`-th endpoint unless too many are out; `all`: every one may be. Returns for how long.
     pub(crate) fn eject(&mut self, index: usize, all: bool, policy: &HealthPolicy, now: Now) -> Option<Duration> {
-        let out = self.endpoints.iter().filter(|endpoint| endpoint.is_out()).count();
-        let most = if all { self.endpoints.len() } else { self.endpoints.len().div_ceil(2) };
-        if out >= most {
+        // What an operator took out is as good as not there.
+        let there = || self.endpoints.iter().filter(|endpoint| endpoint.intent == Intent::Ready);
+        let most = if all { there().count() } else { there().count().div_ceil(2) };
+        if there().filter(|endpoint| endpoint.is_out()).count() >= most {
             return None;
         }
         let time = self.endpoints[index].eject(policy, now);

@@ -295,7 +295,9 @@ impl World {
             return;
         };
         let turn = turned.turn;
-        self.snapshot.take();
+        if turned.shows {
+            self.snapshot.take();
+        }
         events.push(Event::Endpoint {
             service: service.name.as_str().into(),
             region: fleet.region(spec.region).name.as_str().into(),
