@@ -176,7 +176,7 @@ async fn converse(mut stream: TcpStream, state: &State) -> io::Result<()> {
                 sleep(Duration::from_millis(5)).await;
                 return reset(&stream);
             }
-            Trouble::Half if state.count.fetch_add(1, Relaxed) % 2 == 0 => {
+            Trouble::Half if state.count.fetch_add(1, Relaxed).is_multiple_of(2) => {
                 stream.write_all(&state.answer(503, b"told to\n")).await?;
             }
             Trouble::Status(status) => stream.write_all(&state.answer(status, b"told to\n")).await?,

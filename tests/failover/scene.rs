@@ -272,6 +272,16 @@ impl Seen {
     }
 }
 
+/// What is held to the bars, of one run.
+struct Row {
+    gets: usize,
+    posts: usize,
+    slower: usize,
+    late: usize,
+    attempts: f64,
+    told: String,
+}
+
 /// Plays a fault as often as is asked for, and holds the medians to the bars; what must never be is held to each run.
 pub async fn judge(fault: Fault, bars: &Bars) {
     let runs = std::env::var("FAILOVER_RUNS").map_or(1, |text| text.parse().unwrap());
@@ -298,25 +308,25 @@ pub async fn judge(fault: Fault, bars: &Bars) {
         assert!(seen.all.iter().all(|done| done.due + done.took >= seen.fault || !done.failed()), "before it: {told}");
         assert_eq!(seen.duplicates(), Vec::<String>::new(), "executed twice: {told}");
         assert_eq!(seen.unsent_posts(), Vec::<&str>::new(), "never sent: {told}");
-        rows.push((gets, posts, slower, seen.late_attempts, seen.attempts, told));
+        rows.push(Row { gets, posts, slower, late: seen.late_attempts as usize, attempts: seen.attempts, told });
     }
-    let median = |of: &dyn Fn(&(usize, usize, usize, u64, f64, String)) -> usize| {
+    let median = |of: &dyn Fn(&Row) -> usize| {
         let mut values: Vec<usize> = rows.iter().map(of).collect();
         values.sort_unstable();
         values[values.len() / 2]
     };
-    let told = &rows[0].5;
-    assert!(median(&|row| row.0) <= bars.failed_gets, "{fault:?}: GETs failed: {told}");
-    assert!(median(&|row| row.1) <= bars.failed_posts, "{fault:?}: POSTs failed: {told}");
-    assert!(median(&|row| row.2) <= bars.slower, "{fault:?}: slow answers: {told}");
+    let told = &rows[0].told;
+    assert!(median(&|row| row.gets) <= bars.failed_gets, "{fault:?}: GETs failed: {told}");
+    assert!(median(&|row| row.posts) <= bars.failed_posts, "{fault:?}: POSTs failed: {told}");
+    assert!(median(&|row| row.slower) <= bars.slower, "{fault:?}: slow answers: {told}");
     if bars.quiet_after.is_some() {
-        assert_eq!(median(&|row| row.3 as usize), 0, "{fault:?}: attempts at the region long after: {told}");
+        assert_eq!(median(&|row| row.late), 0, "{fault:?}: attempts at the region long after: {told}");
     }
     if let Some(most) = bars.attempts {
         assert!(
-            median(&|row| (row.4 * 1000.0) as usize) <= (most * 1000.0) as usize,
+            median(&|row| (row.attempts * 1000.0) as usize) <= (most * 1000.0) as usize,
             "{fault:?}: {} {told}",
-            rows[0].4
+            rows[0].attempts
         );
     }
 }

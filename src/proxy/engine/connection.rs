@@ -204,7 +204,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
 
     /// Serves the request whose head is at the front of the input.
     async fn request(&mut self) -> Next {
-        let (asked, mut upload) = match self.begin() {
+        let (mut asked, mut upload) = match self.begin() {
             Ok(begun) => begun,
             Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
             Err(Other::HandOver(length, framing)) => return Next::HandOver(length, framing),
@@ -230,12 +230,10 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 }
             };
             exchange.connected(self.at);
-            let mut hedges = true;
             let (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent) = loop {
                 let Some(exchange) = &mut self.exchange else { return Next::Close };
                 let (client, draining) = (&mut self.client, &self.draining);
-                let mut relay =
-                    Relay::new(client, &mut upstream, exchange, &mut upload, asked, draining, self.at, hedges);
+                let mut relay = Relay::new(client, &mut upstream, exchange, &mut upload, asked, draining, self.at);
                 let end = relay.run().await;
                 self.at = relay.now;
                 let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
@@ -244,7 +242,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 if end != End::Hedge {
                     break (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent);
                 }
-                hedges = false;
+                asked.hedges = false;
                 upstream = match self.hedge(upstream, &upload).await {
                     Hedged::First(upstream) | Hedged::Second(upstream) => upstream,
                     Hedged::Failed(failure) => {
@@ -332,6 +330,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
             expects: expects && is_http_11 && !framing.is_empty() && !wants(b"expect"),
             keep_alive: !last && !wants(b"close") && (is_http_11 || wants(b"keep-alive")),
             closes: wants(b"close"),
+            hedges: true,
             times: Times {
                 body: limits.body_timeout,
                 idle: service.map_or(limits.body_timeout, |service| service.timeouts.idle),
@@ -579,6 +578,7 @@ impl Asked {
             expects: false,
             keep_alive: false,
             closes: false,
+            hedges: false,
             times: Times { body: patience, idle: patience, tunnel: patience, min_rate: 0 },
         }
     }

@@ -71,6 +71,8 @@ pub(super) struct Asked {
     pub(super) keep_alive: bool,
     /// The client said that this is its last request.
     pub(super) closes: bool,
+    /// It may be sent to another region as well, if its service wants that.
+    pub(super) hedges: bool,
     pub(super) times: Times,
 }
 
@@ -142,9 +144,7 @@ pub(super) struct Relay<'a, S, U> {
     chunk: bool,
     broken: bool,
     unflushed: bool,
-    /// It may be sent to another region as well.
-    hedges: bool,
-    /// When that is due.
+    /// When another region is to be asked as well.
     hedge_at: Option<Instant>,
     /// When the last byte of the request was sent.
     asked_at: Option<Instant>,
@@ -203,7 +203,6 @@ where
         asked: Asked,
         draining: &'a Draining<'a>,
         now: Instant,
-        hedges: bool,
     ) -> Relay<'a, S, U> {
         let sent_at = upload.is_sent().then_some(now);
         let looked = exchange.may_leave().then_some(now);
@@ -229,7 +228,6 @@ where
             chunk: false,
             broken: false,
             unflushed: false,
-            hedges,
             hedge_at: None,
             asked_at: sent_at,
             head_sent_at: sent_at,
@@ -354,7 +352,7 @@ where
                     self.asked_at = Some(now);
                     if self.status.is_none() {
                         self.exchange.asked(now);
-                        if self.hedges {
+                        if self.asked.hedges {
                             self.hedge_at = self.exchange.hedge_after().map(|after| now + after);
                         }
                     }
