@@ -12,7 +12,7 @@
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
-//! - [`text`]: numbers, addresses and names as bytes. [`memory`]: what is asked of the allocator.
+//! - [`text`]: numbers, addresses and names as bytes. [`secret`]: keys and tokens, never shown. [`memory`]: what is asked of the allocator.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
 
@@ -32,6 +32,7 @@ pub mod origin;
 pub mod probe;
 pub mod proxy;
 pub mod resolve;
+pub mod secret;
 pub mod server;
 pub mod state;
 pub mod steering;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// (top-level module or `parent/child`, tier). The longest match rules.
 const TIERS: &[(&str, u8)] = &[
+    ("secret", 0),
     ("text", 0),
     ("geo", 0),
     ("steering", 1),

@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use crate::config::Secret;
+use crate::secret::Secret;
 use crate::state::{Reader, Sender};
 use crate::telemetry::Metrics;
 

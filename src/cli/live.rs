@@ -12,8 +12,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::{Config, Secret};
+use crate::config::Config;
 use crate::load::Loader;
+use crate::secret::Secret;
 use crate::steering::explain::{Explanation, Question};
 
 /// A connection to the running process.

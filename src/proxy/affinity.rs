@@ -20,7 +20,8 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use crate::proxy::Fields;
-use crate::steering::fleet::{Affinity, CookieAffinity, Secret, Service};
+use crate::secret::Secret;
+use crate::steering::fleet::{Affinity, CookieAffinity, Service};
 use crate::steering::{Fleet, RegionId};
 
 const VERSION: u8 = 1;
@@ -180,7 +181,7 @@ fn write(key: Option<&Secret>, service: &str, region: &str, expiry_s: u64) -> St
 
 /// Of what is said of a client of a service. `None` never: HMAC takes keys of any length.
 fn signature(key: &Secret, service: &str, region: &[u8], expiry_s: u32) -> Option<Hmac<Sha256>> {
-    let mut own = Hmac::<Sha256>::new_from_slice(key.bytes()).ok()?;
+    let mut own = Hmac::<Sha256>::new_from_slice(key.reveal().as_bytes()).ok()?;
     let length = u8::try_from(service.len()).unwrap_or(u8::MAX);
     for part in [&b"meridian affinity"[..], &[VERSION], &expiry_s.to_be_bytes(), &[length], service.as_bytes(), region]
     {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::geo::{Area, Point};
+use crate::secret::Secret;
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::networks::Networks;
 use crate::steering::route::Router;
@@ -226,28 +227,6 @@ pub struct CookieAffinity {
     pub ttl: Duration,
     /// At least one. The first signs, all verify.
     pub keys: Vec<Secret>,
-}
-
-/// Bytes that nobody is to see: not in a log, not in a panic, not in a report.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<[u8]>);
-
-impl Secret {
-    /// Of that text.
-    pub fn new(text: &str) -> Secret {
-        Secret(text.as_bytes().into())
-    }
-
-    /// To sign or to verify with.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
 }
 
 /// What happens when health leaves no region.

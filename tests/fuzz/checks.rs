@@ -7,7 +7,8 @@ use meridian::proxy::Framing;
 use meridian::proxy::affinity::{self, Claim};
 use meridian::proxy::engine::body::{Body, Step};
 use meridian::proxy::engine::head;
-use meridian::steering::fleet::{Affinity, CookieAffinity, Secret};
+use meridian::secret::Secret;
+use meridian::steering::fleet::{Affinity, CookieAffinity};
 
 use crate::common::fleet::{fleet, pool, service};
 use crate::common::model::{self, Field, Manner};

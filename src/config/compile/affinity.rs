@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::config::file::{Node, Value};
 use crate::config::names::{self, Refused};
 use crate::config::reader::Section;
-use crate::steering::fleet::{Affinity, CookieAffinity, Secret};
+use crate::secret::Secret;
+use crate::steering::fleet::{Affinity, CookieAffinity};
 
 /// A key of fewer bytes could be guessed.
 const KEY_BYTES: usize = 32;

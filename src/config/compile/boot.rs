@@ -8,7 +8,8 @@ use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, Boot, Engine, Listen, Secret};
+use crate::config::{AccessLog, Boot, Engine, Listen};
+use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
