@@ -429,15 +429,9 @@ impl Exchange {
         {
             self.shared.budgets.request(&self.published.snapshot, id, now);
         }
-        self.record.attempts = self.record.attempts.saturating_add(1);
-        self.record.region = Some(take.region);
-        self.record.endpoint = Some(attempt.address);
-        self.record.reason = Some(take.reason);
-        if let Some(service) = self.record.service {
-            self.published.handles.attempt(service, take.region);
-        }
+        self.count(take.region);
+        self.is_at(attempt);
         self.outcome = Outcome::Answered;
-        self.current = Some(attempt);
         self.connecting = Some(now);
         Ok(attempt)
     }
@@ -445,8 +439,13 @@ impl Exchange {
     /// After how long without a connection another region had better be tried beside the one of the attempt being made.
     pub fn race_after(&self) -> Option<Duration> {
         let (attempt, service) = (self.current?, self.service()?);
-        let may = service.retry.race && self.record.attempts < service.retry.attempts && service.pools.len() > 1;
-        may.then(|| retry::race_after(self.endpoint(attempt.take).meter.connects(), attempt.connect))
+        (service.retry.race && self.may_try_another(service))
+            .then(|| retry::race_after(self.endpoint(attempt.take).meter.connects(), attempt.connect))
+    }
+
+    /// Whether attempts are left, and there is another region at all.
+    fn may_try_another(&self, service: &Service) -> bool {
+        self.record.attempts < service.retry.attempts && service.pools.len() > 1
     }
 
     /// An attempt in another region to connect for beside the one being made, if there is one to make. Nothing is sent over either before one
@@ -485,8 +484,9 @@ impl Exchange {
     /// After how long without an answer another region is to be asked as well, if the service wants that and the request may be sent twice.
     pub fn hedge_after(&self) -> Option<Duration> {
         let service = self.service().filter(|service| service.retry.hedge)?;
-        let may = self.idempotent && self.record.attempts < service.retry.attempts && service.pools.len() > 1;
-        may.then(|| retry::hedge_after(self.meter()?.first_bytes())).flatten()
+        (self.idempotent && self.may_try_another(service))
+            .then(|| retry::hedge_after(self.meter()?.first_bytes()))
+            .flatten()
     }
 
     /// An attempt in another region beside the one that waits, if there is one to make and the retry budget allows it. It is counted as begun.
@@ -496,8 +496,7 @@ impl Exchange {
         let percent = self.service()?.retry.budget;
         let permit = self.shared.budgets.of(&self.published.snapshot, service).take(percent, now)?;
         self.permits.push(permit);
-        self.record.attempts = self.record.attempts.saturating_add(1);
-        self.published.handles.attempt(service, attempt.take.region);
+        self.count(attempt.take.region);
         let mut hedged = InFlight::enter(&self.endpoint(attempt.take).meter);
         hedged.asked = Some(now);
         hedged.meter.waits();
@@ -505,18 +504,42 @@ impl Exchange {
         Some(attempt)
     }
 
-    /// A hedge is over. `won`: the rival answers, and is the attempt being made from here on. If neither answers (`failed`), the next attempt is
-    /// where none of them was.
-    pub fn hedge_ended(&mut self, won: bool, failed: bool) {
+    /// The rival of a hedge answers, and is the attempt being made from here on.
+    pub fn hedge_won(&mut self) {
         let (hedged, rival) = (self.hedged.take(), self.rival.take());
-        let Some((walk, attempt)) = rival.map(|rival| *rival).filter(|_| won || failed) else { return };
+        let Some((walk, attempt)) = rival.map(|rival| *rival) else { return };
         self.walk = Some(walk);
-        if won {
-            self.in_flight = hedged;
-            self.record.region = Some(attempt.take.region);
-            self.record.endpoint = Some(attempt.address);
-            self.record.reason = Some(attempt.take.reason);
-            self.current = Some(attempt);
+        self.in_flight = hedged;
+        self.is_at(attempt);
+    }
+
+    /// The attempt being made goes on alone: it answers, or no rival could be asked.
+    pub fn hedge_lost(&mut self) {
+        self.hedged = None;
+        self.rival = None;
+    }
+
+    /// Neither answers: the next attempt is where none of them was.
+    pub fn hedge_failed(&mut self) {
+        self.hedged = None;
+        if let Some(rival) = self.rival.take() {
+            self.walk = Some(rival.0);
+        }
+    }
+
+    /// The attempt being made is this one.
+    fn is_at(&mut self, attempt: Attempt) {
+        self.record.region = Some(attempt.take.region);
+        self.record.endpoint = Some(attempt.address);
+        self.record.reason = Some(attempt.take.reason);
+        self.current = Some(attempt);
+    }
+
+    /// One attempt more, at that region.
+    fn count(&mut self, region: RegionId) {
+        self.record.attempts = self.record.attempts.saturating_add(1);
+        if let Some(service) = self.record.service {
+            self.published.handles.attempt(service, region);
         }
     }
 

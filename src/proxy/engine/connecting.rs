@@ -104,6 +104,21 @@ pub(super) enum Entrant<C: Connect> {
     New(Connecting<C>),
 }
 
+impl<C: Connect> Entrant<C> {
+    /// For that attempt of `exchange`; `None` when its endpoint has as many connections as it may have.
+    pub(super) fn enter(
+        core: &Arc<Core<C>>,
+        exchange: &Exchange,
+        attempt: &Attempt,
+        now: Instant,
+    ) -> Option<Entrant<C>> {
+        match core.pool.take(attempt, now) {
+            Some(upstream) => Some(Entrant::Kept(upstream)),
+            None => Connecting::begin(core, exchange, attempt, now).map(Entrant::New),
+        }
+    }
+}
+
 /// Waits for `first`; after `patience`, if given, for the one that `enter` brings as well. Leaves in `at` when that ended.
 pub(super) async fn race<C: Connect>(
     mut first: Connecting<C>,

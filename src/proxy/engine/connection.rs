@@ -19,7 +19,7 @@ use super::connecting::{Connecting, Entrant, Won, race};
 use super::draining::Draining;
 use super::hedge::{Hedged, hedge};
 use super::lines::Lines;
-use super::relay::{Asked, Client, End, Relay, Times};
+use super::relay::{Asked, Client, End, Late, Relay, Times};
 use super::timer::Timer;
 use super::upload::Upload;
 use super::upstream::{Connect, Upstream};
@@ -230,7 +230,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 }
             };
             exchange.connected(self.at);
-            let (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent) = loop {
+            loop {
                 let Some(exchange) = &mut self.exchange else { return Next::Close };
                 let (client, draining) = (&mut self.client, &self.draining);
                 let mut relay = Relay::new(client, &mut upstream, exchange, &mut upload, asked, draining, self.at);
@@ -239,53 +239,46 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 let (clean, keep, until_close) = (relay.upstream_is_clean(), relay.keep_client, relay.until_close);
                 let (status, payload_out, tunnel_in) = (relay.status, relay.payload_out(), relay.tunnel_in);
                 let unsent = relay.take_unsent();
-                if end != End::Hedge {
-                    break (end, clean, keep, until_close, status, payload_out, tunnel_in, unsent);
-                }
-                asked.hedges = false;
-                upstream = match self.hedge(upstream, &upload).await {
-                    Hedged::First(upstream) | Hedged::Second(upstream) => upstream,
-                    Hedged::Failed(failure) => {
-                        let Some(exchange) = &mut self.exchange else { return Next::Close };
+                let end = match end {
+                    Ok(end) => end,
+                    Err(Late) => {
+                        asked.hedges = false;
+                        match self.hedge(&mut upstream, &upload).await {
+                            Ok(()) => continue,
+                            Err(end) => end,
+                        }
+                    }
+                };
+                let Some(exchange) = &mut self.exchange else { return Next::Close };
+                let outcome = match end {
+                    End::Elsewhere => continue 'attempts,
+                    End::Failed(failure) => {
                         if exchange.attempt_failed(failure, upload.replayable(), self.at) {
                             continue 'attempts;
                         }
-                        let outcome = exchange.outcome();
-                        return self.refuse_after(asked, &mut upload, outcome).await;
+                        exchange.outcome()
                     }
-                    Hedged::ClientGone => return self.refuse_after(asked, &mut upload, Outcome::ClientGone).await,
+                    End::Broken => Outcome::AnswerBroken,
+                    End::Over(outcome) => outcome,
+                    End::Complete => Outcome::Answered,
                 };
-            };
-            let Some(exchange) = &mut self.exchange else { return Next::Close };
-            let outcome = match end {
-                End::Elsewhere => continue,
-                End::Failed(failure) => {
-                    if exchange.attempt_failed(failure, upload.replayable(), self.at) {
-                        continue;
-                    }
-                    exchange.outcome()
+                let Some(status) = status else {
+                    self.owed = unsent;
+                    return self.refuse_after(asked, &mut upload, outcome).await;
+                };
+                exchange.end(outcome);
+                if end == End::Complete && clean {
+                    self.core.pool.put(upstream, self.at);
                 }
-                End::Broken => Outcome::AnswerBroken,
-                End::Over(outcome) => outcome,
-                End::Hedge => Outcome::Internal,
-                End::Complete => Outcome::Answered,
-            };
-            let Some(status) = status else {
-                self.owed = unsent;
-                return self.refuse_after(asked, &mut upload, outcome).await;
-            };
-            exchange.end(outcome);
-            if end == End::Complete && clean {
-                self.core.pool.put(upstream, self.at);
+                self.finish(status, upload.payload() + tunnel_in, payload_out);
+                return match end {
+                    End::Complete if keep => Next::Request,
+                    End::Complete if asked.closes && upload.ended() && self.is_quiet().await => Next::Finish,
+                    End::Complete => Next::Close,
+                    _ if until_close => Next::Reset,
+                    _ => Next::Close,
+                };
             }
-            self.finish(status, upload.payload() + tunnel_in, payload_out);
-            return match end {
-                End::Complete if keep => Next::Request,
-                End::Complete if asked.closes && upload.ended() && self.is_quiet().await => Next::Finish,
-                End::Complete => Next::Close,
-                _ if until_close => Next::Reset,
-                _ => Next::Close,
-            };
         }
     }
 
@@ -388,10 +381,7 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let enter = |now| {
             let exchange = exchange.as_mut()?;
             let rival = exchange.rival(now)?;
-            match core.pool.take(&rival, now) {
-                Some(upstream) => Some(Entrant::Kept(upstream)),
-                None => Connecting::begin(core, exchange, &rival, now).map(Entrant::New),
-            }
+            Entrant::enter(core, exchange, &rival, now)
         };
         match race(first, patience, &mut client.timer, at, enter).await {
             Won::First(upstream) => Ok(Some(upstream)),
@@ -410,23 +400,34 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         }
     }
 
-    /// Asks another region as well, if one may be asked; without one, the first goes on alone.
-    async fn hedge(&mut self, first: Box<Upstream<C::Stream>>, upload: &Upload) -> Hedged<C::Stream> {
+    /// Asks another region as well, if one may be asked; without one, the first goes on alone. Leaves in `upstream` who answers, or
+    /// returns how the attempt ended.
+    async fn hedge(&mut self, upstream: &mut Box<Upstream<C::Stream>>, upload: &Upload) -> Result<(), End> {
         let Connection { core, client, exchange, at, .. } = self;
-        let (Some(exchange), Some(request)) = (exchange.as_mut(), upload.kept()) else { return Hedged::First(first) };
-        let Some(attempt) = exchange.hedge(*at) else { return Hedged::First(first) };
-        let second = match core.pool.take(&attempt, *at) {
-            Some(upstream) => Some(Entrant::Kept(upstream)),
-            None => Connecting::begin(core, exchange, &attempt, *at).map(Entrant::New),
-        };
-        let Some(second) = second else {
-            exchange.hedge_ended(false, false);
-            return Hedged::First(first);
+        let (Some(exchange), Some(request)) = (exchange.as_mut(), upload.kept()) else { return Ok(()) };
+        let Some(attempt) = exchange.hedge(*at) else { return Ok(()) };
+        let Some(second) = Entrant::enter(core, exchange, &attempt, *at) else {
+            exchange.hedge_lost();
+            return Ok(());
         };
         let due = exchange.answer_due(true, *at);
-        let hedged = hedge(client, first, second, request, due, at).await;
-        exchange.hedge_ended(matches!(hedged, Hedged::Second(_)), matches!(hedged, Hedged::Failed(_)));
-        hedged
+        match hedge(client, upstream, second, request, due, at).await {
+            Hedged::First => exchange.hedge_lost(),
+            Hedged::Second(second) => {
+                // Which closes the other's connection.
+                *upstream = second;
+                exchange.hedge_won();
+            }
+            Hedged::Failed(failure) => {
+                exchange.hedge_failed();
+                return Err(End::Failed(failure));
+            }
+            Hedged::ClientGone => {
+                exchange.hedge_lost();
+                return Err(End::Over(Outcome::ClientGone));
+            }
+        }
+        Ok(())
     }
 
     /// The request ends with an answer of ours, after attempts or while its body was on its way.

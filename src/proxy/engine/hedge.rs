@@ -22,7 +22,7 @@ use crate::proxy::retry::Failure;
 /// How a hedge ended.
 pub(super) enum Hedged<U> {
     /// The first one spoke.
-    First(Box<Upstream<U>>),
+    First,
     /// The second one spoke.
     Second(Box<Upstream<U>>),
     /// Neither will.
@@ -44,14 +44,13 @@ enum Second<C: Connect> {
 /// `at` when that ended.
 pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut Client<S>,
-    first: Box<Upstream<C::Stream>>,
+    first: &mut Upstream<C::Stream>,
     second: Entrant<C>,
     request: &[u8],
     due: Instant,
     at: &mut Instant,
 ) -> Hedged<C::Stream> {
-    let reused = first.reused;
-    let mut first = Some(first);
+    let mut first_is_lost = false;
     let mut second = match second {
         Entrant::Kept(upstream) => Second::Sending(upstream, 0),
         Entrant::New(connecting) => Second::Connecting(connecting),
@@ -59,11 +58,11 @@ pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
     let hedged = poll_fn(|cx| {
         loop {
             let mut again = false;
-            if let Some(mut one) = first.take() {
-                match one.input.poll_fill(&mut one.stream, cx) {
-                    Poll::Ready(Ok(1..)) => return Poll::Ready(Hedged::First(one)),
-                    Poll::Ready(_) => {}
-                    Poll::Pending => first = Some(one),
+            if !first_is_lost {
+                match first.input.poll_fill(&mut first.stream, cx) {
+                    Poll::Ready(Ok(1..)) => return Poll::Ready(Hedged::First),
+                    Poll::Ready(_) => first_is_lost = true,
+                    Poll::Pending => {}
                 }
             }
             second = match std::mem::replace(&mut second, Second::Lost) {
@@ -102,8 +101,8 @@ pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
                 },
                 Second::Lost => Second::Lost,
             };
-            if first.is_none() && matches!(second, Second::Lost) {
-                return Poll::Ready(Hedged::Failed(Failure::Lost { reused }));
+            if first_is_lost && matches!(second, Second::Lost) {
+                return Poll::Ready(Hedged::Failed(Failure::Lost { reused: first.reused }));
             }
             if client.closed.is_none() && client.input.has_room() {
                 match client.input.poll_fill(&mut client.stream, cx) {

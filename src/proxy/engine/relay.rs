@@ -102,9 +102,11 @@ pub(super) enum End {
     Broken,
     /// The request ends for another reason than its upstream.
     Over(Outcome),
-    /// It waits so long that another region is to be asked as well; nothing of an answer has come.
-    Hedge,
 }
+
+/// Instead of an end: the request waits so long that another region is to be asked as well; nothing of an answer has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Late;
 
 /// Where an answer is.
 #[derive(Debug)]
@@ -262,19 +264,19 @@ where
         unsent
     }
 
-    /// Runs to the end.
-    pub(super) async fn run(&mut self) -> End {
+    /// Runs to the end, or until another region is to be asked as well; then it can be made anew and run on.
+    pub(super) async fn run(&mut self) -> Result<End, Late> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, Late>> {
         loop {
             // The clock is read once for each time that the task is woken; the first time, who made this has just read it.
             if !std::mem::take(&mut self.is_new) {
                 self.now = super::now();
             }
             if let Err(end) = self.advance(cx, self.now) {
-                return Poll::Ready(end);
+                return Poll::Ready(Ok(end));
             }
             let mut first = None;
             self.deadlines(|at, _| first = Some(first.map_or(at, |first: Instant| first.min(at))));
@@ -731,7 +733,7 @@ where
     }
 
     /// The timer went off: what is over, if anything.
-    fn expire(&mut self, now: Instant) -> Option<End> {
+    fn expire(&mut self, now: Instant) -> Option<Result<End, Late>> {
         let mut due = ArrayVec::<_, 10>::new();
         self.deadlines(|at, what| {
             if at <= now {
@@ -741,54 +743,54 @@ where
         due.into_iter().find_map(|due| self.pass_due(due, now))
     }
 
-    fn pass_due(&mut self, due: Due, now: Instant) -> Option<End> {
+    fn pass_due(&mut self, due: Due, now: Instant) -> Option<Result<End, Late>> {
         match due {
             // Until the request is complete, nobody but the client was waited for.
-            Due::Answer if self.waits_for_body() => Some(End::Over(Outcome::RequestTimeout)),
-            Due::Answer => Some(End::Failed(Failure::Silent)),
+            Due::Answer if self.waits_for_body() => Some(Ok(End::Over(Outcome::RequestTimeout))),
+            Due::Answer => Some(Ok(End::Failed(Failure::Silent))),
             Due::UpstreamTakes if self.status.is_some() => {
                 // It has answered, and wants no more of the request.
                 self.upload.refuse();
                 None
             }
-            Due::UpstreamTakes => Some(End::Failed(Failure::Silent)),
+            Due::UpstreamTakes => Some(Ok(End::Failed(Failure::Silent))),
             Due::Look => {
                 self.looked = Some(now);
                 let leaves =
                     self.exchange.vigil()?.is_lost(now) && self.exchange.evacuate(self.upload.replayable(), now);
-                leaves.then_some(End::Elsewhere)
+                leaves.then_some(Ok(End::Elsewhere))
             }
             Due::LookForEnd => {
                 self.looked = Some(now);
                 match (self.exchange.has_to_end(), &mut self.phase) {
                     (true, Phase::Tunnel(tunnel)) => tunnel.leave(now, fastrand::u32(..).to_ne_bytes()),
-                    (true, Phase::Body(_)) => return Some(End::Over(Outcome::Drained)),
+                    (true, Phase::Body(_)) => return Some(Ok(End::Over(Outcome::Drained))),
                     _ => {}
                 }
                 None
             }
-            Due::Farewell => Some(End::Over(Outcome::Drained)),
+            Due::Farewell => Some(Ok(End::Over(Outcome::Drained))),
             Due::Hedge => {
                 self.hedge_at = None;
-                Some(End::Hedge)
+                Some(Err(Late))
             }
-            Due::HalfClosed => Some(End::Over(Outcome::ClientGone)),
-            Due::ClientTakes => Some(End::Over(Outcome::ClientSlow)),
-            Due::ClientBody => self.give_up_upload(),
+            Due::HalfClosed => Some(Ok(End::Over(Outcome::ClientGone))),
+            Due::ClientTakes => Some(Ok(End::Over(Outcome::ClientSlow))),
+            Due::ClientBody => self.give_up_upload().map(Ok),
             Due::UpstreamBody => {
                 self.broken = true;
-                Some(End::Broken)
+                Some(Ok(End::Broken))
             }
             Due::UpPace => {
                 let slow = self.up_pace.is_slow(self.asked.times.min_rate, PACE_WINDOW, 0, now);
-                if slow { self.give_up_upload() } else { None }
+                if slow { self.give_up_upload().map(Ok) } else { None }
             }
             Due::DownPace => {
                 let rate = self.asked.times.min_rate;
                 let slow = self.down_pace.is_slow(rate, taking_window(rate), STEPS, now);
-                slow.then_some(End::Over(Outcome::ClientSlow))
+                slow.then_some(Ok(End::Over(Outcome::ClientSlow)))
             }
-            Due::Tunnel => Some(End::Complete),
+            Due::Tunnel => Some(Ok(End::Complete)),
         }
     }
 }
