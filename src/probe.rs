@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::state::{Reader, Sender};
 use crate::steering::Snapshot;
 use crate::steering::fleet::{HealthPolicy, Probe};
-use crate::steering::snapshot::EndpointId;
+use crate::steering::snapshot::{Asked, EndpointId};
 use crate::steering::world::ProbeResult;
 use crate::telemetry::Metrics;
 
@@ -159,7 +159,7 @@ async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sende
                 }
                 late = 0;
                 count(if done.result.is_ok() { "pass" } else { "fail" });
-                let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass);
+                let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass(Asked::default()));
                 let Some(delay) = sender.probed(id, result, done.began.into_std()).await else { return };
                 // From the start of the last probe: an answer that took its time does not stretch the interval.
                 next = began.max(done.began) + shortened(delay);

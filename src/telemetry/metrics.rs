@@ -317,6 +317,7 @@ impl Metrics {
             }
             Event::Late { .. } => families.late.inc(),
             Event::Ejection { time: None, .. }
+            | Event::Asked { .. }
             | Event::SelfSuspicion { .. }
             | Event::Panic { on: false, .. }
             | Event::Published { .. }
