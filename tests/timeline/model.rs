@@ -15,6 +15,8 @@ pub fn kind(probe: &Probe) -> &'static str {
         Probe::None => "none",
         Probe::Tcp => "tcp",
         Probe::Http { .. } => "http",
+        Probe::Tls { .. } => "tls",
+        Probe::Grpc { .. } => "grpc",
     }
 }
 
