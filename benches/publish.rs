@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use meridian::steering::snapshot::Asked;
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{Change, Now, View, World};
 
@@ -33,7 +34,7 @@ fn publish(c: &mut Criterion) {
     group.bench_function("a probe's result that changes a verdict", |b| {
         b.iter(|| {
             let mut world = world.borrow_mut();
-            for result in [ProbeResult::Pass, ProbeResult::Pass] {
+            for result in [ProbeResult::Pass(Asked::default()), ProbeResult::Pass(Asked::default())] {
                 world.apply(Change::Probed { endpoint, result, began: Now(0) }, Now(0));
             }
             for _ in 0..3 {

@@ -171,6 +171,15 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     let health = &config.fleet.service(ServiceId(0)).health;
     assert!(matches!(&health.probe, Probe::Http { path, status, .. } if path == "/healthz" && status == &[(200, 299)]));
     assert_eq!((health.rise, health.fall, health.min_healthy), (2, 3, 50));
+    for (kind, want) in [
+        ("tcp", Probe::Tcp),
+        ("tls", Probe::Tls { host: "www.example:8443".to_owned() }),
+        ("grpc", Probe::Grpc { host: "www.example:8443".to_owned() }),
+        ("none", Probe::None),
+    ] {
+        let text = format!("{SMALL}[services.web.health]\nkind = \"{kind}\"\nhost = \"www.example:8443\"\n");
+        assert_eq!(load(&text).unwrap().fleet.service(ServiceId(0)).health.probe, want);
+    }
     assert_eq!((health.hold, health.ramp), (Duration::from_secs(30), Duration::from_secs(60)));
 }
 

@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meridian::admin::{self, Admin};
@@ -286,6 +286,8 @@ async fn an_access_log_file_is_appended_to_and_opened_anew() {
 struct Origin {
     address: SocketAddr,
     healthy: Arc<AtomicBool>,
+    /// Further lines of its head.
+    asks: Arc<Mutex<&'static str>>,
     connections: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -295,21 +297,23 @@ impl Origin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (healthy, connections) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
-        let (ok, count) = (healthy.clone(), connections.clone());
+        let asks = Arc::new(Mutex::new(""));
+        let (ok, count, fields) = (healthy.clone(), connections.clone(), asks.clone());
         let task = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
-                let ok = ok.clone();
+                let (ok, fields) = (ok.clone(), fields.clone());
                 tokio::spawn(async move {
                     let mut head = [0; 4096];
                     let _ = stream.read(&mut head).await;
                     let status = if ok.load(Ordering::Relaxed) { "200 OK" } else { "500 Oops" };
-                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                    let fields = *fields.lock().unwrap();
+                    let answer = format!("HTTP/1.1 {status}\r\n{fields}content-length: 0\r\nconnection: close\r\n\r\n");
                     let _ = stream.write_all(answer.as_bytes()).await;
                 });
             }
         });
-        Origin { address, healthy, connections, task }
+        Origin { address, healthy, asks, connections, task }
     }
 }
 
@@ -372,6 +376,77 @@ async fn probes_find_out_who_is_up_and_follow_the_configuration() {
     let before = (a.connections.load(Ordering::Relaxed), stage.scrape().value(&probes));
     until("more of them", || stage.scrape().value(&probes) > before.1.map(|n| n + 5.0)).await;
     assert!(a.connections.load(Ordering::Relaxed) <= before.0 + 1, "at most the probe that was under way");
+}
+
+#[tokio::test]
+async fn what_answers_to_probes_ask_for_is_in_force_and_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let (a, b) = (Origin::start().await, Origin::start().await);
+    *a.asks.lock().unwrap() = "x-meridian-drain: yes\r\nX-Meridian-Weight: 50\r\n";
+    *b.asks.lock().unwrap() = "x-meridian-drain: perhaps\r\n";
+    let addresses = [&a, &b].map(|origin| origin.address.to_string());
+    let pools = [("a", addresses[0].as_str()), ("b", addresses[1].as_str())];
+    fs::write(&path, config(&[("web", &pools)], QUICK) + NO_DATA).unwrap();
+    let stage = Stage::new(&path).await;
+    tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
+    let leaving = |region: u8| snapshot(&stage.reader).services[0].leaving.contains(RegionId(region));
+    until("both to be up", || states(&stage.reader).values().all(|state| *state == "up")).await;
+    assert!(leaving(0) && !leaving(1));
+    let page = stage.scrape();
+    page.check();
+    let series = |what: &str, origin: &Origin, region: &str| {
+        format!("meridian_endpoint_{what}{{endpoint=\"{}\",region=\"{region}\",service=\"web\"}}", origin.address)
+    };
+    assert_eq!(page.value(&series("draining", &a, "a")), Some(1.0));
+    assert_eq!(page.value(&series("effective_weight", &a, "a")), Some(0.5));
+    assert_eq!(page.value(&series("draining", &b, "b")), Some(0.0), "what is not understood counts for nothing");
+    assert_eq!(page.value("meridian_events_total{kind=\"asked\"}"), Some(1.0));
+    *a.asks.lock().unwrap() = "";
+    until("a to take traffic again", || !leaving(0)).await;
+    assert_eq!(states(&stage.reader)["a"], "up", "at once");
+    assert_eq!(stage.scrape().value(&series("effective_weight", &a, "a")), Some(1.0));
+}
+
+#[tokio::test]
+async fn the_end_of_a_certificate_is_a_metric_while_it_is_probed_for() {
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["web.example".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2200, 1, 1);
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let config_of = ServerConfig::builder().with_no_client_auth();
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let acceptor =
+        tokio_rustls::TlsAcceptor::from(Arc::new(config_of.with_single_cert(vec![certificate], key.into()).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move { acceptor.accept(stream).await.map(drop) });
+        }
+    });
+    // The traffic goes to another port than the probes.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let pools = [("a", "127.0.0.1:9")];
+    let health = |kind: &str| format!("{}\nkind = \"{kind}\"\nport = {port}", QUICK.replace("1s", "20s"));
+    let text = |kind: &str| config(&[("web", &pools)], &health(kind)) + NO_DATA;
+    fs::write(&path, text("tls")).unwrap();
+    let mut stage = Stage::new(&path).await;
+    tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
+    until("a handshake", || states(&stage.reader)["a"] == "up").await;
+    let end =
+        "meridian_endpoint_certificate_expiry_timestamp_seconds{endpoint=\"127.0.0.1:9\",region=\"a\",service=\"web\"}";
+    let page = stage.scrape();
+    page.check();
+    assert_eq!(page.value(end), Some(7_258_118_400.0), "{}", page.text);
+    fs::write(&path, text("tcp")).unwrap();
+    stage.publish(&path).await;
+    until("it to be forgotten", || stage.scrape().value(end).is_none()).await;
 }
 
 #[tokio::test]

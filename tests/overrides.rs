@@ -14,7 +14,7 @@ use common::dice::Dice;
 use common::process::{PATIENCE, meridian, write};
 use common::{http, world as worlds};
 use meridian::steering::fleet::Intent;
-use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState};
+use meridian::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{Change, Event, Now, Objection, Override, PassReason, Refusal, RegionId, ServiceId, Step};
 use meridian::steering::{Snapshot, Target, Word, World};
@@ -103,7 +103,7 @@ impl Play {
     }
 
     fn probe(&mut self, endpoint: EndpointId, pass: bool) {
-        let result = if pass { ProbeResult::Pass } else { ProbeResult::Fail("refused".into()) };
+        let result = if pass { ProbeResult::Pass(Asked::default()) } else { ProbeResult::Fail("refused".into()) };
         self.apply(Change::Probed { endpoint, result, began: Now(u64::MAX) });
     }
 

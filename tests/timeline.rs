@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test")]
 
+#[path = "timeline/asked.rs"]
+mod asked;
 mod common;
 #[path = "timeline/model.rs"]
 mod model;
@@ -21,7 +23,7 @@ use common::fleet::{default_health, fleet, pool, service, view};
 use meridian::geo::{Atlas, Canonical};
 use meridian::steering::fleet::{HealthPolicy, Intent, Probe};
 use meridian::steering::ids::RegionSet;
-use meridian::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView, Snapshot};
+use meridian::steering::snapshot::{Asked, EndpointId, EndpointState, EndpointView, PoolState, PoolView, Snapshot};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{Change, Event, Now, Query, World};
 use model::{Key, Known, kind};
@@ -153,7 +155,7 @@ impl Run {
         };
         let before = Arc::clone(&self.last);
         let still = !self.world.wants_tick() && matches!(change, Change::Tick);
-        let turns = self.follow(&change);
+        let (turns, asks) = self.follow(&change);
         let looks = matches!(change, Change::Look);
         let events = self.world.apply(change, self.now);
         self.last = self.world.snapshot();
@@ -183,6 +185,8 @@ impl Run {
         self.moved.extend(moved.into_iter().map(|(_, _, from, to)| (from, to)));
         let told = events.iter().filter(|event| matches!(event, Event::Endpoint { .. })).count();
         assert_eq!(told, turns, "events tell which verdicts turned");
+        let told = events.iter().filter(|event| matches!(event, Event::Asked { .. })).count();
+        assert_eq!(told, asks, "events tell who asks to be drained");
     }
 
     fn random_probe(&mut self) -> Change {
@@ -198,8 +202,16 @@ impl Run {
         Change::Probed {
             began: Now(u64::MAX),
             endpoint,
-            result: if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) },
+            result: if passed { ProbeResult::Pass(self.random_asked()) } else { ProbeResult::Fail("test".into()) },
         }
+    }
+
+    /// Most answers ask for nothing.
+    fn random_asked(&mut self) -> Asked {
+        if self.dice.percent(75) {
+            return Asked::default();
+        }
+        Asked { drain: self.dice.percent(70), weight: *self.dice.pick(&[100, 100, 60, 5, 0]) }
     }
 
     /// An endpoint's traffic fails too often, while the process runs as it should.
@@ -221,18 +233,18 @@ impl Run {
         Change::View(self.plan.view(&self.atlas, Some(&self.last.view)))
     }
 
-    /// Tells the model what comes; returns how many verdicts turn.
-    fn follow(&mut self, change: &Change) -> usize {
+    /// Tells the model what comes; returns how many verdicts turn, and how many drains are asked for or no more.
+    fn follow(&mut self, change: &Change) -> (usize, usize) {
         match change {
             Change::Probed { endpoint, result, .. } => {
                 let Some((key, known)) = self.known.iter_mut().find(|(_, known)| known.id == *endpoint) else {
-                    return 0;
+                    return (0, 0);
                 };
                 let policy = self.plan.policy(&key.0);
                 if policy.probe == Probe::None {
-                    return 0;
+                    return (0, 0);
                 }
-                known.results.push((*result == ProbeResult::Pass, policy.fall, policy.rise));
+                known.results.push((matches!(result, ProbeResult::Pass(_)), policy.fall, policy.rise));
                 let verdict = known.judge();
                 let before = std::mem::replace(&mut known.verdict, verdict);
                 if verdict != before {
@@ -242,18 +254,25 @@ impl Run {
                         None => None,
                     };
                 }
-                usize::from(known.verdict != before)
+                let asked = match (verdict, result) {
+                    (EndpointState::Down, _) => Asked::default(),
+                    (_, ProbeResult::Pass(asked)) => *asked,
+                    (_, ProbeResult::Fail(_)) => known.asked,
+                };
+                let old = std::mem::replace(&mut known.asked, asked);
+                let passed = matches!(result, ProbeResult::Pass(_));
+                (usize::from(known.verdict != before), usize::from(passed && old.drain != asked.drain))
             }
             Change::Resolved { host, addresses } if self.plan.names(host) => {
                 self.resolved.insert(host.clone(), addresses.iter().copied().collect());
-                0
+                (0, 0)
             }
             Change::View(_) => {
                 let plan = &self.plan;
                 self.resolved.retain(|host, _| plan.names(host));
-                0
+                (0, 0)
             }
-            _ => 0,
+            _ => (0, 0),
         }
     }
 
@@ -304,7 +323,8 @@ impl Run {
                 same.map_or(EndpointState::Unknown, |known| known.verdict)
             };
             let (meter, out) = (Arc::clone(&endpoint.meter), same.and_then(|known| known.out));
-            self.known.insert(key, Known { id: endpoint.id, meter, given, results: Vec::new(), verdict: given, out });
+            let (results, asked) = (Vec::new(), Asked::default());
+            self.known.insert(key, Known { id: endpoint.id, meter, given, results, verdict: given, asked, out });
         }
     }
 
@@ -328,6 +348,7 @@ impl Run {
                 assert_eq!(endpoint.state, state, "{key:?} after {:?}, out: {:?}", known.results, known.out);
                 assert_eq!(endpoint.ejected.until_ms, known.out.map(|(until, _)| until), "{key:?}");
                 assert!((0.1..=1.0).contains(&endpoint.warmth));
+                assert_eq!(endpoint.asked, known.asked, "{key:?}");
                 let probed = service.health.probe != Probe::None;
                 waiting += usize::from(probed && known.results.is_empty());
                 let delay = if known.in_doubt(&service.health) {
@@ -355,13 +376,13 @@ impl Run {
         if let Some(key) = tripped {
             let policy = self.plan.policy(&key.0);
             let (pool, old) = [snapshot, before].map(|of| pool_view(of, &key.0, &key.1).unwrap()).into();
-            let is_it = |e: &&meridian::steering::snapshot::EndpointView| e.address == key.2;
+            let is_it = |e: &&EndpointView| e.address == key.2;
             let view = pool.endpoints.iter().find(is_it).unwrap();
             let was = old.endpoints.iter().find(is_it).unwrap();
             let out = old.endpoints.iter().filter(|e| e.ejected.until_ms.is_some()).count();
             let others = fleet.regions.iter().any(|other| {
                 let passes = pool_view(before, &key.0, &other.name)
-                    .is_some_and(|pool| matches!(pool.state, PoolState::Up | PoolState::Ramping));
+                    .is_some_and(|pool| matches!(pool.state, PoolState::Up | PoolState::Ramping) && !leaves(pool));
                 other.intent == Intent::Ready && other.name != key.1 && passes
             });
             let room = out < if others { old.endpoints.len() } else { old.endpoints.len().div_ceil(2) };
@@ -430,6 +451,7 @@ impl Run {
             assert_eq!(view.drained, with(&|intent, _| intent == Intent::Drain));
             assert_eq!(view.maint, with(&|intent, _| intent == Intent::Maint));
             assert_eq!(view.up, with(&|_, pool| pool.state.is_up()));
+            assert_eq!(view.leaving, with(&|_, pool| pool.state.is_up() && leaves(pool)));
             assert_eq!(view.holding, with(&|_, pool| pool.state == PoolState::Holding));
             assert_eq!(view.panicking, with(&|i, pool| i == Intent::Ready && pool.state.is_up()).is_empty());
         }
@@ -444,12 +466,15 @@ impl Run {
             let chance = self.dice.roll(0..u64::MAX);
             let query = Query { client: Canonical::new(address), service, chance, affinity: None };
             let good = view.up.without(view.drained).without(view.maint);
+            let staying = good.without(view.leaving);
             match snapshot.walk(&query).take(&snapshot) {
                 Ok(take) => {
                     assert!(!view.drained.or(view.maint).contains(take.region), "{take:?} of {view:?}");
                     assert!(good.is_empty() || good.contains(take.region), "{take:?} of {view:?}");
                     let endpoint = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)];
                     assert!(good.is_empty() || endpoint.state == EndpointState::Up, "{take:?}: {endpoint:?}");
+                    assert!(staying.is_empty() || staying.contains(take.region), "{take:?} of {view:?}");
+                    assert!(staying.is_empty() || !endpoint.asked.drain, "{take:?}: {endpoint:?}");
                 }
                 Err(refusal) => assert!(good.is_empty(), "{refusal:?} with {view:?}"),
             }
@@ -469,7 +494,7 @@ impl Run {
             // Who else could serve: up and not waiting, before and after, and no operator against it.
             let serves = |of: &Snapshot, name: &str| {
                 pool_view(of, &service.name, name)
-                    .is_some_and(|p| matches!(p.state, PoolState::Up | PoolState::Ramping))
+                    .is_some_and(|p| matches!(p.state, PoolState::Up | PoolState::Ramping) && !leaves(p))
             };
             let others = |also_before: bool| {
                 fleet.regions.iter().any(|other| {
@@ -522,10 +547,11 @@ impl Run {
 
 /// What a pool's state, ramp and spill may be with its endpoints.
 fn check_numbers(view: &PoolView, policy: &HealthPolicy, here: &str) {
-    let heavy = view.endpoints.iter().any(|e| e.weight > 0);
+    let weight = |e: &EndpointView| f64::from(e.weight) * f64::from(e.asked.weight) / 100.0;
+    let heavy = view.endpoints.iter().any(|e| weight(e) > 0.0);
     let weigh = |states: &[EndpointState], heads: bool| -> f64 {
         let counted = view.endpoints.iter().filter(|e| states.contains(&e.state));
-        counted.map(|e| if heads { 1.0 } else { f64::from(e.weight) }).sum()
+        counted.map(|e| if heads { 1.0 } else { weight(e) }).sum()
     };
     let (up, down, unknown) = (EndpointState::Up, EndpointState::Down, EndpointState::Unknown);
     let needed = weigh(&[up, down, unknown], !heavy) * f64::from(policy.min_healthy) / 100.0 - 1e-9;
@@ -536,8 +562,12 @@ fn check_numbers(view: &PoolView, policy: &HealthPolicy, here: &str) {
     if view.endpoints.is_empty() || heads == 0.0 || weigh(&[up, unknown], !heavy) < needed {
         assert!(!view.state.is_up(), "{here}: not enough is up");
     }
-    let proven_heads = weigh(&[up, down], false) == 0.0;
-    let (good, all) = (weigh(&[up], proven_heads), weigh(&[up, down], proven_heads));
+    // What is asked for is taken from the good side only.
+    let proven = || view.endpoints.iter().filter(|e| e.state != unknown);
+    let by_heads = proven().all(|e| e.weight == 0);
+    let all: f64 = proven().map(|e| if by_heads { 1.0 } else { f64::from(e.weight) }).sum();
+    let good = proven().filter(|e| e.state == up && !e.asked.drain);
+    let good: f64 = good.map(|e| if by_heads { 1.0 } else { weight(e) }).sum();
     let spill = if all == 0.0 { 0.0 } else { (policy.overprovision * good / all).min(1.0) };
     assert!((view.spill - spill).abs() < 1e-9, "{here}: spill {} is not {spill}", view.spill);
     match view.state {
@@ -545,6 +575,12 @@ fn check_numbers(view: &PoolView, policy: &HealthPolicy, here: &str) {
         PoolState::Ramping => assert!((0.0..1.0).contains(&view.ramp), "{here}: {}", view.ramp),
         _ => assert_eq!(view.ramp, 1.0, "{here}"),
     }
+}
+
+/// Whether all that could be taken asks to be drained.
+fn leaves(pool: &PoolView) -> bool {
+    let mut up = pool.endpoints.iter().filter(|e| e.state == EndpointState::Up).peekable();
+    up.peek().is_some() && up.all(|e| e.asked.drain)
 }
 
 fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<&'a PoolView> {
@@ -556,8 +592,10 @@ fn pool_view<'a>(snapshot: &'a Snapshot, service: &str, region: &str) -> Option<
 /// Whether readers can tell two snapshots apart, but by the view.
 fn differs(one: &Snapshot, other: &Snapshot) -> bool {
     let pool = |view: &PoolView| {
-        let endpoints =
-            view.endpoints.iter().map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.ejected, e.warmth));
+        let endpoints = view
+            .endpoints
+            .iter()
+            .map(|e| (e.id, e.address, e.name.clone(), e.weight, e.state, e.ejected, e.warmth, e.asked));
         let numbers = (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
         (numbers, endpoints.collect::<Vec<_>>())
     };
@@ -576,7 +614,7 @@ fn probe_for(minutes: u64, policy: HealthPolicy, mut result: impl FnMut(Endpoint
     let mut turns = Vec::new();
     while now.0 < minutes * 60_000 {
         let passed = result(world.snapshot().pools[0].endpoints[0].state);
-        let result = if passed { ProbeResult::Pass } else { ProbeResult::Fail("test".into()) };
+        let result = if passed { ProbeResult::Pass(Asked::default()) } else { ProbeResult::Fail("test".into()) };
         let events = world.apply(Change::Probed { endpoint, result, began: now }, now);
         turns.extend(events.iter().filter(|event| matches!(event, Event::Endpoint { .. })).map(|_| now.0));
         now.0 += world.next_probe(endpoint).unwrap().as_millis() as u64;
@@ -628,7 +666,11 @@ fn an_outage_and_the_return_from_it() {
         let events = world.apply(change, Now(second * 1000));
         lines.extend(events.iter().map(|event| format!("{second:3} {event}")));
     };
-    let pass = |which: usize| Change::Probed { endpoint: ids[which], result: ProbeResult::Pass, began: Now(u64::MAX) };
+    let pass = |which: usize| Change::Probed {
+        endpoint: ids[which],
+        result: ProbeResult::Pass(Asked::default()),
+        began: Now(u64::MAX),
+    };
     let fail = |which: usize| Change::Probed {
         endpoint: ids[which],
         result: ProbeResult::Fail("refused".into()),
@@ -683,7 +725,7 @@ fn two_regions() -> (World, Vec<EndpointId>) {
 }
 
 fn probe(endpoint: EndpointId, passed: bool, began: Now) -> Change {
-    let result = if passed { ProbeResult::Pass } else { ProbeResult::Fail("timeout".into()) };
+    let result = if passed { ProbeResult::Pass(Asked::default()) } else { ProbeResult::Fail("timeout".into()) };
     Change::Probed { endpoint, result, began }
 }
 

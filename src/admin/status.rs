@@ -75,6 +75,10 @@ struct Endpoint {
     weight: u32,
     /// 0 … 1.
     warmth: f32,
+    /// Whether it asks to be drained, by its answers to probes.
+    draining: bool,
+    /// Its share of the pool's traffic: `weight` × `warmth` × what it asks for.
+    effective_weight: f64,
     in_flight: u32,
 }
 
@@ -160,6 +164,8 @@ fn endpoint(snapshot: &Snapshot, view: &EndpointView, clock: Clock) -> Endpoint 
         word: snapshot.overrides.of_endpoint(view).map(|word| Shown::from(&**word)),
         weight: view.weight,
         warmth: view.warmth,
+        draining: view.asked.drain,
+        effective_weight: view.share(),
         in_flight: view.meter.in_flight(),
     }
 }

@@ -55,8 +55,6 @@ pub(crate) const KEYS: &[Key] = &[
 
 #[rustfmt::skip]
 pub(crate) const CHOICES: &[Choice] = &[
-    choice("services.*.health.kind", "tls", "TLS probes"),
-    choice("services.*.health.kind", "grpc", "gRPC probes"),
     choice("services.*.upstream.protocol", "h2", "HTTP/2 to upstreams over TLS"),
 ];
 

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::geo::Canonical;
 use crate::steering::decision::PassReason;
 use crate::steering::fleet::Draw;
+use crate::steering::select::Heed;
 use crate::steering::snapshot::{PoolState, PoolView};
 
 /// What a draw is for. Each use has its own tag, so that the draws of one client are independent of each other.
@@ -64,10 +65,14 @@ impl DrawKey {
     }
 }
 
-/// Whether a region takes the client with draw `u`: u < dial × ramp × spill; else why not. With `panic`, what was observed does
-/// not count and only the dial does.
-pub fn accepts(dial: u8, pool: &PoolView, panic: bool, draw: impl FnOnce() -> f64) -> Result<(), PassReason> {
-    let (ramp, spill) = if panic { (1.0, 1.0) } else { (pool.ramp, pool.spill) };
+/// Whether a region takes the client with draw `u`: u < dial × ramp × spill; else why not. In panic, what was observed does
+/// not count and only the dial does; when every region in the sets asks to be drained, none has whom to spill to.
+pub fn accepts(dial: u8, pool: &PoolView, heed: Heed, draw: impl FnOnce() -> f64) -> Result<(), PassReason> {
+    let (ramp, spill) = match heed {
+        Heed::All => (pool.ramp, pool.spill),
+        Heed::Verdicts => (pool.ramp, 1.0),
+        Heed::Nothing => (1.0, 1.0),
+    };
     if dial >= 100 && ramp >= 1.0 && spill >= 1.0 {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use crate::steering::fleet::{EndpointAddress, Intent, Pool, Service};
 use crate::steering::ids::RegionSet;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
-    Ejected, EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
+    Asked, Ejected, EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
 };
 
 impl Snapshot {
@@ -42,6 +42,7 @@ fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
             ejected: Ejected::default(),
             intent: Intent::Ready,
             warmth: 1.0,
+            asked: Asked::default(),
             meter: Arc::new(Meter::default()),
         }
     });

@@ -64,7 +64,7 @@ impl TakeReason {
 pub enum PassReason {
     /// The service confines the client's place to other regions.
     Residency,
-    /// An operator drains it.
+    /// An operator drains it, or all its endpoints ask for that themselves.
     Drained,
     /// An operator took it out.
     Maint,
@@ -80,7 +80,7 @@ pub enum PassReason {
     WeightZero,
     /// Its data lags too far behind.
     Stale,
-    /// Above its target, or too few of its endpoints are up for all its clients.
+    /// Above its target, or too few of its endpoints are up for all its clients, or they ask for less.
     OverTarget,
     /// At its limit.
     Full,

@@ -17,7 +17,7 @@ use crate::steering::ejection::Ejection;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::meter::Meter;
-use crate::steering::snapshot::{Ejected, EndpointId, EndpointState, EndpointView};
+use crate::steering::snapshot::{Asked, Ejected, EndpointId, EndpointState, EndpointView};
 use crate::steering::stall::Stall;
 use crate::steering::world::Now;
 
@@ -99,6 +99,8 @@ pub(crate) struct Endpoint {
     pub(crate) anew: bool,
     /// When the probes turned it down, if they did.
     pub(crate) down_since: Option<Now>,
+    /// What its last pass asked for. One that is down asks for nothing.
+    pub(crate) asked: Asked,
     meter: Arc<Meter>,
 }
 
@@ -111,8 +113,6 @@ pub(crate) struct Turned {
     pub(crate) before: EndpointState,
     /// It ended an ejection, too.
     pub(crate) readmitted: bool,
-    /// Readers can tell. Of an endpoint that is ejected they cannot.
-    pub(crate) shows: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +137,7 @@ impl Endpoint {
             stall: Stall::default(),
             anew: false,
             down_since: None,
+            asked: Asked::default(),
             meter,
         }
     }
@@ -210,12 +211,14 @@ impl Endpoint {
         self.slow_start = is_up.then_some(SlowStart { since: now, warmth: COLD });
     }
 
-    /// Takes a probe's result.
-    pub(crate) fn observe(&mut self, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
+    /// Takes a probe's result: `passed` with what the answer asked for, or not.
+    pub(crate) fn observe(&mut self, passed: Option<Asked>, policy: &HealthPolicy, now: Now) -> Option<Turned> {
         self.anew = false;
         let before = self.health.verdict();
-        let was_out = self.is_out();
-        let turn = self.health.observe(passed, policy)?;
+        let turn = self.health.observe(passed.is_some(), policy);
+        let is_down = self.health.verdict() == EndpointState::Down;
+        self.asked = if is_down { Asked::default() } else { passed.unwrap_or(self.asked) };
+        let turn = turn?;
         let up = turn.verdict() == EndpointState::Up;
         self.down_since = (!up).then_some(now);
         let readmitted = self.ejection.turned(up, now);
@@ -223,7 +226,7 @@ impl Endpoint {
         if before == EndpointState::Down {
             self.come_back(policy, now);
         }
-        Some(Turned { turn, before, readmitted, shows: !was_out || readmitted })
+        Some(Turned { turn, before, readmitted })
     }
 
     /// Lets time pass for its slow start; returns whether its warmth changed.
@@ -255,6 +258,11 @@ impl Endpoint {
         &self.name
     }
 
+    /// What a probe's result may change of it, as readers see it.
+    pub(crate) fn face(&self) -> (EndpointState, bool, bool, Asked) {
+        (self.state(), self.is_out(), self.warms(), self.asked)
+    }
+
     /// As readers see it.
     pub(crate) fn view(&self) -> EndpointView {
         EndpointView {
@@ -266,6 +274,7 @@ impl Endpoint {
             ejected: Ejected { until_ms: self.ejection.until().map(|until| until.0), count: self.ejections },
             intent: self.intent,
             warmth: self.slow_start.map_or(1.0, |start| start.warmth),
+            asked: self.asked,
             meter: Arc::clone(&self.meter),
         }
     }

@@ -57,6 +57,17 @@ pub enum Event {
         /// Why, in a few words.
         cause: String,
     },
+    /// An endpoint asks to be drained, by its answers to probes, or does not any more.
+    Asked {
+        /// Service name.
+        service: Arc<str>,
+        /// Region name.
+        region: Arc<str>,
+        /// Address.
+        address: SocketAddr,
+        /// Whether it asks for it now.
+        drain: bool,
+    },
     /// This process stood still: its results of that time are thrown away.
     Late {
         /// For about so long.
@@ -149,6 +160,7 @@ impl Event {
             Event::Endpoint { .. } => "endpoint",
             Event::Region { .. } => "region",
             Event::Ejection { .. } => "ejection",
+            Event::Asked { .. } => "asked",
             Event::Late { .. } => "late",
             Event::SelfSuspicion { .. } => "self_suspicion",
             Event::Panic { .. } => "panic",
@@ -180,6 +192,12 @@ impl fmt::Display for Event {
             }
             Event::Ejection { service, region, address, time: None, cause } => {
                 write!(f, "service {service}: endpoint {address} in {region} is no longer ejected: {cause}")
+            }
+            Event::Asked { service, region, address, drain: true } => {
+                write!(f, "service {service}: endpoint {address} in {region} asks to be drained")
+            }
+            Event::Asked { service, region, address, drain: false } => {
+                write!(f, "service {service}: endpoint {address} in {region} asks for traffic again")
             }
             Event::Late { by } => {
                 write!(f, "this process stood still for {} ms: what it saw meanwhile does not count", by.as_millis())
@@ -247,6 +265,12 @@ impl Serialize for Event {
                 map.serialize_entry("on", &time.is_some())?;
                 map.serialize_entry("seconds", &time.map(|time| time.as_secs()))?;
                 map.serialize_entry("reason", cause)?;
+            }
+            Event::Asked { service, region, address, drain } => {
+                map.serialize_entry("service", &**service)?;
+                map.serialize_entry("region", &**region)?;
+                map.serialize_entry("endpoint", address)?;
+                map.serialize_entry("drain", drain)?;
             }
             Event::Late { by } => map.serialize_entry("ms", &(by.as_millis() as u64))?,
             Event::SelfSuspicion { on } => map.serialize_entry("on", on)?,
@@ -336,6 +360,16 @@ mod tests {
                 },
                 "ejection",
                 "service web: endpoint 192.0.2.1:80 in eu-west is ejected for 30 s: 5 failures in a row of its traffic",
+            ),
+            (
+                Event::Asked {
+                    service: Arc::from("web"),
+                    region: Arc::from("eu-west"),
+                    address: ([192, 0, 2, 1], 80).into(),
+                    drain: true,
+                },
+                "asked",
+                "service web: endpoint 192.0.2.1:80 in eu-west asks to be drained",
             ),
             (
                 Event::Late { by: Duration::from_millis(1500) },

@@ -309,6 +309,16 @@ pub enum Probe {
     None,
     /// A TCP connection is established.
     Tcp,
+    /// A TLS handshake completes, with a certificate whose time is not over.
+    Tls {
+        /// The name asked for; empty: the endpoint's name, none for an address.
+        host: String,
+    },
+    /// The gRPC health service says that the server serves.
+    Grpc {
+        /// Authority; empty: the endpoint's name or address.
+        host: String,
+    },
     /// An HTTP/1.1 request is answered as expected.
     Http {
         /// Request target.

@@ -6,12 +6,16 @@
 //! data center that returns is often not done returning; never for a first verdict, and not while no other region
 //! could serve instead.
 //!
+//! What endpoints ask for by their answers (a drain, a weight) is no failure, so that it alone turns no region down and brings none
+//! back: for `min_healthy`, one that asks for less counts for less on both sides, and one that asks to be drained counts in full.
+//! What they ask for lowers what the region takes instead: its spill counts all of the weight against what is left of it.
+//!
 //! It must not know operators' words: whether another region passes the sets arrives as an argument.
 
 use std::time::Duration;
 
 use crate::steering::fleet::{Failback, HealthPolicy};
-use crate::steering::snapshot::{EndpointState, PoolState};
+use crate::steering::snapshot::{Asked, EndpointState, PoolState};
 use crate::steering::world::Now;
 
 /// The weight behind each verdict in a pool.
@@ -20,8 +24,24 @@ pub struct Tally {
     up: Side,
     down: Side,
     unknown: Side,
+    /// What those that are up take of it, as they ask for it.
+    taking: Side,
+    /// Those that have a verdict, whatever they ask for.
+    proven: Side,
 }
 
+/// One endpoint's part in what its pool's endpoints say together.
+#[derive(Clone, Copy, Debug)]
+pub struct Voice {
+    /// Its verdict.
+    pub state: EndpointState,
+    /// Its configured weight.
+    pub weight: u32,
+    /// What it asks for.
+    pub asked: Asked,
+}
+
+/// Weights are in hundredths, so that percentages of them are whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Side {
     weight: u64,
@@ -29,6 +49,11 @@ struct Side {
 }
 
 impl Side {
+    /// `percent` of an endpoint.
+    fn part(weight: u32, percent: u8) -> Side {
+        Side { weight: u64::from(weight) * u64::from(percent), count: 1 }
+    }
+
     fn plus(self, other: Side) -> Side {
         Side { weight: self.weight + other.weight, count: self.count + other.count }
     }
@@ -53,16 +78,22 @@ pub enum Finding {
 }
 
 impl Tally {
-    /// Of all endpoints of a pool: verdict and weight.
-    pub fn of(endpoints: impl Iterator<Item = (EndpointState, u32)>) -> Tally {
+    /// Of all endpoints of a pool.
+    pub fn of(endpoints: impl Iterator<Item = Voice>) -> Tally {
         let mut tally = Tally::default();
-        for (state, weight) in endpoints {
+        for Voice { state, weight, asked } in endpoints {
             let side = match state {
                 EndpointState::Up => &mut tally.up,
                 EndpointState::Down => &mut tally.down,
                 EndpointState::Unknown => &mut tally.unknown,
             };
-            *side = side.plus(Side { weight: u64::from(weight), count: 1 });
+            *side = side.plus(Side::part(weight, asked.weight));
+            if state != EndpointState::Unknown {
+                tally.proven = tally.proven.plus(Side::part(weight, 100));
+            }
+            if state == EndpointState::Up && !asked.drain {
+                tally.taking = tally.taking.plus(Side::part(weight, asked.weight));
+            }
         }
         tally
     }
@@ -87,9 +118,9 @@ impl Tally {
         }
     }
 
-    /// min(1, overprovision × weight up ÷ weight), of the endpoints that have a verdict.
+    /// min(1, overprovision × weight up ÷ weight), of the endpoints that have a verdict; the weight up is what they ask for.
     pub fn spill(&self, overprovision: f64) -> f64 {
-        let (part, whole) = self.up.of(self.up.plus(self.down));
+        let (part, whole) = self.taking.of(self.proven);
         if whole == 0 { 0.0 } else { (overprovision * part as f64 / whole as f64).min(1.0) }
     }
 }
@@ -259,15 +290,19 @@ mod tests {
     const BACK: Return =
         Return { hold: Duration::from_secs(30), ramp: Duration::from_secs(60), failback: Failback::Auto };
 
+    /// Endpoints as verdict and weight, then `%` and what is asked for, or `!` for a drain.
     fn tally(text: &str) -> Tally {
         Tally::of(text.split_whitespace().map(|endpoint| {
-            let (state, weight) = endpoint.split_at(1);
+            let (state, rest) = endpoint.split_at(1);
+            let (rest, drain) = rest.strip_suffix('!').map_or((rest, false), |rest| (rest, true));
+            let (weight, asked) = rest.split_once('%').unwrap_or((rest, "100"));
             let state = match state {
                 "u" => EndpointState::Up,
                 "d" => EndpointState::Down,
                 _ => EndpointState::Unknown,
             };
-            (state, weight.parse().unwrap())
+            let asked = Asked { drain, weight: asked.parse().unwrap() };
+            Voice { state, weight: weight.parse().unwrap(), asked }
         }))
     }
 
@@ -294,6 +329,19 @@ mod tests {
             // However little is asked, one endpoint must be up.
             ("d1", 0, Finding::Down, 0.0),
             ("u1 d99", 0, Finding::Up, 0.014),
+            // What is asked for turns nobody down, but is taken from what the region takes.
+            ("u1!", 50, Finding::Up, 0.0),
+            ("u1! u1 u1 u1", 50, Finding::Up, 1.0),
+            ("u1! u1! u1! u1", 50, Finding::Up, 0.35),
+            ("u1! d1", 50, Finding::Up, 0.0),
+            ("u1! d2", 50, Finding::Down, 0.0),
+            ("u1%50 u1%50", 50, Finding::Up, 0.7),
+            ("u1%0 u1%0", 50, Finding::Up, 0.0),
+            ("u1%0 ?1", 50, Finding::Open, 0.0),
+            ("u1%50 u1", 100, Finding::Up, 1.0),
+            ("u1%10 d1", 50, Finding::Down, 0.07),
+            ("u3 d4%10", 50, Finding::Up, 0.6),
+            ("u0%50 u0!", 50, Finding::Up, 0.7),
         ];
         for (endpoints, min_healthy, finding, spill) in rows {
             let tally = tally(endpoints);

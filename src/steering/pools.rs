@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
-use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally};
-use crate::steering::snapshot::{EndpointId, PoolState, PoolView};
+use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
+use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, PoolView};
 use crate::steering::world::Now;
 
 /// A pool, its endpoints and their health.
@@ -70,14 +70,24 @@ impl Pool {
         Some(from)
     }
 
-    /// Takes the result of the probe of its `index`-th endpoint; returns the turn of its verdict, if it turned.
-    pub(crate) fn observe(&mut self, index: usize, passed: bool, policy: &HealthPolicy, now: Now) -> Option<Turned> {
-        let turned = self.endpoints[index].observe(passed, policy, now)?;
-        if turned.shows {
+    /// Takes the result of the probe of its `index`-th endpoint: `passed` with what the answer asked for, or not. Returns the turn of its
+    /// verdict, if it turned, and whether the view changed (the verdict over one that is ejected does not show).
+    pub(crate) fn observe(
+        &mut self,
+        index: usize,
+        passed: Option<Asked>,
+        policy: &HealthPolicy,
+        now: Now,
+    ) -> (Option<Turned>, bool) {
+        let endpoint = &mut self.endpoints[index];
+        let before = endpoint.face();
+        let turned = endpoint.observe(passed, policy, now);
+        let changed = endpoint.face() != before;
+        if changed {
             self.recount();
             self.show_endpoints();
         }
-        Some(turned)
+        (turned, changed)
     }
 
     /// Looks at what the traffic of its endpoints tells; returns those that it speaks against, and why.
@@ -145,7 +155,14 @@ impl Pool {
 
     /// Whether other regions may count on it, as things are now.
     pub(crate) fn serves(&self, policy: &HealthPolicy) -> bool {
-        self.health.serves(self.finding(policy))
+        self.health.serves(self.finding(policy)) && !self.leaves()
+    }
+
+    /// Whether every endpoint that could be taken asks to be drained, and there is one.
+    pub(crate) fn leaves(&self) -> bool {
+        let up = |endpoint: &&Endpoint| endpoint.intent == Intent::Ready && endpoint.state() == EndpointState::Up;
+        let mut up = self.endpoints.iter().filter(up).peekable();
+        up.peek().is_some() && up.all(|endpoint| endpoint.asked.drain)
     }
 
     /// Moves its state to where its endpoints and time put it; `others` says whether another region passes the sets. Returns the state
@@ -198,7 +215,7 @@ impl Pool {
         // goes on, and its service has it drained.
         let all_out = self.intent() != Intent::Ready;
         let counted = self.endpoints.iter().filter(|endpoint| all_out || endpoint.intent == Intent::Ready);
-        self.tally = Tally::of(counted.map(|e| (e.state(), e.weight)));
+        self.tally = Tally::of(counted.map(|e| Voice { state: e.state(), weight: e.weight, asked: e.asked }));
     }
 
     fn show_endpoints(&mut self) {

@@ -1,31 +1,42 @@
 //! One endpoint within a pool: power of two choices on in-flight requests, weighted.
 //!
-//! Two endpoints are drawn in proportion to weight × warmth, and the one with fewer requests in flight for its weight is
-//! taken (Mitzenmacher's two choices, as in Envoy's least-request balancer). Down endpoints are taken in panic only, unproven ones and
-//! those of weight 0 when nothing else is left, and those that an operator took out never. The random number is an argument.
+//! Two endpoints are drawn in proportion to weight × warmth × what they ask for, and the one with fewer requests in flight for its
+//! share is taken (Mitzenmacher's two choices, as in Envoy's least-request balancer). Down endpoints are taken in panic only, those that ask to
+//! be drained when every region left is of that kind, those without a share when nothing else is left, and those that an operator
+//! took out never. The random number is an argument.
 
 use crate::steering::fleet::Intent;
 use crate::steering::snapshot::{EndpointState, EndpointView};
 
-/// The index of the endpoint to take among those that `tried` does not exclude, or `None`. With `panic`,
-/// verdicts do not count.
+/// How much of what was observed counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heed {
+    /// Verdicts, and drains that endpoints ask for.
+    All,
+    /// Verdicts only: there is nobody else who could be sent what endpoints ask not to be sent.
+    Verdicts,
+    /// Neither: panic.
+    Nothing,
+}
+
+/// The index of the endpoint to take among those that `tried` does not exclude, or `None`.
 pub fn select(
     endpoints: &[EndpointView],
-    panic: bool,
+    heed: Heed,
     chance: u64,
     tried: impl Fn(usize) -> bool + Copy,
 ) -> Option<usize> {
     if let [only] = endpoints {
-        return (eligible(only, panic) && !tried(0)).then_some(0);
+        return (eligible(only, heed) && !tried(0)).then_some(0);
     }
     let share = |index: usize, endpoint: &EndpointView| {
-        let open = eligible(endpoint, panic) && !tried(index);
-        if open { f64::from(endpoint.weight) * f64::from(endpoint.warmth) } else { 0.0 }
+        let open = eligible(endpoint, heed) && !tried(index);
+        if open { endpoint.share() } else { 0.0 }
     };
     let total: f64 = endpoints.iter().enumerate().map(|(i, e)| share(i, e)).sum();
     if total <= 0.0 {
         // Nothing with weight: whatever may still be tried, evenly.
-        let open = |(index, endpoint): &(usize, &EndpointView)| eligible(endpoint, panic) && !tried(*index);
+        let open = |(index, endpoint): &(usize, &EndpointView)| eligible(endpoint, heed) && !tried(*index);
         let count = endpoints.iter().enumerate().filter(open).count();
         let nth = (chance % count.max(1) as u64) as usize;
         return endpoints.iter().enumerate().filter(open).nth(nth).map(|(index, _)| index);
@@ -44,8 +55,14 @@ pub fn select(
     Some(if load(second) < load(first) { second } else { first })
 }
 
-fn eligible(endpoint: &EndpointView, panic: bool) -> bool {
-    endpoint.intent == Intent::Ready && (panic || endpoint.state == EndpointState::Up)
+fn eligible(endpoint: &EndpointView, heed: Heed) -> bool {
+    let up = endpoint.state == EndpointState::Up;
+    let observed = match heed {
+        Heed::All => up && !endpoint.asked.drain,
+        Heed::Verdicts => up,
+        Heed::Nothing => true,
+    };
+    endpoint.intent == Intent::Ready && observed
 }
 
 /// Draws an index with probability share ÷ total, leaving `without` out.
@@ -77,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::steering::meter::Meter;
-    use crate::steering::snapshot::EndpointId;
+    use crate::steering::snapshot::{Asked, EndpointId};
 
     fn endpoint(weight: u32, state: EndpointState) -> EndpointView {
         EndpointView {
@@ -89,6 +106,7 @@ mod tests {
             ejected: crate::steering::snapshot::Ejected::default(),
             intent: Intent::Ready,
             warmth: 1.0,
+            asked: Asked::default(),
             meter: Arc::new(Meter::default()),
         }
     }
@@ -107,7 +125,7 @@ mod tests {
     fn requests_spread_by_weight_when_they_stay() {
         let pool = [3, 1].map(|w| endpoint(w, EndpointState::Up));
         for chance in chances(4000) {
-            let taken = select(&pool, false, chance, |_| false).unwrap();
+            let taken = select(&pool, Heed::All, chance, |_| false).unwrap();
             pool[taken].meter.enter();
         }
         let share = f64::from(pool[0].meter.in_flight()) / 4000.0;
@@ -118,21 +136,44 @@ mod tests {
     fn a_busy_endpoint_is_spared() {
         let pool = [1, 1].map(|w| endpoint(w, EndpointState::Up));
         (0..50).for_each(|_| pool[0].meter.enter());
-        assert!(chances(200).all(|c| select(&pool, false, c, |_| false) == Some(1)));
+        assert!(chances(200).all(|c| select(&pool, Heed::All, c, |_| false) == Some(1)));
+    }
+
+    #[test]
+    fn endpoints_get_what_they_ask_for() {
+        let asks = |drain, weight| EndpointView { asked: Asked { drain, weight }, ..endpoint(2, EndpointState::Up) };
+        let pool = [asks(false, 25), asks(false, 75)];
+        for chance in chances(4000) {
+            let taken = select(&pool, Heed::All, chance, |_| false).unwrap();
+            pool[taken].meter.enter();
+        }
+        let share = f64::from(pool[0].meter.in_flight()) / 4000.0;
+        assert!((share - 0.25).abs() < 0.01, "{share}");
+        let pool = [asks(true, 100), asks(false, 1), asks(false, 0)];
+        assert!(chances(200).all(|c| select(&pool, Heed::All, c, |_| false) == Some(1)));
+        assert_eq!(select(&pool, Heed::All, 7, |i| i == 1), Some(2), "when nothing else is left");
+        assert_eq!(select(&pool, Heed::All, 7, |i| i > 0), None, "not even then");
+        let pool = [asks(true, 100), endpoint(1, EndpointState::Down)];
+        assert!(chances(100).all(|c| select(&pool, Heed::Verdicts, c, |_| false) == Some(0)));
+        assert_eq!(select(&pool[..1], Heed::All, 7, |_| false), None);
+        assert!(chances(100).any(|c| select(&pool, Heed::Nothing, c, |_| false) == Some(0)));
     }
 
     #[test]
     fn down_and_tried_endpoints_are_left_out() {
         let pool = [EndpointState::Down, EndpointState::Up, EndpointState::Unknown].map(|s| endpoint(1, s));
-        assert!(chances(100).all(|c| select(&pool, false, c, |_| false) == Some(1)));
-        assert_eq!(select(&pool, false, 7, |i| i == 1), None);
-        assert!(chances(100).all(|c| select(&pool, true, c, |i| i == 1).is_some_and(|i| i != 1)));
+        assert!(chances(100).all(|c| select(&pool, Heed::All, c, |_| false) == Some(1)));
+        assert_eq!(select(&pool, Heed::All, 7, |i| i == 1), None);
+        assert!(chances(100).all(|c| select(&pool, Heed::Nothing, c, |i| i == 1).is_some_and(|i| i != 1)));
         let drained = EndpointView { intent: Intent::Drain, ..endpoint(1, EndpointState::Up) };
         let pool = [drained.clone(), endpoint(1, EndpointState::Down)];
-        assert!(chances(100).all(|c| select(&pool, true, c, |_| false) == Some(1)), "not even in panic");
-        assert_eq!((select(&pool, false, 7, |_| false), select(&[drained], true, 7, |_| false)), (None, None));
+        assert!(chances(100).all(|c| select(&pool, Heed::Nothing, c, |_| false) == Some(1)), "not even in panic");
+        assert_eq!(
+            (select(&pool, Heed::All, 7, |_| false), select(&[drained], Heed::Nothing, 7, |_| false)),
+            (None, None)
+        );
         let zero = [endpoint(0, EndpointState::Up)];
-        assert_eq!(select(&zero, false, 7, |_| false), Some(0));
-        assert_eq!(select(&[], true, 7, |_| false), None);
+        assert_eq!(select(&zero, Heed::All, 7, |_| false), Some(0));
+        assert_eq!(select(&[], Heed::Nothing, 7, |_| false), None);
     }
 }

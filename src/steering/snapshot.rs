@@ -80,13 +80,15 @@ pub struct ServiceView {
     pub up: RegionSet,
     /// Regions that are up and wait before they take clients back.
     pub holding: RegionSet,
+    /// Regions that are up and whose every endpoint that is up asks to be drained: not taken while another region is left.
+    pub leaving: RegionSet,
     /// Whether no ready region is up.
     pub panicking: bool,
 }
 
 impl ServiceView {
     /// What operators want of a service's regions (`intent`) beside what was observed of them: those `up`, and of these
-    /// those `holding`. Every drain has just begun.
+    /// those `holding`. Every drain has just begun, and no endpoint asks for anything.
     pub fn new(
         service: &Service,
         intent: impl Fn(RegionId) -> Intent,
@@ -96,7 +98,7 @@ impl ServiceView {
         let with = |wanted: Intent| service.regions.iter().filter(|region| intent(*region) == wanted).collect();
         let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
         let panicking = up.without(drained.or(maint)).is_empty();
-        ServiceView { drained, finishing: drained, maint, up, holding, panicking }
+        ServiceView { drained, finishing: drained, maint, up, holding, leaving: RegionSet::EMPTY, panicking }
     }
 
     /// Whether a region is done with for whoever is there already: in maintenance, or drained for long enough.
@@ -158,7 +160,7 @@ pub struct PoolView {
     pub state: PoolState,
     /// 0 … 1: how much of its clients it takes back after an outage (0 while holding, 1 unless ramping).
     pub ramp: f64,
-    /// 0 … 1: min(1, overprovision × weight up ÷ weight), of the endpoints that operators leave in.
+    /// 0 … 1: min(1, overprovision × weight up ÷ weight), of the endpoints that operators leave in; the weight up is what they ask for.
     pub spill: f64,
     /// Raised each time the pool goes down; upstream connections of another epoch are never used again.
     pub epoch: u32,
@@ -185,8 +187,33 @@ pub struct EndpointView {
     pub intent: Intent,
     /// 0 … 1: slow start after it came back.
     pub warmth: f32,
+    /// What it asks for itself.
+    pub asked: Asked,
     /// Live counters.
     pub meter: Arc<Meter>,
+}
+
+impl EndpointView {
+    /// Its share of the pool's traffic: weight × warmth × what it asks for.
+    pub fn share(&self) -> f64 {
+        f64::from(self.weight) * f64::from(self.warmth) * f64::from(self.asked.weight) / 100.0
+    }
+}
+
+/// What an endpoint asks for by its answers to probes. It is observed, like a verdict, and no failure: neither is an operator's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// To be sent no new requests; what is under way finishes.
+    pub drain: bool,
+    /// To be sent this percentage of what its weight gives it, 0 … 100.
+    pub weight: u8,
+}
+
+impl Default for Asked {
+    /// Nothing is asked for.
+    fn default() -> Asked {
+        Asked { drain: false, weight: 100 }
+    }
 }
 
 /// What an endpoint's traffic did to it.

@@ -5,6 +5,9 @@
 //! none accepts, the first in the sets. What follows serves retries: endpoints not tried yet, then a tried one once more. Every
 //! region passed on the way gives its reason, and the reasons are the same values that metrics, the log and `explain` show.
 //!
+//! A region whose endpoints all ask to be drained (by their answers to probes) is passed like one that an operator drains, while another region
+//! is in the sets; affinity does not hold there. When all that are left ask for it, none is heeded: they are still up.
+//!
 //! The sets are those of SEMANTICS, and no later stage re-admits what an earlier one removed. Freshness (S4) belongs between
 //! health and acceptance in [`Walk::barrier`], capacity (S5) at the take in [`Walk::enter`].
 
@@ -16,7 +19,7 @@ use crate::steering::accept::{DrawKey, Tag, accepts};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
 use crate::steering::fleet::{Panic, Pool, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, PoolId, RegionId, RegionSet, ServiceId};
-use crate::steering::select::select;
+use crate::steering::select::{Heed, select};
 use crate::steering::snapshot::Snapshot;
 
 /// The most attempts a configuration may allow for one request.
@@ -83,10 +86,10 @@ enum Head {
 struct Sets {
     /// S1.
     residency: RegionSet,
-    /// S1 to S3, or S1 and S2 in panic.
+    /// S1 to S3 without the regions that ask to be drained; with them when that leaves nothing; S1 and S2 in panic.
     open: RegionSet,
-    /// S3 was empty and is lifted.
-    panic: bool,
+    /// What of S3 holds: nothing of it when it was empty and is lifted.
+    heed: Heed,
     /// Why `open` is empty, if it is.
     refusal: Refusal,
 }
@@ -174,7 +177,16 @@ impl Sets {
         }
         let live = ready.and(view.up);
         let serves_on = service.panic == Panic::Serve || snapshot.suspects_itself;
-        let panic = live.is_empty() && !ready.is_empty() && serves_on;
+        let staying = live.without(view.leaving);
+        let (open, heed) = if !staying.is_empty() {
+            (staying, Heed::All)
+        } else if !live.is_empty() {
+            (live, Heed::Verdicts)
+        } else if serves_on {
+            (ready, Heed::Nothing)
+        } else {
+            (live, Heed::All)
+        };
         let refusal = if resident.is_empty() {
             Refusal::Residency
         } else if ready.is_empty() {
@@ -182,7 +194,7 @@ impl Sets {
         } else {
             Refusal::Unhealthy
         };
-        Sets { residency: resident, open: if panic { ready } else { live }, panic, refusal }
+        Sets { residency: resident, open, heed, refusal }
     }
 }
 
@@ -194,7 +206,7 @@ impl Walk {
 
     /// Whether the service panics for this client: no region it may use is up.
     pub fn panics(&self) -> bool {
-        self.sets.panic
+        self.sets.heed == Heed::Nothing && !self.sets.open.is_empty()
     }
 
     /// The next endpoint to take, or why there is none.
@@ -377,7 +389,7 @@ impl Walk {
             PassReason::Residency
         } else if view.maint.contains(region) {
             PassReason::Maint
-        } else if view.drained.contains(region) {
+        } else if view.drained.or(view.leaving).contains(region) {
             PassReason::Drained
         } else {
             PassReason::Unhealthy
@@ -393,7 +405,7 @@ impl Walk {
         let Some(pool) = service.pool_of[region.index()] else { return Err(PassReason::Unhealthy) };
         let seed = service.seeds[region.index()][Tag::Accept as usize];
         let dial = snapshot.fleet().pool(pool).dial;
-        accepts(dial, snapshot.pool(pool), self.sets.panic, || self.draw.draw(seed))
+        accepts(dial, snapshot.pool(pool), self.sets.heed, || self.draw.draw(seed))
     }
 
     /// Picks an endpoint of `region` and notes it as tried, whatever the pass.
@@ -405,7 +417,7 @@ impl Walk {
         let excluded = |index: usize| !again && tried.contains(&(pool, index as u16));
         // Each attempt draws anew from the one number it was given.
         let chance = self.chance.rotate_left(23 * tried.len() as u32);
-        let Some(endpoint) = select(&snapshot.pool(pool).endpoints, self.sets.panic, chance, excluded) else {
+        let Some(endpoint) = select(&snapshot.pool(pool).endpoints, self.sets.heed, chance, excluded) else {
             let been = tried.iter().any(|(of, _)| *of == pool);
             return Err(if been { PassReason::Tried } else { PassReason::Unhealthy });
         };
@@ -421,7 +433,7 @@ impl Walk {
     }
 
     fn reason(&self, snapshot: &Snapshot) -> TakeReason {
-        if self.sets.panic {
+        if self.panics() {
             return TakeReason::Panic;
         }
         if let Some(consequence) = self.consequence {

@@ -6,6 +6,10 @@
 //! them changes no verdict. Nothing is rebuilt that did not change: a verdict costs its pool's slice of endpoints, a published
 //! snapshot one clone of each pool's few words.
 //!
+//! What an endpoint asks for by its answers to probes (to be drained, less weight) is observed, too: the last pass tells, at once and without
+//! hysteresis, for it is a word and no symptom. It turns no verdict and ends no region, so that nothing holds or ramps when
+//! it is taken back.
+//!
 //! It must not know clocks, probes or resolvers: the shells that own those send what they learned.
 
 use std::collections::{HashMap, HashSet};
@@ -18,13 +22,13 @@ mod operator;
 pub use crate::steering::event::Event;
 
 use crate::steering::drains::Drains;
-use crate::steering::endpoints::{Ids, Names};
+use crate::steering::endpoints::{Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::overrides::{Override, Overrides, Word};
 use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
-use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
+use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
 
 /// Milliseconds of the writer's monotonic clock, from any origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,8 +92,8 @@ pub enum Change {
 /// How a probe ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeResult {
-    /// As it should.
-    Pass,
+    /// As it should, and what the endpoint asked for with it.
+    Pass(Asked),
     /// Why not, in a few words.
     Fail(String),
 }
@@ -291,25 +295,40 @@ impl World {
             pool.probe_anew(index);
             return;
         }
-        let Some(turned) = pool.observe(index, *result == ProbeResult::Pass, &service.health, now) else {
-            return;
+        let passed = match result {
+            ProbeResult::Pass(asked) => Some(*asked),
+            ProbeResult::Fail(_) => None,
         };
-        let turn = turned.turn;
-        if turned.shows {
+        let drained = pool.endpoints()[index].asked.drain;
+        let (turned, changed) = pool.observe(index, passed, &service.health, now);
+        if turned.is_none() && !changed {
+            return;
+        }
+        if changed {
             self.snapshot.take();
         }
-        events.push(Event::Endpoint {
-            service: service.name.as_str().into(),
-            region: fleet.region(spec.region).name.as_str().into(),
-            address: pool.endpoints()[index].address,
-            up: turn.verdict() == EndpointState::Up,
-            first: turned.before == EndpointState::Unknown,
-            cause: match result {
-                ProbeResult::Pass => turn.to_string(),
-                ProbeResult::Fail(why) => format!("{turn}: {why}"),
-            },
-        });
-        if turned.readmitted {
+        let endpoint = &pool.endpoints()[index];
+        let name = || (service.name.as_str().into(), fleet.region(spec.region).name.as_str().into());
+        if let Some(Turned { turn, before, .. }) = turned {
+            let (service, region) = name();
+            events.push(Event::Endpoint {
+                service,
+                region,
+                address: endpoint.address,
+                up: turn.verdict() == EndpointState::Up,
+                first: before == EndpointState::Unknown,
+                cause: match result {
+                    ProbeResult::Pass(_) => turn.to_string(),
+                    ProbeResult::Fail(why) => format!("{turn}: {why}"),
+                },
+            });
+        }
+        // Weights may move with every answer, which is no news; and one that is down takes back nothing.
+        if passed.is_some() && drained != endpoint.asked.drain {
+            let (service, region) = name();
+            events.push(Event::Asked { service, region, address: endpoint.address, drain: endpoint.asked.drain });
+        }
+        if turned.is_some_and(|turned| turned.readmitted) {
             events.push(self.ejection(id, index, None, "its probes failed, and pass again".to_owned()));
         }
         self.settle(spec.service, now, events);
@@ -398,7 +417,7 @@ impl World {
         }
     }
 
-    /// Regions of a service on which others may count: ready, up, and neither just back nor waiting.
+    /// Regions of a service on which others may count: ready, up, neither just back nor waiting, and not asking to be drained.
     fn passing(&self, service: &Service, fleet: &Fleet) -> RegionSet {
         self.regions(service, |pool, intent| intent == Intent::Ready && pool.serves(&service.health), fleet)
     }
@@ -457,6 +476,7 @@ impl World {
         );
         let intent = |region: RegionId| service.pool_of[region.index()].map_or(Intent::Ready, |pool| self.intent(pool));
         let mut view = ServiceView::new(service, intent, up, holding);
+        view.leaving = self.regions(service, |pool, _| pool.view().state.is_up() && pool.leaves(), &fleet);
         // Endpoints that are drained one by one finish without a bound: their region does not drain.
         let whole = |region: &RegionId| self.intents[region.index()] == Intent::Drain;
         let drained: RegionSet = view.drained.iter().filter(whole).collect();
@@ -501,8 +521,15 @@ impl World {
 impl Standing {
     fn new() -> Standing {
         let none = RegionSet::EMPTY;
-        let view =
-            ServiceView { drained: none, finishing: none, maint: none, up: none, holding: none, panicking: true };
+        let view = ServiceView {
+            drained: none,
+            finishing: none,
+            maint: none,
+            up: none,
+            holding: none,
+            leaving: none,
+            panicking: true,
+        };
         Standing { view, stood: false, panic_told: false }
     }
 

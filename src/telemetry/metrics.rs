@@ -122,6 +122,7 @@ struct Families {
     request_panics: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
+    certificates: IntGaugeVec,
     reloads: IntCounterVec,
     reload_success: IntGauge,
     reload_success_at: IntGauge,
@@ -243,6 +244,11 @@ impl Metrics {
                 pool,
                 PROBE_SECONDS,
             ),
+            certificates: new.gauge_vec(
+                "meridian_endpoint_certificate_expiry_timestamp_seconds",
+                "When the certificate ends that the endpoint showed to its last TLS probe.",
+                endpoint,
+            ),
             reloads: new.counter_vec(
                 "meridian_config_reloads_total",
                 "Times that the configuration and its data were read after the start, by result.",
@@ -317,6 +323,7 @@ impl Metrics {
             }
             Event::Late { .. } => families.late.inc(),
             Event::Ejection { time: None, .. }
+            | Event::Asked { .. }
             | Event::SelfSuspicion { .. }
             | Event::Panic { on: false, .. }
             | Event::Published { .. }
@@ -330,6 +337,16 @@ impl Metrics {
     pub fn probed(&self, service: &str, region: &str, endpoint: &str, result: &'static str, took: Duration) {
         self.families.probes.with_label_values(&[service, region, endpoint, result]).inc();
         self.families.probe_durations.with_label_values(&[service, region]).observe(took.as_secs_f64());
+    }
+
+    /// When the certificate ends that an endpoint shows, in Unix seconds; `None`: it is not asked for one any more.
+    pub fn certificate(&self, service: &str, region: &str, endpoint: &str, expiry: Option<i64>) {
+        let labels = &[service, region, endpoint];
+        match expiry {
+            Some(expiry) => self.families.certificates.with_label_values(labels).set(expiry),
+            // There is none as a rule.
+            None => drop(self.families.certificates.remove_label_values(labels)),
+        }
     }
 
     /// The first reading of the configuration succeeded: not a reload, but the success from which later ones are told.
@@ -407,6 +424,7 @@ impl Families {
         prune(&self.panics, &["service"], &names);
         prune(&self.probes, &["service", "region", "endpoint", "result"], &names);
         prune(&self.probe_durations, &["service", "region"], &names);
+        prune(&self.certificates, &["service", "region", "endpoint"], &names);
     }
 }
 

@@ -127,6 +127,18 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         endpoints().map(|(labels, view)| (labels, f64::from(u8::from(view.ejected.until_ms.is_some())))),
     );
     gauges.family(
+        "meridian_endpoint_draining",
+        "Whether the endpoint asks to be drained, by its answers to probes.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, f64::from(u8::from(view.asked.drain)))),
+    );
+    gauges.family(
+        "meridian_endpoint_effective_weight",
+        "The endpoint's share of its pool's traffic: configured weight × slow start × what it asks for.",
+        endpoint,
+        endpoints().map(|(labels, view)| (labels, view.share())),
+    );
+    gauges.family(
         "meridian_endpoint_requests_in_flight",
         "Requests that are at the endpoint now.",
         endpoint,

@@ -13,6 +13,7 @@ use meridian::origin;
 use meridian::proxy::Shared;
 use meridian::server;
 use meridian::state::{self, Published, Reader, Sender};
+use meridian::steering::snapshot::Asked;
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
@@ -67,8 +68,8 @@ impl Proxy {
         tokio::spawn(writer);
         let pools = reader.load().snapshot.pools.clone();
         for endpoint in pools.iter().flat_map(|pool| pool.endpoints.iter()) {
-            sender.probed(endpoint.id, ProbeResult::Pass, Instant::now()).await;
-            sender.probed(endpoint.id, ProbeResult::Pass, Instant::now()).await;
+            sender.probed(endpoint.id, ProbeResult::Pass(Asked::default()), Instant::now()).await;
+            sender.probed(endpoint.id, ProbeResult::Pass(Asked::default()), Instant::now()).await;
         }
         (Proxy::over(engine, reader, &metrics).await, sender)
     }

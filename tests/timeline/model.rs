@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use meridian::steering::fleet::{HealthPolicy, Probe};
 use meridian::steering::meter::Meter;
-use meridian::steering::snapshot::{EndpointId, EndpointState};
+use meridian::steering::snapshot::{Asked, EndpointId, EndpointState};
 
 /// Which endpoint: service, region, address, kind of probe.
 pub type Key = (String, String, SocketAddr, &'static str);
@@ -15,6 +15,8 @@ pub fn kind(probe: &Probe) -> &'static str {
         Probe::None => "none",
         Probe::Tcp => "tcp",
         Probe::Http { .. } => "http",
+        Probe::Tls { .. } => "tls",
+        Probe::Grpc { .. } => "grpc",
     }
 }
 
@@ -27,6 +29,8 @@ pub struct Known {
     pub results: Vec<(bool, u32, u32)>,
     /// What [`Known::judge`] says of them.
     pub verdict: EndpointState,
+    /// What the last pass asked for, unless it is down.
+    pub asked: Asked,
     /// Until when it is ejected, and whether probes turned it down since.
     pub out: Option<(u64, bool)>,
 }

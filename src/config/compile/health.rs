@@ -11,16 +11,23 @@ use crate::steering::fleet::{HealthPolicy, Passive, Probe};
 enum Kind {
     Http,
     Tcp,
+    Tls,
+    Grpc,
     None,
 }
+
+/// The words of `kind`.
+const KINDS: [(&str, Kind); 5] =
+    [("http", Kind::Http), ("tcp", Kind::Tcp), ("tls", Kind::Tls), ("grpc", Kind::Grpc), ("none", Kind::None)];
 
 /// An absent table means no probes: with defaults in its place a service without `/healthz` would be down from the start.
 pub(super) fn health(section: Section<'_>) -> HealthPolicy {
     let ms = Duration::from_millis;
     let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(24 * 3600));
     let default = if section.is_present() { Kind::Http } else { Kind::None };
-    let kind = section.choice("kind", default, &[("http", Kind::Http), ("tcp", Kind::Tcp), ("none", Kind::None)]);
-    let http = http(&section);
+    let kind = section.choice("kind", default, &KINDS);
+    let host = host(&section);
+    let http = http(&section, host.clone());
     let port = section.node("port").and_then(|node| section.integer_of(node, "port", 1u16..=u16::MAX));
     let interval = section.duration("interval", ms(1000), ms(10)..=hour);
     let fast_interval = section.duration("fast_interval", ms(200).min(interval), ms(10)..=hour);
@@ -31,6 +38,8 @@ pub(super) fn health(section: Section<'_>) -> HealthPolicy {
         probe: match kind {
             Kind::Http => http,
             Kind::Tcp => Probe::Tcp,
+            Kind::Tls => Probe::Tls { host },
+            Kind::Grpc => Probe::Grpc { host },
             Kind::None => Probe::None,
         },
         port,
@@ -93,7 +102,7 @@ fn warn(section: &Section<'_>, kind: Kind, policy: &HealthPolicy) {
     }
 }
 
-fn http(section: &Section<'_>) -> Probe {
+fn http(section: &Section<'_>, host: String) -> Probe {
     let checked = |key, default: &str, is_good: fn(&str) -> bool, expected| match section.text(key) {
         Some(text) if !is_good(text.value) => {
             section.refused(text, key, &Refused { expected, hint: None });
@@ -108,14 +117,7 @@ fn http(section: &Section<'_>) -> Probe {
     if method == "HEAD" && !body.is_empty() {
         section.scribe.error(section.place_of("body"), "`body` cannot be found: an answer to `HEAD` has none");
     }
-    Probe::Http {
-        path,
-        method,
-        host: host(section),
-        headers: headers(&section.table("headers")),
-        status: status(section),
-        body,
-    }
+    Probe::Http { path, method, host, headers: headers(&section.table("headers")), status: status(section), body }
 }
 
 /// Anything but `CONNECT`, which would ask for a tunnel.

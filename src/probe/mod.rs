@@ -1,5 +1,8 @@
 //! Active checks: one task for each endpoint, each with its own clock; results go to the writer as observations.
 //!
+//! Each kind of probe is a file: `http`, `tls`, `grpc`; a TCP probe is the connection alone. Each says in a few words what was wrong; what
+//! an answer tells beside that (`Learned`) goes to whom it concerns. None of them knows the `World`.
+//!
 //! Refused: a probe round shared by all endpoints, which waits for its slowest member and makes every PoP knock at every origin at the
 //! same instant. What a result means is decided by the `World`; here it is only found out.
 //!
@@ -7,17 +10,17 @@
 //! interval + (fall − 1) × fast + timeout. For the same reason a probe that is still unanswered after `fast_interval` does
 //! not hold up the next: a hanging origin is found out by probes that overlap.
 
+mod grpc;
+mod http;
+mod tls;
+
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -26,15 +29,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::state::{Reader, Sender};
 use crate::steering::Snapshot;
 use crate::steering::fleet::{HealthPolicy, Probe};
-use crate::steering::snapshot::EndpointId;
+use crate::steering::snapshot::{Asked, EndpointId};
 use crate::steering::world::ProbeResult;
 use crate::telemetry::Metrics;
 
 /// First probes of new endpoints are spread over this, or the interval if that is shorter.
 const FIRST: Duration = Duration::from_millis(100);
-
-/// Bytes of a body that are searched.
-const BODY: usize = 64 * 1024;
 
 /// A failure that came this much after its deadline says more about this process than about the endpoint: it was stopped, or its machine was
 /// paused. Such a failure is thrown away and the probe runs anew.
@@ -51,6 +51,9 @@ const OVERLAP: usize = 10;
 struct Target {
     service: String,
     region: String,
+    /// The endpoint, as metrics name it.
+    endpoint: SocketAddr,
+    /// The same with the port that is probed.
     address: SocketAddr,
     /// The endpoint as configured, for the Host field.
     name: Arc<str>,
@@ -63,6 +66,7 @@ struct Target {
 pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
     let mut tasks = JoinSet::new();
     let mut running: HashMap<EndpointId, (watch::Sender<Target>, AbortHandle)> = HashMap::new();
+    let tls = tls::Prober::new();
     loop {
         let mut wanted = targets(&reader.load().snapshot);
         running.retain(|id, (target, task)| {
@@ -83,7 +87,7 @@ pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
         });
         for (id, target) in wanted {
             let (target, watched) = watch::channel(target);
-            let task = tasks.spawn(keep_probing(id, watched, sender.clone(), metrics.clone()));
+            let task = tasks.spawn(keep_probing(id, watched, tls.clone(), sender.clone(), metrics.clone()));
             running.insert(id, (target, task));
         }
         while tasks.try_join_next().is_some() {}
@@ -106,6 +110,7 @@ fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
             let target = Target {
                 service: service.name.clone(),
                 region: fleet.region(pool.region).name.clone(),
+                endpoint: endpoint.address,
                 address,
                 name: endpoint.name.clone(),
                 policy: service.health.clone(),
@@ -123,32 +128,74 @@ struct Done {
     took: Duration,
     deadline: Duration,
     result: Result<(), String>,
+    learned: Learned,
+}
+
+/// What an answer tells beside the verdict.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Learned {
+    /// What the endpoint asks for; counts with a pass only.
+    asked: Asked,
+    /// What it asks for and cannot be understood, in a few words.
+    odd: Option<String>,
+    /// When its certificate ends, Unix seconds.
+    certificate: Option<i64>,
+}
+
+/// An endpoint whose certificate is shown as long as it is probed.
+struct Certified {
+    target: Target,
+    metrics: Metrics,
+}
+
+impl Certified {
+    fn show(&self, expiry: Option<i64>) {
+        let Target { service, region, endpoint, .. } = &self.target;
+        self.metrics.certificate(service, region, &endpoint.to_string(), expiry);
+    }
+}
+
+impl Drop for Certified {
+    /// The endpoint may be there still, and be probed in another way.
+    fn drop(&mut self) {
+        self.show(None);
+    }
 }
 
 /// The life of one endpoint's probes.
-async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sender: Sender, metrics: Metrics) {
+async fn keep_probing(
+    id: EndpointId,
+    mut target: watch::Receiver<Target>,
+    tls: tls::Prober,
+    sender: Sender,
+    metrics: Metrics,
+) {
     let mut under_way = JoinSet::new();
     let first = target.borrow().policy.interval.min(FIRST);
     let mut next = Instant::now() + first.mul_f64(fastrand::f64());
     let mut began = next;
     let mut late = 0;
     let mut ejections = target.borrow().ejections;
+    let mut odd_told = false;
+    let certified = Certified { target: target.borrow().clone(), metrics: metrics.clone() };
     loop {
         tokio::select! {
             () = sleep_until(next), if under_way.len() < OVERLAP => {
                 began = Instant::now();
                 let now = target.borrow_and_update().clone();
                 next = began + shortened(now.policy.fast_interval);
+                let tls = tls.clone();
                 under_way.spawn(async move {
                     let deadline = now.policy.timeout;
-                    let result = probe(&now).await;
-                    Done { began, took: began.elapsed(), deadline, result }
+                    let mut learned = Learned::default();
+                    let result = probe(&now, &tls, &mut learned).await;
+                    Done { began, took: began.elapsed(), deadline, result, learned }
                 });
             }
             Some(Ok(done)) = under_way.join_next() => {
                 let (service, region, address) = {
                     let target = target.borrow();
-                    (target.service.clone(), target.region.clone(), target.address.to_string())
+                    (target.service.clone(), target.region.clone(), target.endpoint.to_string())
                 };
                 let count = |result| metrics.probed(&service, &region, &address, result, done.took);
                 if done.result.is_err() && done.took > done.deadline + LATE && late < LATE_AT_MOST {
@@ -159,7 +206,15 @@ async fn keep_probing(id: EndpointId, mut target: watch::Receiver<Target>, sende
                 }
                 late = 0;
                 count(if done.result.is_ok() { "pass" } else { "fail" });
-                let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass);
+                if done.learned.certificate.is_some() {
+                    certified.show(done.learned.certificate);
+                }
+                if let Some(odd) = done.learned.odd.filter(|_| !odd_told) {
+                    odd_told = true;
+                    tracing::warn!(service, region, endpoint = address, odd, "what a probe's answer asks for is ignored");
+                }
+                let asked = done.learned.asked;
+                let result = done.result.map_or_else(ProbeResult::Fail, |()| ProbeResult::Pass(asked));
                 let Some(delay) = sender.probed(id, result, done.began.into_std()).await else { return };
                 // From the start of the last probe: an answer that took its time does not stretch the interval.
                 next = began.max(done.began) + shortened(delay);
@@ -185,94 +240,63 @@ fn shortened(delay: Duration) -> Duration {
 }
 
 /// One probe within its deadline; the error says in a few words what was wrong.
-async fn probe(target: &Target) -> Result<(), String> {
+async fn probe(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Result<(), String> {
     let deadline = target.policy.timeout;
-    match timeout(deadline, attempt(target)).await {
+    match timeout(deadline, attempt(target, tls, learned)).await {
         Ok(result) => result,
         Err(_) => Err(format!("timeout after {} ms", deadline.as_millis())),
     }
 }
 
-async fn attempt(target: &Target) -> Result<(), String> {
+async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Result<(), String> {
     let stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
+    // A small request must not wait for anything; without the option it is only slower.
+    let _ = stream.set_nodelay(true);
     match &target.policy.probe {
         Probe::None | Probe::Tcp => Ok(()),
+        Probe::Tls { host } => tls.handshake(stream, target, host, learned).await,
+        Probe::Grpc { host } => grpc::check(stream, target, host).await,
         Probe::Http { path, method, host, headers, status, body } => {
-            // A small request must not wait for anything; without the option it is only slower.
-            let _ = stream.set_nodelay(true);
-            let request = request(target, path, method, host, headers)?;
-            let (mut sender, connection) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-            let exchange = async {
-                let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-                let code = answer.status().as_u16();
-                if !status.iter().any(|(from, to)| (*from..=*to).contains(&code)) {
-                    return Err(format!("status {code}"));
-                }
-                if body.is_empty() { Ok(()) } else { contains(answer.into_body(), body.as_bytes()).await }
-            };
-            let mut exchange = pin!(exchange);
-            let mut connection = pin!(connection);
-            let mut open = true;
-            loop {
-                tokio::select! {
-                    biased;
-                    result = &mut exchange => return result,
-                    // When the connection ended, what it brought still waits in the exchange.
-                    _ = &mut connection, if open => open = false,
-                }
-            }
+            let request = http::request(target, path, method, host, headers)?;
+            http::exchange(stream, request, status, body.as_bytes(), learned).await
         }
     }
 }
 
-fn request(
-    target: &Target,
-    path: &str,
-    method: &str,
-    host: &str,
-    headers: &[(String, String)],
-) -> Result<http::Request<Empty<Bytes>>, String> {
-    let host = if host.is_empty() { authority(target) } else { host.to_owned() };
-    let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
-    let mut request = http::Request::builder().method(method).uri(path).header("connection", "close");
-    if !given("host") {
-        request = request.header("host", host);
+/// Runs an exchange beside the connection that carries it.
+async fn carried<T>(exchange: impl Future<Output = T>, connection: impl Future) -> T {
+    let mut exchange = pin!(exchange);
+    let mut connection = pin!(connection);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut exchange => return result,
+            // When the connection ended, what it brought still waits in the exchange.
+            _ = &mut connection, if open => open = false,
+        }
     }
-    if !given("user-agent") {
-        request = request.header("user-agent", concat!("meridian/", env!("CARGO_PKG_VERSION"), " probe"));
-    }
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    request.body(Empty::new()).map_err(|error| format!("no such request: {error}"))
 }
 
-/// The Host of an endpoint: its name as configured, with the port that is probed.
-fn authority(target: &Target) -> String {
-    let name: &str = &target.name;
-    // An endpoint configured by address carries that as its name, with or without the port.
-    match name.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| name.parse()) {
+/// What probes call themselves.
+const USER_AGENT: &str = concat!("meridian/", env!("CARGO_PKG_VERSION"), " probe");
+
+/// The authority of a probe: `host` if given, else the endpoint's name as configured, with the port that is probed.
+fn authority(target: &Target, host: &str) -> String {
+    if !host.is_empty() {
+        return host.to_owned();
+    }
+    match bare(&target.name) {
         Ok(ip) => SocketAddr::new(ip, target.address.port()).to_string(),
-        Err(_) => format!("{}:{}", name.split(':').next().unwrap_or(name), target.address.port()),
+        Err(name) => format!("{name}:{}", target.address.port()),
     }
 }
 
-async fn contains(mut body: hyper::body::Incoming, wanted: &[u8]) -> Result<(), String> {
-    let mut read = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| broken(&error))?;
-        if let Some(data) = frame.data_ref() {
-            read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
-            if read.windows(wanted.len()).any(|window| window == wanted) {
-                return Ok(());
-            }
-            if read.len() == BODY {
-                return Err("the wanted text is not in the first 64 KiB of the body".to_owned());
-            }
-        }
-    }
-    Err("the wanted text is not in the body".to_owned())
+/// A host with or without a port: an address, or else a name. An endpoint configured by address carries that as its name.
+fn bare(host: &str) -> Result<IpAddr, &str> {
+    let ip = host.parse::<SocketAddr>().map(|address| address.ip());
+    ip.or_else(|_| host.trim_start_matches('[').trim_end_matches(']').parse())
+        .map_err(|_| host.split(':').next().unwrap_or(host))
 }
 
 fn words(error: &io::Error) -> String {
@@ -282,16 +306,6 @@ fn words(error: &io::Error) -> String {
         io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
         io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
         _ => error.to_string(),
-    }
-}
-
-fn broken(error: &hyper::Error) -> String {
-    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    match cause {
-        Some(cause) => format!("connection {}", words(cause)),
-        None if error.is_incomplete_message() || error.is_closed() => "connection closed before the answer".to_owned(),
-        None if error.is_parse() => "an answer that is not HTTP/1.1".to_owned(),
-        None => error.to_string(),
     }
 }
 
@@ -336,6 +350,17 @@ mod tests {
             status: vec![(200, 299), (401, 401)],
             body: body.to_owned(),
         };
+        target_of(address, probe)
+    }
+
+    /// One probe: its verdict, and what else was learned.
+    pub(super) async fn once(target: &Target) -> (Result<(), String>, Learned) {
+        let mut learned = Learned::default();
+        let result = probe(target, &tls::Prober::new(), &mut learned).await;
+        (result, learned)
+    }
+
+    pub(super) fn target_of(address: SocketAddr, probe: Probe) -> Target {
         let policy = HealthPolicy {
             probe,
             port: None,
@@ -354,6 +379,7 @@ mod tests {
         Target {
             service: "web".into(),
             region: "r".into(),
+            endpoint: address,
             address,
             name: "origin.example:80".into(),
             policy,
@@ -380,7 +406,21 @@ mod tests {
             (None, "", Err("timeout after 300 ms")),
         ] {
             let (address, _heads) = server(answer).await;
-            assert_eq!(probe(&target(address, body)).await, want.map_err(str::to_owned), "{answer:?}");
+            assert_eq!(once(&target(address, body)).await.0, want.map_err(str::to_owned), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_passes_may_ask_for_something() {
+        let fields = "x-meridian-drain: yes\r\nx-meridian-weight: 25\r\ncontent-length: 0\r\n\r\n";
+        let answers = [
+            ("HTTP/1.1 200 OK\r\n", Ok(()), Asked { drain: true, weight: 25 }),
+            ("HTTP/1.1 500 Oops\r\n", Err("status 500".to_owned()), Asked::default()),
+        ];
+        for (line, want, asked) in answers {
+            let (address, _heads) = server(Some(format!("{line}{fields}").leak())).await;
+            let (result, learned) = once(&target(address, "")).await;
+            assert_eq!((result, learned.asked, learned.odd), (want, asked, None));
         }
     }
 
@@ -390,13 +430,13 @@ mod tests {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
-        assert_eq!(probe(&target(address, "")).await, Err("connect refused".to_owned()));
+        assert_eq!(once(&target(address, "")).await.0, Err("connect refused".to_owned()));
     }
 
     #[tokio::test]
     async fn the_request_is_the_configured_one() {
         let (address, mut heads) = server(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
-        probe(&target(address, "")).await.unwrap();
+        once(&target(address, "")).await.0.unwrap();
         let head = heads.recv().await.unwrap().to_ascii_lowercase();
         assert!(head.starts_with("get /healthz?deep=1 http/1.1\r\n"), "{head}");
         for line in [
@@ -421,7 +461,7 @@ mod tests {
             ("[2001:db8::1]:80", "[2001:db8::1]:8080"),
         ] {
             target.name = name.into();
-            assert_eq!(authority(&target), want);
+            assert_eq!(authority(&target, ""), want);
         }
     }
 }
