@@ -19,6 +19,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use serde::Serialize;
 
 use crate::secret::Secret;
 use crate::state::{Reader, Sender};
@@ -100,18 +101,12 @@ impl Admin {
 
     #[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
     fn status_page(&self) -> Answer {
-        match serde_json::to_vec(&status::of(self, SystemTime::now())) {
-            Ok(page) => json(StatusCode::OK, page),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no status: {error}\n")),
-        }
+        page(&status::of(self, SystemTime::now()))
     }
 
     fn explain_page(&self, query: &str) -> Answer {
         match explain::of(&self.reader.load().snapshot, query) {
-            Ok(explanation) => match serde_json::to_vec(&explanation) {
-                Ok(page) => json(StatusCode::OK, page),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no explanation: {error}\n")),
-            },
+            Ok(explanation) => page(&explanation),
             Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
         }
     }
@@ -144,6 +139,14 @@ impl Admin {
 
 fn text(status: StatusCode, body: &str) -> Answer {
     typed(status, "text/plain; charset=utf-8", body.to_owned().into())
+}
+
+/// A page of JSON.
+fn page(content: &impl Serialize) -> Answer {
+    match serde_json::to_vec(content) {
+        Ok(page) => json(StatusCode::OK, page),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no answer: {error}\n")),
+    }
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Answer {

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::{Admin, Answer, Door, json, text};
+use crate::admin::{Admin, Answer, Door, page, text};
 use crate::config::{duration, meant};
 use crate::state::{Lasting, Refused};
 use crate::steering::fleet::Intent;
@@ -301,11 +301,4 @@ fn user_name(uid: u32) -> Option<String> {
 fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
-}
-
-fn page(content: &impl Serialize) -> Answer {
-    match serde_json::to_vec(content) {
-        Ok(page) => json(StatusCode::OK, page),
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no answer: {error}\n")),
-    }
 }

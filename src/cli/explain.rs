@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{ConfigFile, complain, live, print};
+use crate::cli::{ConfigFile, complain, live, or_complain, print};
 use crate::geo::Canonical;
 use crate::load::Loader;
 use crate::steering::explain::{ExplainedPlace, Explanation, Question, service_for};
@@ -65,10 +65,7 @@ impl Explain {
             })),
             (_, live) => self.one(live),
         };
-        outcome.unwrap_or_else(|message| {
-            complain(&format!("{}\n", message.trim_end()));
-            ExitCode::from(2)
-        })
+        or_complain(outcome)
     }
 
     fn question(&self, client: IpAddr) -> Question {

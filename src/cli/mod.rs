@@ -97,6 +97,14 @@ fn print(text: &str) -> Result<(), String> {
     }
 }
 
+/// The exit code of a command: its own, or 2 once it was said on standard error why there is none.
+fn or_complain(outcome: Result<ExitCode, String>) -> ExitCode {
+    outcome.unwrap_or_else(|message| {
+        complain(&format!("{}\n", message.trim_end()));
+        ExitCode::from(2)
+    })
+}
+
 /// Writes `text` to standard error; where that cannot be written, nobody can be told.
 fn complain(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());

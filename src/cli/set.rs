@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::live::{Asker, Reply};
-use crate::cli::{ConfigFile, complain, print};
+use crate::cli::{ConfigFile, complain, or_complain, print};
 
 /// Arguments of `meridian set`.
 #[derive(Args, Debug)]
@@ -14,13 +14,13 @@ pub(super) struct Set {
     #[command(flatten)]
     file: ConfigFile,
     /// What it is over
-    #[arg(value_enum)]
-    kind: Kind,
+    #[arg(value_parser = ["region", "endpoint"])]
+    kind: String,
     /// The region's name, or the endpoint's address or `host:port` as configured; `*` and `?` may stand for characters
     name: String,
     /// ready: takes traffic; drain: no new clients; maint: nothing; auto: as the configuration says
-    #[arg(value_enum)]
-    state: State,
+    #[arg(value_parser = ["ready", "drain", "maint", "auto"])]
+    state: String,
     /// For how long, as in 30m or 4h; without it until `auto`
     #[arg(long = "for", value_name = "TIME")]
     lasting: Option<String>,
@@ -35,41 +35,14 @@ pub(super) struct Set {
     admin: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    Region,
-    Endpoint,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum State {
-    Ready,
-    Drain,
-    Maint,
-    Auto,
-}
-
 impl Set {
     pub(super) fn run(self) -> ExitCode {
-        self.say().unwrap_or_else(|message| {
-            complain(&format!("{}\n", message.trim_end()));
-            ExitCode::from(2)
-        })
+        or_complain(self.say())
     }
 
     fn say(&self) -> Result<ExitCode, String> {
-        let kind = match self.kind {
-            Kind::Region => "region",
-            Kind::Endpoint => "endpoint",
-        };
-        let state = match self.state {
-            State::Ready => "ready",
-            State::Drain => "drain",
-            State::Maint => "maint",
-            State::Auto => "auto",
-        };
         let mut word = json!({
-            "kind": kind, "name": self.name, "state": state, "reason": self.reason, "force": self.force, "who": who(),
+            "kind": self.kind, "name": self.name, "state": self.state, "reason": self.reason, "force": self.force, "who": who(),
         });
         if let Some(lasting) = &self.lasting {
             word["for"] = json!(lasting);
@@ -84,7 +57,7 @@ impl Set {
         }
         let answer: Value =
             serde_json::from_str(&text).map_err(|error| format!("error: an answer that is none: {error}"))?;
-        let mut line = format!("{kind} {}: {state}", self.name);
+        let mut line = format!("{} {}: {}", self.kind, self.name, self.state);
         if let Some(until) = answer["override"]["until"].as_str() {
             line += &format!(" until {until}");
         }

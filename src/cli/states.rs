@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::live::Asker;
-use crate::cli::{ConfigFile, complain, print};
+use crate::cli::{ConfigFile, or_complain, print};
 use crate::steering::fleet::Intent;
 use crate::steering::overrides::Shown;
 
@@ -55,10 +55,7 @@ const HEAD: [&str; 9] = ["SERVICE", "REGION", "STATE", "INTENT", "RAMP", "WEIGHT
 
 impl States {
     pub(super) fn run(self) -> ExitCode {
-        self.show().unwrap_or_else(|message| {
-            complain(&format!("{}\n", message.trim_end()));
-            ExitCode::from(2)
-        })
+        or_complain(self.show())
     }
 
     fn show(&self) -> Result<ExitCode, String> {
