@@ -17,6 +17,8 @@ key="$toolchain	${vendor:-$(uname -m)}"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+echo "building the bench, then counting: minutes the first time" >&2
+
 # What so many requests take, the start of the program with them.
 count() {
     runner="valgrind --tool=callgrind --callgrind-out-file=$folder/$1"

@@ -221,6 +221,13 @@ mod tests {
             assert_eq!(outcome.status() == 0, outcome.body().is_empty(), "{outcome:?}");
             assert!(outcome.body().starts_with(&outcome.status().to_string()) || outcome.status() == 0);
         }
+        let page = include_str!("../../docs/access-log.md");
+        for outcome in Outcome::ALL {
+            let row = format!("| `{}` | ", outcome.label());
+            let answer = page.split_once(&row).unwrap_or_else(|| panic!("no row {row}")).1;
+            let says_status = answer.starts_with(&outcome.status().to_string());
+            assert_eq!(says_status, outcome.status() != 0, "{outcome:?}");
+        }
         for reason in [NoRoute::Host, NoRoute::Path, NoRoute::BadPath] {
             assert_eq!(
                 (Outcome::from(reason).status(), Outcome::from(reason).label()),

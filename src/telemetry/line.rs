@@ -284,6 +284,10 @@ mod tests {
         assert_eq!(line["place"], Value::Null);
         assert_eq!(line["gave_up"], Value::Null);
         assert_eq!(line.as_object().unwrap().len(), 23);
+        let page = include_str!("../../docs/access-log.md").split("## Outcomes").next().unwrap();
+        for field in line.as_object().unwrap().keys() {
+            assert!(page.contains(&format!("`{field}` ")), "{field} is not in the page");
+        }
     }
 
     #[test]
