@@ -163,10 +163,13 @@ pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
-/// A byte of an HTTP token (RFC 9110, 5.6.2).
+/// Bytes of HTTP tokens (RFC 9110, 5.6.2).
+pub(crate) const TOKENS: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
+/// A byte of an HTTP token.
 #[inline]
 pub(crate) fn is_token_byte(byte: u8) -> bool {
-    static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+    static TOKEN: [bool; 256] = TOKENS;
     TOKEN[usize::from(byte)]
 }
 

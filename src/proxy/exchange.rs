@@ -732,7 +732,11 @@ impl Exchange {
 fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, request_id: u128) -> Box<AccessRecord> {
     let mut record = shared.access.record();
     let mut text = std::mem::take(&mut record.text);
-    text.set_target(&String::from_utf8_lossy(&head.target[..head.target.len().min(TARGET_BYTES)]));
+    let target = &head.target[..head.target.len().min(TARGET_BYTES)];
+    match std::str::from_utf8(target) {
+        Ok(target) => text.set_target(target),
+        Err(_) => text.set_target(&String::from_utf8_lossy(target)),
+    }
     *record = AccessRecord {
         at_us: head.at_us,
         peer: head.peer,

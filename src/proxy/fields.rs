@@ -17,6 +17,11 @@ pub trait Fields {
             .fold((0, 0), |(count, bytes), (name, value)| (count + 1, bytes + (name.len() + value.len() + 4) as u64))
     }
 
+    /// Whether a name has an underscore in it.
+    fn has_underscores(&self) -> bool {
+        self.lines().any(|(name, _)| name.contains(&b'_'))
+    }
+
     /// Removes every line of that name.
     fn remove(&mut self, name: &str);
 

@@ -53,7 +53,7 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if target.len() > limits.uri {
         return Err(Outcome::TargetTooLong);
     }
-    if limits.underscores == Underscores::Reject && fields.lines().any(|(name, _)| name.contains(&b'_')) {
+    if limits.underscores == Underscores::Reject && fields.has_underscores() {
         return Err(Outcome::BadRequest);
     }
     let (count, bytes) = fields.extent();
@@ -131,13 +131,13 @@ pub enum Said {
 impl Said {
     /// By these fields.
     pub fn of(fields: &impl Fields) -> Said {
-        if !fields.has("connection") {
-            return Said::Nothing;
-        }
         let mut lines = fields.values("connection");
-        match (lines.next(), lines.next()) {
-            (Some(only), None) if only.eq_ignore_ascii_case(b"close") => Said::Close,
-            (Some(only), None) if only.eq_ignore_ascii_case(b"keep-alive") => Said::KeepAlive,
+        let Some(first) = lines.next() else { return Said::Nothing };
+        match (first, lines.next()) {
+            // Mostly it is written so, which is told at once.
+            (b"keep-alive", None) => Said::KeepAlive,
+            (only, None) if only.eq_ignore_ascii_case(b"close") => Said::Close,
+            (only, None) if only.eq_ignore_ascii_case(b"keep-alive") => Said::KeepAlive,
             _ => Said::More,
         }
     }
@@ -172,7 +172,8 @@ pub fn path<'a>(method: &Method, target: &'a [u8]) -> Result<&'a str, Outcome> {
         None if target == b"*" && *method == Method::OPTIONS => return Ok("/"),
         None => target,
     };
-    let end = rest.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(rest.len());
+    let is_end = |word| text::eight::equal(word, b'?') | text::eight::equal(word, b'#');
+    let end = text::find(rest, 0, is_end).unwrap_or(rest.len());
     match std::str::from_utf8(&rest[..end]) {
         Ok(path) if path.starts_with('/') => Ok(path),
         _ => Err(Outcome::BadRequest),
@@ -334,7 +335,7 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     if let Some(left) = forward.max_forwards {
         fields.set("max-forwards", itoa::Buffer::new().format(left.saturating_sub(1)).as_bytes());
     }
-    if edge.limits.underscores == Underscores::Drop {
+    if edge.limits.underscores == Underscores::Drop && fields.has_underscores() {
         drop_underscores(fields);
     }
     describe(fields, edge, forward);

@@ -10,7 +10,7 @@ use std::ops::Range;
 use http::{Method, Version};
 
 use super::lines::Lines;
-use crate::config::names::is_token_byte;
+use crate::config::names::{TOKENS, is_token_byte};
 use crate::proxy::{Fields, Outcome};
 use crate::text::{self, eight};
 
@@ -176,7 +176,7 @@ pub(super) fn trailers(bytes: &[u8]) -> Option<Lines<'_>> {
 
 /// Where the bytes from `at` on cease to be good; there is a byte that is not.
 #[inline(always)]
-fn run(bytes: &[u8], at: usize, good: impl Fn(u8) -> bool) -> Result<usize, Fault> {
+fn run(bytes: &[u8], at: usize, mut good: impl FnMut(u8) -> bool) -> Result<usize, Fault> {
     let rest = bytes.get(at..).ok_or(Fault::Cut)?;
     rest.iter().position(|byte| !good(*byte)).map(|length| at + length).ok_or(Fault::Cut)
 }
@@ -194,6 +194,18 @@ fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
         _ => Err(Fault::Bad),
     }
 }
+
+/// By byte: 0 for those that no name has (RFC 9110, 5.6.2), [`UNDERSCORE`] for that, and 1 for all others.
+static NAMES: [u8; 256] = {
+    let (mut table, mut byte) = ([0; 256], 0);
+    while byte < 256 {
+        table[byte] = TOKENS[byte] as u8;
+        byte += 1;
+    }
+    table[b'_' as usize] = UNDERSCORE;
+    table
+};
+const UNDERSCORE: u8 = 2;
 
 /// Where the text that begins at `at` ends with its line: at CRLF. The tab is the only control byte in it (RFC 9110, 5.5).
 #[inline]
@@ -217,7 +229,13 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
     u32::try_from(bytes.len()).map_err(|_| Fault::Bad)?;
     let mut lines = Lines::of(bytes);
     loop {
-        let name = at..run(bytes, at, is_token_byte)?;
+        let mut seen = 0;
+        let is_good = |byte| {
+            let of_names = NAMES[usize::from(byte)];
+            seen |= of_names;
+            of_names != 0
+        };
+        let name = at..run(bytes, at, is_good)?;
         if name.is_empty() {
             return match bytes[at..] {
                 [b'\r', b'\n', ..] => Ok((lines, at + 2)),
@@ -246,6 +264,9 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
         }
         at = line_end + 2;
         lines.found(name, value, at);
+        if seen & UNDERSCORE != 0 {
+            lines.found_underscore();
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Lines<'b> {
     tags: u64,
     /// Tag bits that more than one line had.
     shared: u64,
+    /// Whether a name that was found has an underscore.
+    underscored: bool,
     /// By tag bit, its first line, or [`FAR`] for one beyond.
     first: [u8; 64],
 }
@@ -84,9 +86,9 @@ impl Drop for Store {
 #[inline(always)]
 fn tag(name: &[u8]) -> u16 {
     let (Some(first), Some(last)) = (name.first(), name.last()) else { return 0 };
-    // Letters without their case.
-    let ends = u16::from(first | 0x20) * 31 + u16::from(last | 0x20);
-    ends.wrapping_mul(37).wrapping_add((name.len() as u16).wrapping_mul(11))
+    // Letters without their case. Factors for which few of the usual names share their bit with one that is asked for.
+    let ends = u16::from(first | 0x20) * 185 + u16::from(last | 0x20);
+    ends.wrapping_mul(17_413).wrapping_add((name.len() as u16).wrapping_mul(161))
 }
 
 #[inline(always)]
@@ -106,12 +108,18 @@ fn range(range: &Range<u32>) -> Range<usize> {
 impl<'b> Lines<'b> {
     /// Of a head in `bytes`, no line of which was found yet.
     pub(super) fn of(bytes: &'b [u8]) -> Lines<'b> {
-        Lines { bytes, store: Store::take(), tags: 0, shared: 0, first: [0; 64] }
+        Lines { bytes, store: Store::take(), tags: 0, shared: 0, underscored: false, first: [0; 64] }
     }
 
     /// How many lines there are, removed ones among them.
     pub(super) fn len(&self) -> usize {
         self.store.lines.len()
+    }
+
+    /// A name that was found has an underscore.
+    #[inline]
+    pub(super) fn found_underscore(&mut self) {
+        self.underscored = true;
     }
 
     /// Adds the line that was found at these places of `bytes` and ends, its CRLF with it, at `end`.
@@ -233,6 +241,11 @@ impl Fields for Lines<'_> {
     fn extent(&self) -> (usize, u64) {
         let lines = self.store.lines.iter().filter(|line| !line.is_gone);
         lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + (line.name.len() + line.value.len() + 4) as u64))
+    }
+
+    /// Names are read whole once already, so this needs no other look at them; our own have none.
+    fn has_underscores(&self) -> bool {
+        self.underscored && self.lines().any(|(name, _)| name.contains(&b'_'))
     }
 
     #[inline(always)]
