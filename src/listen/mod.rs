@@ -13,10 +13,12 @@
 mod connection;
 mod drain;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -252,7 +254,7 @@ impl AcceptLoop {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut begun => return,
+                () = &mut begun => return self.clear(&listener).await,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -276,6 +278,18 @@ impl AcceptLoop {
                 Err(_) => tokio::task::yield_now().await,
             }
         }
+    }
+
+    /// Takes what the kernel has accepted for us: closing the socket would reset it.
+    async fn clear(&self, listener: &TcpListener) {
+        let all_at_once = poll_fn(|cx| {
+            for _ in 0..BACKLOG {
+                let Poll::Ready(Ok((tcp, peer))) = listener.poll_accept(cx) else { break };
+                self.admit(tcp, peer);
+            }
+            Poll::Ready(())
+        });
+        tokio::task::unconstrained(all_at_once).await;
     }
 
     /// Serves a connection in a task of its own, or closes it when there are too many.

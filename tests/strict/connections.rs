@@ -199,6 +199,31 @@ async fn the_last_request_of_a_connection_is_told_so() {
 }
 
 #[tokio::test]
+async fn whoever_connected_before_a_drain_is_served() {
+    let (upstream, _) = always(async |mut peer, script| {
+        while script.request(&mut peer.0).await.is_some() {
+            peer.say("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await;
+        }
+    })
+    .await;
+    let proxy = before(upstream, "", "").await;
+    let mut peers = Vec::new();
+    for _ in 0..200 {
+        peers.push(Peer::connect(proxy.address).await);
+    }
+    // The last of them are not accepted yet, as far as the kernel is quicker than the proxy.
+    proxy.drain.begin();
+    for peer in &mut peers {
+        peer.say(GET).await;
+    }
+    for mut peer in peers {
+        let (answer, _) = peer.rest().await;
+        assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")), "{answer}");
+    }
+    until("all are gone", || proxy.drain.open() == 0).await;
+}
+
+#[tokio::test]
 async fn a_drain_ends_what_is_idle_and_nothing_else() {
     let (gate, opened) = tokio::sync::watch::channel(false);
     let (upstream, _) = always(move |mut peer, script| {

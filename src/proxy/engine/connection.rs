@@ -41,6 +41,9 @@ const SLACK: usize = 1 << 10;
 /// What the log keeps of a head that could not be read.
 const GARBLED: usize = 200;
 
+/// How long after it was accepted a connection's first request is awaited although the process drains.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
 pub(super) struct Connection<'a, C: Connect, S> {
     core: &'a Arc<Core<C>>,
     client: Client<S>,
@@ -157,6 +160,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
         let head_due = if first { self.accepted + header_timeout } else { begun + header_timeout };
         let silent = self.client.input.is_empty();
         self.client.timer.set(Some(if first || !silent { head_due } else { begun + idle_timeout }));
+        // Its client could not know of a drain when it connected.
+        let last_to_begin = if first { self.accepted + FIRST_WORD } else { begun };
         let Connection { client, draining, at, .. } = self;
         poll_fn(|cx: &mut Context<'_>| {
             loop {
@@ -180,8 +185,8 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                 match client.input.poll_fill(&mut client.stream, cx) {
                     Poll::Ready(Ok(1..)) => {
                         *at = now();
-                        if nothing_yet && !first {
-                            client.timer.set(Some(*at + header_timeout));
+                        if nothing_yet {
+                            client.timer.set(Some(if first { head_due } else { *at + header_timeout }));
                         }
                         continue;
                     }
@@ -190,7 +195,10 @@ impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C,
                     Poll::Pending => {}
                 }
                 if nothing_yet && draining.poll(cx).is_ready() {
-                    return Poll::Ready(Waited::Closed);
+                    if now() >= last_to_begin {
+                        return Poll::Ready(Waited::Closed);
+                    }
+                    client.timer.set(Some(last_to_begin));
                 }
                 return match client.timer.poll(cx) {
                     Poll::Ready(()) if nothing_yet => Poll::Ready(Waited::Closed),
