@@ -45,7 +45,8 @@ thread_local! {
 
 /// One side of an exchange: a stream, and whether the kernel may be told to move its bytes.
 pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
-    /// The socket that holds just the bytes that are read from this and written to it. `None`: they are changed or kept on the way, or there is none.
+    /// The socket that takes and gives just the bytes that are written to this and read from it, for as long as this is. `None`: they are changed or
+    /// kept on the way, or there is none.
     fn socket(&self) -> Option<&TcpStream> {
         None
     }
