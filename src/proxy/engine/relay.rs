@@ -2,7 +2,8 @@
 //!
 //! No task, channel or lock: one poll moves what can be moved either way, then sets the connection's timer for whatever must happen next. Back
 //! pressure is in the buffers: what was read is written before more is read. The answer's head is read, judged
-//! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]).
+//! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]), or past us
+//! ([`splice`](super::splice)).
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
