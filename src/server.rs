@@ -21,6 +21,7 @@ use ::pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSign
 use ::pingora::services::Service;
 use async_trait::async_trait;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -168,6 +169,13 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
         Engine::Pingora => Arc::clone(&pingora),
     };
     listen.iter().map(|listen| Listener { address: listen.address, handler: handler(listen.engine) }).collect()
+}
+
+/// What the engine has to know of an accepted connection.
+impl engine::Side for Stream {
+    fn socket(&self) -> Option<&TcpStream> {
+        listen::socket(self)
+    }
 }
 
 /// Joins the listening service to our engine, and the engine to the mover of what it does not speak.

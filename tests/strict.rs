@@ -20,6 +20,8 @@ mod drains;
 mod forwarding;
 #[path = "strict/kit.rs"]
 mod kit;
+#[path = "strict/long.rs"]
+mod long;
 #[path = "strict/refusals.rs"]
 mod refusals;
 #[path = "strict/rivals.rs"]

@@ -6,6 +6,7 @@ HEADINGS = {
     "ka256": "256 connections that stay, 13 bytes",
     "close": "64 at once, a new client connection for each request, 13 bytes",
     "b100k": "32 connections that stay, 100 KiB",
+    "b1m": "32 connections that stay, 1 MiB",
     "rate": "a fixed rate over 64 connections, 13 bytes",
 }
 

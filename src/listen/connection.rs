@@ -94,6 +94,12 @@ pub(super) fn reset(stream: Stream) {
     }
 }
 
+/// The socket of an accepted connection on which nothing stands between it and HTTP.
+pub fn socket(stream: &Stream) -> Option<&TcpStream> {
+    let connection = (**stream).as_any().downcast_ref::<Connection>()?;
+    connection.open.as_ref().map(|(tcp, _)| tcp)
+}
+
 /// Closes our side and reads away what still comes.
 async fn linger(mut stream: TcpStream) {
     let read_away = async {

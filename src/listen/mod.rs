@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::state::Reader;
 use connection::Connection;
+pub use connection::socket;
 pub use drain::Drain;
 use drain::Guard;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use meridian::config::AccessLog;
-use meridian::proxy::engine::{Connect, Downstream, Mover, Served};
+use meridian::proxy::engine::{Connect, Downstream, Mover, Served, Side};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
@@ -71,6 +71,8 @@ impl AsyncRead for Client {
     }
 }
 
+impl Side for Client {}
+
 impl AsyncWrite for Client {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         assert!(buf.starts_with(b"HTTP/1.1 200 OK\r\n") && buf.ends_with(b"Hello, world!"), "an answer in one write");
@@ -111,6 +113,8 @@ impl AsyncRead for Upstream {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Side for Upstream {}
 
 impl AsyncWrite for Upstream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use meridian::config::AccessLog;
 use meridian::geo::AtlasBuilder;
 use meridian::proxy::Shared;
-use meridian::proxy::engine::{Connect, Downstream, Mover, Served};
+use meridian::proxy::engine::{Connect, Downstream, Mover, Served, Side};
 use meridian::state::{Published, Reader};
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
@@ -347,6 +347,8 @@ impl AsyncRead for ClientPipe {
     }
 }
 
+impl Side for ClientPipe {}
+
 impl AsyncWrite for ClientPipe {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.sink.poll_room(cx, buf.len()).map(|room| {
@@ -471,6 +473,8 @@ impl AsyncRead for UpstreamPipe {
         }
     }
 }
+
+impl Side for UpstreamPipe {}
 
 impl AsyncWrite for UpstreamPipe {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {

@@ -164,6 +164,25 @@ impl Body {
         self.payload
     }
 
+    /// Payload still to come, of a body that is nothing else and ends by its length.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            _ => None,
+        }
+    }
+
+    /// So much of what is [left](Body::left) went by without being shown.
+    pub(super) fn went_by(&mut self, count: u64) {
+        let State::Length(left) = &mut self.state else { return };
+        debug_assert!(count <= *left);
+        *left = left.saturating_sub(count);
+        self.payload += count;
+        if *left == 0 {
+            self.state = State::Done;
+        }
+    }
+
     /// Looks at the bytes at hand, once or more: what it returns was taken and is not to be shown again.
     pub fn step(&mut self, bytes: &[u8]) -> Result<Step, Broken> {
         let mut at = 0;

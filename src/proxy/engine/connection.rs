@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use http::{Method, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::buffer::{Buffer, Scratch};
@@ -20,6 +19,7 @@ use super::draining::Draining;
 use super::hedge::{Hedged, hedge};
 use super::lines::Lines;
 use super::relay::{Asked, Client, End, Late, Relay, Times};
+use super::splice::Side;
 use super::timer::Timer;
 use super::upload::Upload;
 use super::upstream::{Connect, Upstream};
@@ -90,7 +90,7 @@ enum Next {
     HandOver(usize, Framing),
 }
 
-impl<'a, C: Connect, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'a, C, S> {
+impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
     pub(super) fn new(
         core: &'a Arc<Core<C>>,
         stream: S,

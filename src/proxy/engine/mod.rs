@@ -22,6 +22,7 @@ pub mod head;
 mod hedge;
 mod lines;
 mod relay;
+mod splice;
 mod stock;
 mod timer;
 mod tunnel;
@@ -34,13 +35,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::proxy::Shared;
 use crate::telemetry::Metrics;
 use connection::Connection;
 pub use gate::{Gate, HandOver};
+pub use splice::Side;
 use upstream::Pool;
 pub use upstream::{Connect, Tcp};
 
@@ -101,7 +102,7 @@ impl<C: Connect> Mover<C> {
     /// request it is at, and at once when it is at none.
     pub async fn serve<S>(&self, stream: S, from: Downstream, draining: &watch::Receiver<bool>) -> Served<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Side,
     {
         self.resume(stream, from, draining, &[], 0).await
     }
@@ -116,7 +117,7 @@ impl<C: Connect> Mover<C> {
         requests: u32,
     ) -> Served<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: Side,
     {
         if !self.sweeping.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(&self.core)));

@@ -2,21 +2,22 @@
 //!
 //! No task, channel or lock: one poll moves what can be moved either way, then sets the connection's timer for whatever must happen next. Back
 //! pressure is in the buffers: what was read is written before more is read. The answer's head is read, judged
-//! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]).
+//! by the phases, written anew, and its body passes straight from the buffer it was read into ([`Relay::download`]), or past us
+//! ([`splice`](super::splice)).
 
 use std::future::poll_fn;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use http::Version;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{self, Body, Step};
-use super::buffer::{Buffer, Scratch};
+use super::buffer::{Buffer, SIZE, Scratch};
 use super::draining::Draining;
+use super::splice::{self, Pipe, Side};
 use super::timer::Timer;
 use super::tunnel::{Tunnel, Way};
 use super::upload::{Upload, WINDOW, is_spent};
@@ -139,8 +140,12 @@ pub(super) struct Relay<'a, S, U> {
     /// Bytes for the client: heads, and bodies that do not pass as they are.
     out: Scratch,
     out_sent: usize,
-    /// Payload at the front of the upstream's input that passes as it is.
+    /// Payload that passes as it is: at the front of the upstream's input, or in `pipe`.
     ready: usize,
+    /// There only with bytes in it; then the upstream's input is empty, and so is `out`.
+    pipe: Option<Pipe>,
+    /// The kernel does not move this answer's payload: it is copied.
+    copies: bool,
     /// The last read filled its buffer.
     is_rich: bool,
     chunk: bool,
@@ -194,8 +199,8 @@ enum Due {
 
 impl<'a, S, U> Relay<'a, S, U>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    S: Side,
+    U: Side,
 {
     pub(super) fn new(
         client: &'a mut Client<S>,
@@ -226,6 +231,8 @@ where
             out: Scratch::take(),
             out_sent: 0,
             ready: 0,
+            pipe: None,
+            copies: false,
             is_rich: false,
             chunk: false,
             broken: false,
@@ -408,7 +415,7 @@ where
             let reads = match &self.phase {
                 Phase::Head => true,
                 // A body that is all there is not read on: that the connection ends after it is no fault.
-                Phase::Body(body) => self.upstream.input.is_empty() && !body.is_done(),
+                Phase::Body(body) => self.upstream.input.is_empty() && self.pipe.is_none() && !body.is_done(),
                 Phase::Over | Phase::Tunnel(_) => false,
             };
             if reads && self.out.len() - self.out_sent < WINDOW {
@@ -426,18 +433,26 @@ where
             // A head that does not fit: bodies are taken as they come.
             self.upstream.input.grow();
         }
+        let mut spliced = None;
         if self.is_rich {
-            self.upstream.input.widen();
+            spliced = self.splice(cx);
+            if spliced.is_none() {
+                self.upstream.input.widen();
+            }
         }
         let begun = !self.upstream.input.is_empty() || self.interims > 0;
-        match self.upstream.input.poll_fill(&mut self.upstream.stream, cx) {
-            Poll::Ready(Ok(1..)) => {
+        let read = match spliced {
+            Some(spliced) => spliced,
+            None => self.upstream.input.poll_fill(&mut self.upstream.stream, cx),
+        };
+        match read {
+            Poll::Ready(Ok(count @ 1..)) => {
                 self.down_moved = now;
                 if begun || self.status.is_some() {
                     self.exchange.heard();
                 }
                 // More came than there was room for: a long body, of which large pieces cost less.
-                self.is_rich = !self.upstream.input.has_room();
+                self.is_rich = if self.pipe.is_some() { count >= SIZE } else { !self.upstream.input.has_room() };
                 Ok(true)
             }
             Poll::Ready(ended) => {
@@ -450,6 +465,35 @@ where
                 Ok(true)
             }
             Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Lets the kernel take what comes, if it may pass by us. `None`: it is to be read.
+    fn splice(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>> {
+        let Phase::Body(body) = &mut self.phase else { return None };
+        let left = body.left().filter(|left| *left >= splice::LEAST)?;
+        if self.copies || !self.out.is_empty() {
+            return None;
+        }
+        let (from, Some(_)) = (self.upstream.stream.socket()?, self.client.stream.socket()) else { return None };
+        let Some(mut pipe) = Pipe::take() else {
+            self.copies = true;
+            return None;
+        };
+        match pipe.poll_fill(from, left, cx) {
+            Poll::Ready(Ok(count @ 1..)) => {
+                body.went_by(count as u64);
+                self.payload_out += count as u64;
+                self.ready = count;
+                self.pipe = Some(pipe);
+                Some(Poll::Ready(Ok(count)))
+            }
+            Poll::Ready(Err(_)) => {
+                // If it is the connection that is broken, reading fails too, or finds its end too early.
+                self.copies = true;
+                None
+            }
+            read => Some(read),
         }
     }
 
@@ -510,6 +554,9 @@ where
     /// Writes to the client what waits; ends the relay when the answer is over and written.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let mut moved = false;
+        if self.pipe.is_some() && !self.drain(cx, now, &mut moved)? {
+            return Ok(moved);
+        }
         loop {
             let waits = &self.out[self.out_sent..];
             let direct = &self.upstream.input.bytes()[..self.ready];
@@ -527,9 +574,8 @@ where
                     is_spent(&mut self.out, &mut self.out_sent);
                     self.ready -= count - first;
                     self.upstream.input.consume(count - first);
-                    self.down_moved = now;
-                    self.down_pace.bytes += count as u64;
-                    (moved, self.unflushed) = (true, true);
+                    self.took(count, now);
+                    moved = true;
                 }
                 Poll::Ready(_) => return Err(End::Over(Outcome::ClientGone)),
                 Poll::Pending => return Ok(moved),
@@ -547,6 +593,32 @@ where
             Phase::Over => Err(End::Complete),
             _ => Ok(moved),
         }
+    }
+
+    /// Lets the kernel pass on what is in the pipe. Returns whether that was all.
+    fn drain(&mut self, cx: &mut Context<'_>, now: Instant, moved: &mut bool) -> Result<bool, End> {
+        while let (Some(pipe), Some(to)) = (&mut self.pipe, self.client.stream.socket()) {
+            match pipe.poll_drain(to, cx) {
+                Poll::Ready(Ok(count @ 1..)) => {
+                    self.ready -= count;
+                    if self.ready == 0 {
+                        self.pipe = None;
+                    }
+                    self.took(count, now);
+                    *moved = true;
+                }
+                Poll::Ready(_) => return Err(End::Over(Outcome::ClientGone)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The client took so many bytes.
+    fn took(&mut self, count: usize, now: Instant) {
+        self.down_moved = now;
+        self.down_pace.bytes += count as u64;
+        self.unflushed = true;
     }
 
     /// If a whole head is there: an informational one goes by, a final one decides what follows.

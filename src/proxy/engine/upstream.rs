@@ -20,10 +20,11 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
+use super::splice::Side;
 use crate::proxy::Attempt;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, Snapshot};
@@ -31,7 +32,7 @@ use crate::steering::snapshot::{EndpointId, Snapshot};
 /// Makes connections to endpoints.
 pub trait Connect: Send + Sync + 'static {
     /// A connection.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    type Stream: Side + 'static;
 
     /// Connects. Who calls bounds how long it may take.
     fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
