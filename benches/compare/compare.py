@@ -179,6 +179,36 @@ def two_threads(bench, builds, rounds):
     return measured
 
 
+def instructions(arguments, builds):
+    """User instructions of each build for a request of ka64, of the whole process with its threads: by callgrind, from two runs of different length, so
+    that starting and ending do not count."""
+    counted = {}
+    with contextlib.ExitStack() as started:
+        bench = Bench(arguments)
+        started.callback(bench.origin.stop)
+        for name, binary in builds:
+            totals = []
+            for seconds in (1, 6):
+                out = os.path.join(install.OUT, f"callgrind.{name}")
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(out)
+                under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+                proxy = proxies.Meridian(name, binary, bench.origin, bench.proxy_cores, under=under)
+                try:
+                    result = bench.load(proxy, "ka64", seconds)
+                finally:
+                    proxy.stop()
+                if result["errors"] or result["misrouted"]:
+                    raise Failure(f"{name}: {result['errors']} errors, {result['misrouted']} from the wrong region")
+                with open(out, encoding="utf-8") as profile:
+                    total = next(int(line.split()[1]) for line in profile if line.startswith("totals:"))
+                totals.append((total, result["answered"]))
+            (few, some), (many, more) = totals
+            counted[name] = (many - few) / (more - some)
+            say(f"{name}: {counted[name]:,.0f} instructions for a request, from {more - some:,} requests")
+    return counted
+
+
 def compare(arguments, peers, builds):
     """Everything that --json writes."""
     begun = load_average()
@@ -231,6 +261,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rate", type=int, default=8000, help="requests per second of the scenario `rate`")
     parser.add_argument("--two-threads", action="store_true", help="also meridian with one and two worker threads")
+    parser.add_argument("--instructions", action="store_true", help="only count user instructions of each --meridian, by valgrind")
     parser.add_argument("--json", metavar="FILE", help="every measurement")
     parser.add_argument("--markdown", metavar="FILE", help="the page")
     arguments = parser.parse_args()
@@ -264,6 +295,9 @@ def main():
             install.install(arguments.peers)
         install.require(arguments.peers)
         install.build_kit()
+        if arguments.instructions:
+            instructions(arguments, builds)
+            return 0
         run = compare(arguments, arguments.peers, builds)
     except Failure as failure:
         say(f"error: {failure}")

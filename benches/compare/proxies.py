@@ -163,7 +163,8 @@ class Proxy(Process):
 class Meridian(Proxy):
     """meridian, which must have written a line and counted a request for every answer."""
 
-    def __init__(self, name, binary, origin, cores, threads=1, template="meridian.toml"):
+    def __init__(self, name, binary, origin, cores, threads=1, template="meridian.toml", under=()):
+        """`under`: a command to run it by."""
         folder = folder_of(f"{name}-{threads}-{template.removesuffix('.toml')}")
         self.admin, self.log, self.counted = free_port(), os.path.join(folder, "access.log"), 0
         values = common(origin, folder)
@@ -174,7 +175,7 @@ class Meridian(Proxy):
         if os.path.exists(self.log):
             os.remove(self.log)
         config = render(template, os.path.join(folder, "conf", "meridian.toml"), values)
-        super().__init__(name, [binary, "run", "--config", config], folder, cores, values["PORT"])
+        super().__init__(name, [*under, binary, "run", "--config", config], folder, cores, values["PORT"])
 
     def check(self, answered):
         # A line may be written ten milliseconds after its request.
