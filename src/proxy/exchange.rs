@@ -24,10 +24,10 @@ use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
-use crate::steering::fleet::{Affinity, Protocol, Service};
+use crate::steering::fleet::{Affinity, Intent, Protocol, Service};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
-use crate::steering::{Query, RegionId, ServiceId, Snapshot, Take, Walk};
+use crate::steering::{Avoid, PoolId, Query, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
 
 /// The most bytes of a target that the log keeps.
@@ -210,32 +210,61 @@ pub struct Vigil {
 }
 
 impl Vigil {
-    /// Whether the endpoint was found down since, another region is there to go to, and the retry budget, should that count, leaves one
-    /// retry. Ids of another configuration are not comparable; then the request waits on.
+    /// Whether the endpoint was found down since, there is another region or an endpoint beside it to go to, and the retry budget, should
+    /// that count, leaves one retry.
     pub fn is_lost(&self, now: Instant) -> bool {
         let published = self.shared.reader.load();
         let snapshot = &published.snapshot;
-        if snapshot.generation != self.snapshot.generation {
+        let Some(service) = service_now(&self.snapshot, snapshot, self.service) else { return false };
+        let Some((pool, endpoint)) = find(snapshot, service, self.endpoint) else { return false };
+        if endpoint.state != EndpointState::Down {
             return false;
         }
-        let view = snapshot.service(self.service);
-        let mut elsewhere = view.up.without(view.drained).without(view.maint);
-        elsewhere.remove(self.take.region);
-        let is_down = |endpoint: &EndpointView| endpoint.id == self.endpoint && endpoint.state == EndpointState::Down;
-        !elsewhere.is_empty()
-            && snapshot.pool(self.take.pool).endpoints.iter().any(is_down)
+        let mut elsewhere = open_regions(snapshot, service);
+        elsewhere.remove(snapshot.fleet().pool(pool).region);
+        let is_beside = |other: &EndpointView| other.id != self.endpoint && other.state == EndpointState::Up;
+        (!elsewhere.is_empty() || snapshot.pool(pool).endpoints.iter().any(is_beside))
             && (has_fallen(&self.snapshot, snapshot, self.service, self.take.region) || {
-                let percent = snapshot.fleet().service(self.service).retry.budget;
-                self.shared.budgets.of(snapshot, self.service).has_room(percent, now)
+                let percent = snapshot.fleet().service(service).retry.budget;
+                self.shared.budgets.of(snapshot, service).has_room(percent, now)
             })
     }
 }
 
-/// Whether a region that was up `then` is not `now`: moving away from it costs no budget. Ids of another configuration are not comparable;
-/// then it costs.
+/// What is that service of `then` now: of another configuration by its name. `None`: it is gone.
+fn service_now(then: &Snapshot, now: &Snapshot, id: ServiceId) -> Option<ServiceId> {
+    if then.generation == now.generation {
+        return Some(id);
+    }
+    now.fleet().service_named(&then.fleet().service(id).name)
+}
+
+/// The same of a region.
+fn region_now(then: &Snapshot, now: &Snapshot, id: RegionId) -> Option<RegionId> {
+    if then.generation == now.generation {
+        return Some(id);
+    }
+    now.fleet().region_named(&then.fleet().region(id).name)
+}
+
+/// An endpoint, and the pool that has it: its id is its own over all configurations.
+fn find(snapshot: &Snapshot, service: ServiceId, id: EndpointId) -> Option<(PoolId, &EndpointView)> {
+    let mut pools = snapshot.fleet().service(service).pools.iter();
+    pools.find_map(|pool| Some((*pool, snapshot.pool(*pool).endpoints.iter().find(|endpoint| endpoint.id == id)?)))
+}
+
+/// Regions that are up and that no operator took out.
+fn open_regions(snapshot: &Snapshot, service: ServiceId) -> RegionSet {
+    let view = snapshot.service(service);
+    view.up.without(view.drained).without(view.maint)
+}
+
+/// Whether a region that was up `then` is not `now`: moving away from it costs no budget.
 fn has_fallen(then: &Snapshot, now: &Snapshot, service: ServiceId, region: RegionId) -> bool {
-    let is_up = |snapshot: &Snapshot| snapshot.service(service).up.contains(region);
-    now.generation == then.generation && is_up(then) && !is_up(now)
+    let (Some(service_now), Some(region_now)) = (service_now(then, now, service), region_now(then, now, region)) else {
+        return false;
+    };
+    then.service(service).up.contains(region) && !now.service(service_now).up.contains(region_now)
 }
 
 impl Exchange {
@@ -454,14 +483,11 @@ impl Exchange {
         }
     }
 
-    /// Whether the request may move on from where it waits should that be found down: idempotent ones with attempts left may, of services
-    /// without residency rules (which might leave nothing to move to).
+    /// Whether the request may move on from where it waits should that be found down: idempotent ones with attempts left may.
     pub fn may_leave(&self) -> bool {
         let (Some(attempt), Some(id)) = (self.current, self.record.service) else { return false };
-        let service = self.published.snapshot.fleet().service(id);
         self.idempotent
-            && self.record.attempts < service.retry.attempts
-            && service.residency.is_empty()
+            && self.record.attempts < self.published.snapshot.fleet().service(id).retry.attempts
             && self.endpoint(attempt.take).state != EndpointState::Down
     }
 
@@ -477,18 +503,14 @@ impl Exchange {
         })
     }
 
-    /// Whether the region that serves it is done with, for streams too: in maintenance, or drained for longer than they may take. Found by its
-    /// name where the configuration is another one by now; one that left it drains nothing.
+    /// Whether what serves it is done with, for streams too: a region in maintenance, or drained for longer than they may take; an endpoint in
+    /// maintenance. One that left the configuration drains nothing.
     pub fn has_to_end(&self) -> bool {
         let (Some(attempt), Some(service)) = (self.current, self.record.service) else { return false };
         let (then, now) = (&self.published.snapshot, &self.shared.reader.load().snapshot);
-        let region = attempt.take.region;
-        if then.generation == now.generation {
-            return now.service(service).has_ended(region);
-        }
-        let service = now.fleet().service_named(&then.fleet().service(service).name);
-        let region = now.fleet().region_named(&then.fleet().region(region).name);
-        service.zip(region).is_some_and(|(service, region)| now.service(service).has_ended(region))
+        let Some(service) = service_now(then, now, service) else { return false };
+        region_now(then, now, attempt.take.region).is_some_and(|region| now.service(service).has_ended(region))
+            || find(now, service, attempt.endpoint).is_some_and(|(_, endpoint)| endpoint.intent == Intent::Maint)
     }
 
     /// The attempt being made has its connection.
@@ -585,6 +607,8 @@ impl Exchange {
     /// The first byte of the final answer goes to the client: from here on nothing is tried again, and a failure can only be shown.
     pub fn passed_on(&mut self) {
         self.passed_on = true;
+        // However long the answer is, its retries are over.
+        self.permits.clear();
     }
 
     /// The request ends for a reason that is not an attempt's failure.
@@ -680,10 +704,7 @@ impl Exchange {
             Verdict::Elsewhere(avoid) => {
                 let walk = walk.as_mut().ok_or(GaveUp::Nowhere)?;
                 walk.failed(&published.snapshot, avoid);
-                match walk.take(&published.snapshot) {
-                    Ok(take) => (take, false),
-                    Err(_) => return Err(GaveUp::Nowhere),
-                }
+                (self.next_take(walk, id).ok_or(GaveUp::Nowhere)?, false)
             }
         };
         let then = &published.snapshot;
@@ -696,6 +717,35 @@ impl Exchange {
         self.walk = walk;
         self.planned = Some(self.plan(service, take, fresh, now));
         Ok(())
+    }
+
+    /// The walk's next take that is not known by now to be in vain: since the request began, an endpoint may have gone down, or an operator may
+    /// have spoken. If all are, the first of them after all.
+    fn next_take(&self, walk: &mut Walk, service: ServiceId) -> Option<Take> {
+        let (then, published) = (&self.published.snapshot, self.shared.reader.load());
+        let now = &published.snapshot;
+        let is_vain = |take: Take| {
+            let service = service_now(then, now, service)?;
+            let (pool, endpoint) = find(now, service, self.endpoint(take).id)?;
+            let is_open = open_regions(now, service).contains(now.fleet().pool(pool).region);
+            Some(!is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready)
+        };
+        let first = walk.take(then).ok()?;
+        if is_vain(first) != Some(true) {
+            return Some(first);
+        }
+        let mut further = walk.clone();
+        loop {
+            further.failed(then, Avoid::Region);
+            match further.take(then) {
+                Ok(take) if is_vain(take) != Some(true) => {
+                    *walk = further;
+                    return Some(take);
+                }
+                Ok(_) => {}
+                Err(_) => return Some(first),
+            }
+        }
     }
 
     fn endpoint(&self, take: Take) -> &EndpointView {

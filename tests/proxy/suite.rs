@@ -299,20 +299,92 @@ async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
     let get = tokio::spawn(raw(proxy.address, GET));
     let post = tokio::spawn(raw(proxy.address, POST));
     until("both wait", || proxy.in_flight() == 2).await;
-    for _ in 0..3 {
-        sender
-            .probed(
-                proxy.snapshot.pools[0].endpoints[0].id,
-                ProbeResult::Fail("silent".into()),
-                std::time::Instant::now(),
-            )
-            .await;
-    }
+    found_down(&proxy, &sender, 0, 0).await;
     let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
     assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
     assert_eq!(proxy.in_flight(), 1, "the POST waits on");
     post.abort();
     proxy.lines(2).await;
+}
+
+/// That endpoint of that region is found down.
+async fn found_down(proxy: &Proxy, sender: &Sender, region: usize, endpoint: usize) {
+    let id = proxy.snapshot.pools[region].endpoints[endpoint].id;
+    for _ in 0..3 {
+        sender.probed(id, ProbeResult::Fail("silent".into()), Instant::now()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_waiting_get_goes_to_the_endpoint_beside() {
+    let (mute, there) = silent().await;
+    let alive = origin("alive").await;
+    let service = "[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
+    let text = config("", service, &[("only", mute)]).replace("\"none\"", "\"tcp\"");
+    let text = text.replace(&format!("[\"{mute}\"]"), &format!("[\"{mute}\", \"{alive}\"]"));
+    let (proxy, sender) = live(&text).await;
+    // Until one of them is where nobody answers.
+    let mut asking = Vec::new();
+    while there.count() == 0 {
+        let get = tokio::spawn(raw(proxy.address, GET));
+        until("it is there, or answered", || there.count() > 0 || get.is_finished()).await;
+        asking.push(get);
+    }
+    found_down(&proxy, &sender, 0, 0).await;
+    for get in asking {
+        let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
+        assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_is_not_where_it_is_known_to_be_in_vain() {
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    let (late, there) = scripted(move |mut stream, script| {
+        let mut opened = opened.clone();
+        async move {
+            script.request(&mut stream).await;
+            opened.wait_for(|open| *open).await.unwrap();
+            let _ = stream.write_all(BUSY.as_bytes()).await;
+        }
+    })
+    .await;
+    let (mute, fallen) = silent().await;
+    let alive = origin("alive").await;
+    let service =
+        "[services.web.retry]\nattempts = 2\n[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
+    let text = config("", service, &[("a", late), ("b", mute), ("c", alive)]).replace("\"none\"", "\"tcp\"");
+    let (proxy, sender) = live(&text).await;
+    let get = tokio::spawn(raw(proxy.address, GET));
+    until("it waits", || there.count() == 1).await;
+    // Since it was decided where the request may go.
+    found_down(&proxy, &sender, 1, 0).await;
+    gate.send_replace(true);
+    let answer = tokio::time::timeout(PATIENCE, get).await.unwrap().unwrap();
+    assert!(status(&answer) == 200 && answer.contains("alive"), "{answer}");
+    assert_eq!((fallen.count(), &proxy.lines(1).await[0]["attempts"]), (0, &2.into()));
+}
+
+#[tokio::test]
+async fn a_long_answer_after_a_retry_takes_nothing_from_the_budget() {
+    let (busy, _) = answering(BUSY).await;
+    let (endless, there) = scripted(|mut stream, script| async move {
+        script.request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nand then").await;
+        let _ = stream.read(&mut [0; 1]).await;
+    })
+    .await;
+    let proxy = start(&config("", "", &[("busy", busy), ("endless", endless)]), &[]).await;
+    let mut clients = Vec::new();
+    for count in 1..=12 {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        // Each has its answer's beginning, and none its end.
+        let mut byte = [0; 12];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut byte)).await.unwrap().unwrap();
+        assert_eq!((&byte, there.count()), (b"HTTP/1.1 200", count));
+        clients.push(stream);
+    }
 }
 
 #[tokio::test]
@@ -343,15 +415,7 @@ async fn a_waiting_get_without_leave_to_go_waits_on() {
     until("it waits", || proxy.in_flight() == 1).await;
     let home = usize::from(first.count() == 0);
     let generation = proxy.snapshot.generation;
-    for _ in 0..3 {
-        sender
-            .probed(
-                proxy.snapshot.pools[0].endpoints[home].id,
-                ProbeResult::Fail("silent".into()),
-                std::time::Instant::now(),
-            )
-            .await;
-    }
+    found_down(&proxy, &sender, 0, home).await;
     assert_eq!(proxy.snapshot.generation, generation);
     // Long enough for several looks.
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -752,11 +752,11 @@ where
         if let Phase::Head = self.phase {
             each(self.answer_due(), Due::Answer);
             // An answer that has begun to come is waited for.
-            let waits = self.upload.is_sent() && self.upload.replayable() && self.upstream.input.is_empty();
+            let waits = self.upload.replayable() && self.upstream.input.is_empty();
             if let (Some(looked), true) = (self.looked, waits) {
                 each(looked + LOOK, Due::Look);
             }
-            if let (Some(at), true) = (self.hedge_at, waits && self.interims == 0) {
+            if let (Some(at), true) = (self.hedge_at, waits && self.upload.is_sent() && self.interims == 0) {
                 each(at, Due::Hedge);
             }
             if let Some(closed) = self.client.closed {

@@ -2,13 +2,19 @@
 //!
 //! Deadlines come and go with every read and write, and almost none of them passes. So moving one is a store: the runtime's timer is armed anew
 //! only for a moment earlier than the one it is armed for, and when it goes off too early it is armed for what is due by then.
+//!
+//! After a process stood still its timers go off before it has looked at its sockets, in which the answer may lie that was waited for. So one that
+//! goes off late lets the runtime look first.
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Sleep, sleep_until};
+
+/// Later than a busy worker's timers are.
+const LATE: Duration = Duration::from_millis(250);
 
 /// When a connection is to be woken whatever else happens.
 #[derive(Debug, Default)]
@@ -17,6 +23,8 @@ pub(super) struct Timer {
     /// Whom the runtime's timer wakes.
     waker: Option<Waker>,
     due: Option<Instant>,
+    /// It was late, and the runtime has had its look since.
+    looked: bool,
 }
 
 impl Timer {
@@ -41,8 +49,14 @@ impl Timer {
         // Not to be told to wait because this task did much already: then the timer would not be armed, and seem to be.
         while pin!(unconstrained(sleep.as_mut())).poll(cx).is_ready() {
             if sleep.deadline() >= due {
+                if !std::mem::take(&mut self.looked) && super::now() > due.into_std() + LATE {
+                    self.looked = true;
+                    // Wakes this task after the runtime has asked the system what is ready.
+                    return pin!(yield_now()).poll(cx);
+                }
                 return Poll::Ready(());
             }
+            self.looked = false;
             sleep.as_mut().reset(due);
         }
         if !wakes_us {
@@ -78,6 +92,19 @@ mod tests {
         timer.set(ms(80));
         poll_fn(|cx| timer.poll(cx)).await;
         assert!(begun.elapsed() >= Duration::from_millis(80));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_is_late_the_runtime_looks_first() {
+        let mut timer = Timer::default();
+        for late in [Duration::from_secs(5), Duration::ZERO] {
+            timer.set(Some((tokio::time::Instant::now() + Duration::from_secs(1)).into_std()));
+            assert!(poll_fn(|cx| Poll::Ready(timer.poll(cx))).await.is_pending());
+            tokio::time::advance(Duration::from_secs(1) + late).await;
+            let first = poll_fn(|cx| Poll::Ready(timer.poll(cx))).await;
+            assert_eq!(first.is_pending(), !late.is_zero());
+            poll_fn(|cx| timer.poll(cx)).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]
