@@ -98,13 +98,14 @@ impl Doors {
 
     /// Answers until the future is dropped.
     pub async fn serve(self, admin: Admin) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        // One each: whoever can reach the address must not keep an operator from the socket.
+        let [tcp_room, unix_room] = [(); 2].map(|()| Arc::new(Semaphore::new(CONNECTIONS)));
         let tcp = async {
             let Some(listener) = &self.tcp else { return };
             loop {
                 let accepted = listener.accept().await;
                 let accepted = accepted.map(|(stream, peer)| (nodelay(stream), Door::Tcp(peer)));
-                greet(accepted, &room, &admin).await;
+                greet(accepted, &tcp_room, &admin).await;
             }
         };
         let unix = async {
@@ -115,7 +116,7 @@ impl Doors {
                     let user = stream.peer_cred().ok().map(|peer| peer.uid());
                     (stream, Door::Unix(user))
                 });
-                greet(accepted, &room, &admin).await;
+                greet(accepted, &unix_room, &admin).await;
             }
         };
         tokio::join!(tcp, unix);

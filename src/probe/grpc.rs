@@ -13,10 +13,9 @@ use http::{HeaderMap, Request, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use super::{Target, USER_AGENT, authority, carried, words};
+use super::{Bounded, Target, USER_AGENT, authority, carried, words};
 
 /// The longest answer that is read.
 const MOST: usize = 4096;
@@ -52,7 +51,7 @@ const CODES: [&str; 17] = [
 ];
 
 /// Asks the server how it is.
-pub(super) async fn check(stream: TcpStream, target: &Target, host: &str) -> Result<(), String> {
+pub(super) async fn check(stream: Bounded, target: &Target, host: &str) -> Result<(), String> {
     let request = request(target, host)?;
     let tasks = Tasks::default();
     let _end = End(tasks.clone());

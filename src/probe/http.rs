@@ -10,9 +10,8 @@ use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::{Learned, Target, USER_AGENT, authority, carried, words};
+use super::{Bounded, Learned, Target, USER_AGENT, authority, carried, words};
 
 /// Bytes of a body that are searched.
 const BODY: usize = 64 * 1024;
@@ -25,7 +24,7 @@ const WEIGHT: &str = "x-meridian-weight";
 
 /// Sends the request and looks at the answer: its status in one of the ranges, its body with `wanted` in it.
 pub(super) async fn exchange(
-    stream: TcpStream,
+    stream: Bounded,
     request: Request<Empty<Bytes>>,
     status: &[(u16, u16)],
     wanted: &[u8],
@@ -122,8 +121,10 @@ async fn contains(mut body: hyper::body::Incoming, wanted: &[u8]) -> Result<(), 
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| broken(&error))?;
         if let Some(data) = frame.data_ref() {
+            // Where it may begin that ends in what came now.
+            let from = (read.len() + 1).saturating_sub(wanted.len());
             read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
-            if read.windows(wanted.len()).any(|window| window == wanted) {
+            if read[from..].windows(wanted.len()).any(|window| window == wanted) {
                 return Ok(());
             }
             if read.len() == BODY {

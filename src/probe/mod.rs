@@ -17,10 +17,12 @@ mod tls;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -252,6 +254,7 @@ async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> R
     let stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
     // A small request must not wait for anything; without the option it is only slower.
     let _ = stream.set_nodelay(true);
+    let stream = Bounded { stream, left: ANSWER };
     match &target.policy.probe {
         Probe::None | Probe::Tcp => Ok(()),
         Probe::Tls { host } => tls.handshake(stream, target, host, learned).await,
@@ -260,6 +263,43 @@ async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> R
             let request = http::request(target, path, method, host, headers)?;
             http::exchange(stream, request, status, body.as_bytes(), learned).await
         }
+    }
+}
+
+/// Bytes that an endpoint may answer a probe with, whatever it says in them.
+const ANSWER: usize = 256 * 1024;
+
+/// A connection that gives so many bytes and no more. An endpoint that floods would otherwise keep the thread busy that all probes share, beyond their
+/// deadlines too.
+#[derive(Debug)]
+struct Bounded {
+    stream: TcpStream,
+    left: usize,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::other(format!("brings more than {} KiB", ANSWER / 1024))));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.left = self.left.saturating_sub(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -407,6 +447,35 @@ mod tests {
         ] {
             let (address, _heads) = server(answer).await;
             assert_eq!(once(&target(address, body)).await.0, want.map_err(str::to_owned), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_floods_holds_nobody_up() {
+        for endless in ["HTTP/1.1 103 Early Hints\r\n\r\n", "x: y\r\n", "1\r\nx\r\n"] {
+            let (mut near, address) = {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                (tokio::spawn(async move { listener.accept().await.unwrap().0 }), address)
+            };
+            let flood = async {
+                let mut stream = (&mut near).await.unwrap();
+                let head =
+                    if endless.starts_with('H') { "" } else { "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n" };
+                let end = if endless.starts_with('1') { "\r\n" } else { "" };
+                let mut bytes = format!("{head}{end}").into_bytes();
+                bytes.extend(endless.repeat(64 * 1024 / endless.len()).into_bytes());
+                while stream.write_all(&bytes).await.is_ok() {
+                    bytes = endless.repeat(64 * 1024 / endless.len()).into_bytes();
+                }
+            };
+            let target = target(address, "nowhere");
+            let (result, ()) = tokio::join!(once(&target), flood);
+            let why = result.0.unwrap_err();
+            assert!(
+                ["256 KiB", "64 KiB", "not HTTP/1.1"].iter().any(|words| why.contains(words)),
+                "{endless:?}: {why}"
+            );
         }
     }
 

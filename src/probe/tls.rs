@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -19,7 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use x509_parser::parse_x509_certificate;
 
-use super::{Learned, Target, bare, words};
+use super::{Bounded, Learned, Target, bare, words};
 use crate::text::rfc3339;
 
 /// What TLS probes have in common. Cheap to clone.
@@ -44,7 +43,7 @@ impl Prober {
     /// Shakes hands as a client that asks for `host`, or for the endpoint's own name.
     pub(super) async fn handshake(
         &self,
-        stream: TcpStream,
+        stream: Bounded,
         target: &Target,
         host: &str,
         learned: &mut Learned,

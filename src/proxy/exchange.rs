@@ -168,6 +168,8 @@ pub struct Exchange {
     /// At the endpoint of the attempt being made.
     in_flight: Option<InFlight>,
     permits: Vec<Permit>,
+    /// Attempts that were made anew at the same endpoint.
+    fresh: u8,
     /// An informational answer went to the client.
     interim: bool,
     passed_on: bool,
@@ -326,6 +328,7 @@ impl Exchange {
             counted: None,
             in_flight: None,
             permits: Vec::new(),
+            fresh: 0,
             interim: false,
             passed_on: false,
             outcome: Outcome::Answered,
@@ -356,7 +359,8 @@ impl Exchange {
         if matches!(self.framing, Framing::Length(length) if length > service.max_body) {
             return Err(Outcome::BodyTooLarge);
         }
-        self.idempotent |= service.retry.idempotency_key && head.fields.has("idempotency-key");
+        self.idempotent |= service.retry.idempotency_key
+            && head.fields.values("idempotency-key").next().is_some_and(|key| !key.is_empty());
         // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
         self.websocket &= service.upstream.protocol == Protocol::Http1;
         self.deadline = head.now + service.timeouts.request;
@@ -475,6 +479,12 @@ impl Exchange {
         self.current = Some(attempt);
     }
 
+    /// Whether another attempt may be made. A second one at the same endpoint, because its kept connection had ended, is none of those that a
+    /// service allows: otherwise a request might end where it could not have been served.
+    fn has_attempts(&self, service: &Service) -> bool {
+        self.record.attempts.saturating_sub(self.fresh) < service.retry.attempts
+    }
+
     /// One attempt more, at that region.
     fn count(&mut self, region: RegionId) {
         self.record.attempts = self.record.attempts.saturating_add(1);
@@ -487,7 +497,7 @@ impl Exchange {
     pub fn may_leave(&self) -> bool {
         let (Some(attempt), Some(id)) = (self.current, self.record.service) else { return false };
         self.idempotent
-            && self.record.attempts < self.published.snapshot.fleet().service(id).retry.attempts
+            && self.has_attempts(self.published.snapshot.fleet().service(id))
             && self.endpoint(attempt.take).state != EndpointState::Down
     }
 
@@ -523,10 +533,12 @@ impl Exchange {
         }
     }
 
-    /// The request of the attempt being made is sent whole: from here on its endpoint alone is waited for.
+    /// The request of the attempt being made is sent whole: from here on its endpoint alone is waited for. First attempts only tell whether an
+    /// endpoint stalls: requests that are slow by their nature would take one endpoint after the other with them.
     pub fn asked(&mut self, now: Instant) {
         if let Some(in_flight) = &mut self.in_flight
             && in_flight.asked.is_none()
+            && self.record.attempts == 1
         {
             in_flight.asked = Some(now);
             in_flight.meter.waits();
@@ -583,10 +595,11 @@ impl Exchange {
             self.heard();
             return false;
         }
-        if let Some(in_flight) = &mut self.in_flight
-            && let Some(asked) = in_flight.asked.take()
-        {
-            in_flight.meter.answers(now - asked);
+        if let Some(in_flight) = &mut self.in_flight {
+            match in_flight.asked.take() {
+                Some(asked) => in_flight.meter.answers(now - asked),
+                None => in_flight.meter.heard(),
+            }
         }
         self.judge_endpoint(matches!(status, 502..=504));
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
@@ -692,7 +705,7 @@ impl Exchange {
         if now >= self.deadline {
             return Err(GaveUp::Deadline);
         }
-        if self.record.attempts >= service.retry.attempts {
+        if !self.has_attempts(service) {
             return Err(GaveUp::Attempts);
         }
         let replay = Replay { idempotent: self.idempotent, replayable };
@@ -715,6 +728,7 @@ impl Exchange {
             }
         }
         self.walk = walk;
+        self.fresh += u8::from(fresh);
         self.planned = Some(self.plan(service, take, fresh, now));
         Ok(())
     }

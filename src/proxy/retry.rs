@@ -176,7 +176,7 @@ pub fn share(first_byte: Duration, remaining: Duration, k: u8, n: u8) -> Duratio
 
 /// Seconds over which the budget looks.
 const WINDOW_S: u32 = 10;
-/// Retries that may always be under way at once.
+/// Retries that may always be under way at once, and begin within a second.
 const FLOOR: u32 = 3;
 
 /// The retry budget of one service.
@@ -196,7 +196,7 @@ struct Second {
     retries: AtomicU32,
 }
 
-/// A retry under way; dropped when its request ends.
+/// A retry under way; dropped when its answer begins, or its request ends.
 #[derive(Debug)]
 pub struct Permit(Arc<Budget>);
 
@@ -217,8 +217,8 @@ impl Budget {
         self.second(now).requests.fetch_add(1, Relaxed);
     }
 
-    /// Leave for one retry, if `percent` of the requests of the last ten seconds leaves one, or few are under way. With
-    /// `percent` = 0 there is none. Counters are read without a lock: under a race a few too many or too few may pass.
+    /// Leave for one retry, if `percent` of the requests of the last ten seconds leaves one, or few are under way and few were begun in this
+    /// second: otherwise answers that fail quickly would be asked for twice without a bound. With `percent` = 0 there is none. Counters are read without a lock: under a race a few too many or too few may pass.
     pub fn take(self: &Arc<Self>, percent: u8, now: Instant) -> Option<Permit> {
         self.has_room(percent, now).then(|| {
             self.second(now).retries.fetch_add(1, Relaxed);
@@ -231,7 +231,7 @@ impl Budget {
     pub fn has_room(&self, percent: u8, now: Instant) -> bool {
         let (requests, retries) = self.sums(now);
         let within = (retries + 1) * 100 <= u64::from(percent) * requests;
-        within || percent > 0 && self.under_way.load(Relaxed) < FLOOR
+        within || percent > 0 && self.under_way.load(Relaxed) < FLOOR && self.second(now).retries.load(Relaxed) < FLOOR
     }
 
     fn stamp(&self, now: Instant) -> u32 {
@@ -383,7 +383,8 @@ mod tests {
                 for _ in 0..tries {
                     let window = |of: &Vec<u64>| of.iter().filter(|at| second - **at <= u64::from(WINDOW_S)).count() as u64;
                     let share = (window(&grants) + 1) * 100 <= u64::from(percent) * window(&requests);
-                    let few = percent > 0 && under_way.len() < FLOOR as usize;
+                    let begun = grants.iter().filter(|at| **at == second).count();
+                    let few = percent > 0 && under_way.len().max(begun) < FLOOR as usize;
                     let granted = budget.take(percent, now);
                     prop_assert_eq!(granted.is_some(), share || few);
                     if let Some(permit) = granted {
@@ -404,10 +405,11 @@ mod tests {
         let granted: Vec<_> = (0..1000).filter_map(|_| budget.take(20, at(2))).collect();
         assert_eq!(granted.len(), 200);
         drop(granted);
-        // Nothing is under way: a few at once are always possible.
-        let few: Vec<_> = (0..10).filter_map(|_| budget.take(20, at(2))).collect();
+        // Nothing is under way: a few at once are always possible, but not more of them because they are short.
+        assert!(budget.take(20, at(2)).is_none());
+        let few: Vec<_> = (0..10).filter_map(|_| budget.take(20, at(3))).collect();
         assert_eq!(few.len(), 3);
-        assert!(budget.take(0, at(2)).is_none());
+        assert!(budget.take(0, at(3)).is_none() && budget.take(20, at(4)).is_none());
         drop(few);
         // A while later the old requests count no more, nor do the old retries.
         (0..100).for_each(|_| budget.request(at(60)));

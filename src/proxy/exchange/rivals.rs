@@ -21,7 +21,7 @@ impl Exchange {
 
     /// Whether attempts are left, and there is another region at all.
     fn may_try_another(&self, service: &Service) -> bool {
-        self.record.attempts < service.retry.attempts && service.pools.len() > 1
+        self.has_attempts(service) && service.pools.len() > 1
     }
 
     /// An attempt in another region to connect for beside the one being made, if there is one to make. Nothing is sent over either before one
@@ -73,10 +73,7 @@ impl Exchange {
         let permit = self.shared.budgets.of(&self.published.snapshot, service).take(percent, now)?;
         self.permits.push(permit);
         self.count(attempt.take.region);
-        let mut hedged = InFlight::enter(&self.endpoint(attempt.take).meter);
-        hedged.asked = Some(now);
-        hedged.meter.waits();
-        self.hedged = Some(hedged);
+        self.hedged = Some(InFlight::enter(&self.endpoint(attempt.take).meter));
         Some(attempt)
     }
 

@@ -15,6 +15,7 @@ use crate::steering::event::{Spoken, Utterance};
 use crate::steering::fleet::{Failback, Intent, Region, Service};
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::overrides::{MOST, Objection, Override, Overrides, Target, Word};
+use crate::steering::snapshot::PoolState;
 
 /// What operators want of an endpoint.
 pub(super) fn wanted(overrides: &Overrides, endpoint: &Endpoint) -> Intent {
@@ -38,23 +39,30 @@ impl World {
     /// Why an operator's word should not be taken, if anything speaks against it.
     pub fn objection(&self, word: &Word) -> Option<Objection> {
         let (kind, name) = word.target();
-        let Word::Set(word) = word else {
-            return (!self.overrides.has(kind, name)).then_some(Objection::NotSet);
-        };
-        if !self.fits_something(word) {
-            return Some(Objection::NoSuchName);
-        }
-        if self.overrides.iter().len() >= MOST && !self.overrides.has(kind, name) {
-            return Some(Objection::TooMany);
-        }
-        if word.state == Intent::Ready {
-            return None;
-        }
         let mut after = Overrides::clone(&self.overrides);
-        after.set(word.clone());
+        match word {
+            Word::Set(word) => {
+                if !self.fits_something(word) {
+                    return Some(Objection::NoSuchName);
+                }
+                if self.overrides.iter().len() >= MOST && !self.overrides.has(kind, name) {
+                    return Some(Objection::TooMany);
+                }
+                after.set(word.clone());
+            }
+            // What is taken back may have kept a region in.
+            _ => {
+                if after.take(kind, name).is_none() {
+                    return Some(Objection::NotSet);
+                }
+            }
+        }
         let fleet = &self.view.fleet;
         let loses_the_last = |service: &&Service| {
-            !self.ready(service, &self.overrides).is_empty() && self.ready(service, &after).is_empty()
+            let (ready, left) = (self.ready(service, &self.overrides), self.ready(service, &after));
+            let alive = self.regions(service, |pool, _| pool.view().state != PoolState::Down, fleet);
+            // Of all, or of those that could serve.
+            [RegionSet::ALL, alive].iter().any(|of| !ready.and(*of).is_empty() && left.and(*of).is_empty())
         };
         let services: Vec<String> = fleet.services.iter().filter(loses_the_last).map(|s| s.name.clone()).collect();
         (!services.is_empty()).then_some(Objection::LastRegion(services))
