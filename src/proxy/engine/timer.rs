@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Sleep, sleep_until};
 
-/// Later than a busy worker's timers are.
-const LATE: Duration = Duration::from_millis(250);
+/// Later than a timer is whose worker is not held up.
+const LATE: Duration = Duration::from_millis(10);
 
 /// When a connection is to be woken whatever else happens.
 #[derive(Debug, Default)]
