@@ -253,10 +253,10 @@ pub fn start_with(
     (Sender { messages, keeper }, Reader { current, changed, ready, clock }, writer.run(inbox))
 }
 
-/// Puts in force what operators said before this process.
+/// Puts in force what operators said before this process. What was over meanwhile is told once, and kept no longer.
 fn recall(world: &mut World, kept: &Kept, clock: Clock, metrics: &Metrics) {
     let (words, lost) = kept.read();
-    let today = today();
+    let (today, count) = (today(), words.len());
     if let Some(event) = &lost {
         metrics.event(event, today);
     }
@@ -264,6 +264,11 @@ fn recall(world: &mut World, kept: &Kept, clock: Clock, metrics: &Metrics) {
         for event in world.apply(change, clock.now()) {
             metrics.event(&event, today);
         }
+    }
+    if world.overrides().iter().len() < count
+        && let Err(error) = kept.write(world.overrides())
+    {
+        tracing::warn!(%error, "overrides that are over stay in the state file");
     }
 }
 

@@ -624,6 +624,7 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
 
     let file = running.path("state/overrides.json");
     let text = std::fs::read(&file).unwrap();
+    assert!(!String::from_utf8_lossy(&text).contains("127.0.0.1:2"), "it is over");
     running.kill();
     std::fs::write(&file, &text[..text.len() / 2]).unwrap();
     running.again().await;
