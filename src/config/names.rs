@@ -164,12 +164,11 @@ pub(crate) fn is_token(text: &str) -> bool {
 }
 
 /// Bytes of HTTP tokens (RFC 9110, 5.6.2).
-pub(crate) const TOKENS: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+pub(crate) static TOKEN: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
 
 /// A byte of an HTTP token.
 #[inline]
 pub(crate) fn is_token_byte(byte: u8) -> bool {
-    static TOKEN: [bool; 256] = TOKENS;
     TOKEN[usize::from(byte)]
 }
 

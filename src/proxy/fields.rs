@@ -17,9 +17,9 @@ pub trait Fields {
             .fold((0, 0), |(count, bytes), (name, value)| (count + 1, bytes + (name.len() + value.len() + 4) as u64))
     }
 
-    /// Whether a name has an underscore in it.
-    fn has_underscores(&self) -> bool {
-        self.lines().any(|(name, _)| name.contains(&b'_'))
+    /// Whether a name may have an underscore in it: false only where that was seen while names were read.
+    fn may_have_underscores(&self) -> bool {
+        true
     }
 
     /// Removes every line of that name.

@@ -53,7 +53,7 @@ pub fn check(method: &Method, target: &[u8], fields: &impl Fields, limits: &Limi
     if target.len() > limits.uri {
         return Err(Outcome::TargetTooLong);
     }
-    if limits.underscores == Underscores::Reject && fields.has_underscores() {
+    if limits.underscores == Underscores::Reject && underscored(fields).next().is_some() {
         return Err(Outcome::BadRequest);
     }
     let (count, bytes) = fields.extent();
@@ -335,7 +335,7 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     if let Some(left) = forward.max_forwards {
         fields.set("max-forwards", itoa::Buffer::new().format(left.saturating_sub(1)).as_bytes());
     }
-    if edge.limits.underscores == Underscores::Drop && fields.has_underscores() {
+    if edge.limits.underscores == Underscores::Drop {
         drop_underscores(fields);
     }
     describe(fields, edge, forward);
@@ -384,9 +384,14 @@ fn strip(fields: &mut impl Fields) {
     fields.remove("proxy");
 }
 
+/// The names that have an underscore in them.
+fn underscored(fields: &impl Fields) -> impl Iterator<Item = &[u8]> {
+    let lines = fields.may_have_underscores().then(|| fields.lines()).into_iter().flatten();
+    lines.map(|(name, _)| name).filter(|name| name.contains(&b'_'))
+}
+
 fn drop_underscores(fields: &mut impl Fields) {
-    let odd = fields.lines().map(|(name, _)| name).filter(|name| name.contains(&b'_'));
-    let names: Vec<String> = odd.map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    let names: Vec<String> = underscored(fields).map(|name| String::from_utf8_lossy(name).into_owned()).collect();
     names.iter().for_each(|name| fields.remove(name));
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use http::{Method, Version};
 
 use super::lines::Lines;
-use crate::config::names::{TOKENS, is_token_byte};
+use crate::config::names::{TOKEN, is_token_byte};
 use crate::proxy::{Fields, Outcome};
 use crate::text::{self, eight};
 
@@ -199,7 +199,7 @@ fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
 static NAMES: [u8; 256] = {
     let (mut table, mut byte) = ([0; 256], 0);
     while byte < 256 {
-        table[byte] = TOKENS[byte] as u8;
+        table[byte] = TOKEN[byte] as u8;
         byte += 1;
     }
     table[b'_' as usize] = UNDERSCORE;

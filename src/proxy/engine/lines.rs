@@ -243,9 +243,8 @@ impl Fields for Lines<'_> {
         lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + (line.name.len() + line.value.len() + 4) as u64))
     }
 
-    /// Names are read whole once already, so this needs no other look at them; our own have none.
-    fn has_underscores(&self) -> bool {
-        self.underscored && self.lines().any(|(name, _)| name.contains(&b'_'))
+    fn may_have_underscores(&self) -> bool {
+        self.underscored
     }
 
     #[inline(always)]
