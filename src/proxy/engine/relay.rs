@@ -553,8 +553,10 @@ where
 
     /// Writes to the client what waits; ends the relay when the answer is over and written.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        let mut moved = false;
-        if self.pipe.is_some() && !self.drain(cx, now, &mut moved)? {
+        let waited = self.ready;
+        let drained = self.drain(cx, now)?;
+        let mut moved = self.ready < waited;
+        if !drained {
             return Ok(moved);
         }
         loop {
@@ -596,7 +598,8 @@ where
     }
 
     /// Lets the kernel pass on what is in the pipe. Returns whether that was all.
-    fn drain(&mut self, cx: &mut Context<'_>, now: Instant, moved: &mut bool) -> Result<bool, End> {
+    #[inline]
+    fn drain(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         while let (Some(pipe), Some(to)) = (&mut self.pipe, self.client.stream.socket()) {
             match pipe.poll_drain(to, cx) {
                 Poll::Ready(Ok(count @ 1..)) => {
@@ -605,7 +608,6 @@ where
                         self.pipe = None;
                     }
                     self.took(count, now);
-                    *moved = true;
                 }
                 Poll::Ready(_) => return Err(End::Over(Outcome::ClientGone)),
                 Poll::Pending => return Ok(false),

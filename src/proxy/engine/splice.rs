@@ -88,33 +88,37 @@ impl Pipe {
         debug_assert_eq!(self.held, 0);
         let most = usize::try_from(most).map_or(ROOM, |most| most.min(ROOM));
         let Some(ends) = &self.ends else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        loop {
-            ready!(from.poll_read_ready(cx))?;
-            match from.try_io(Interest::READABLE, || kernel::splice(from.as_fd(), ends.into.as_fd(), most)) {
-                Ok(count) => {
-                    self.held = count;
-                    return Poll::Ready(Ok(count));
-                }
-                // The runtime knows it now, too, and wakes us.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let moved = ready!(poll_move(from, Interest::READABLE, cx, || {
+            kernel::splice(from.as_fd(), ends.into.as_fd(), most)
+        }))?;
+        self.held = moved;
+        Poll::Ready(Ok(moved))
     }
 
     /// Moves some of the bytes that it holds on.
     pub(super) fn poll_drain(&mut self, to: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(ends) = &self.ends else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
-        loop {
-            ready!(to.poll_write_ready(cx))?;
-            match to.try_io(Interest::WRITABLE, || kernel::splice(ends.out.as_fd(), to.as_fd(), self.held)) {
-                Ok(count) => {
-                    self.held -= count;
-                    return Poll::Ready(Ok(count));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let moved = ready!(poll_move(to, Interest::WRITABLE, cx, || {
+            kernel::splice(ends.out.as_fd(), to.as_fd(), self.held)
+        }))?;
+        self.held -= moved;
+        Poll::Ready(Ok(moved))
+    }
+}
+
+/// Calls `once` whenever the socket is ready for it, until it has an answer.
+fn poll_move(
+    socket: &TcpStream,
+    interest: Interest,
+    cx: &mut Context<'_>,
+    once: impl Fn() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(if interest.is_readable() { socket.poll_read_ready(cx) } else { socket.poll_write_ready(cx) })?;
+        match socket.try_io(interest, &once) {
+            // The runtime knows it now, too, and wakes us.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
         }
     }
 }
