@@ -1,8 +1,11 @@
 //! The tests of both movers: a module of this file is named after the one it tests.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::common::harness::{Proxy, answering, config, origin, raw, refusing, scripted, silent, status, until};
+use super::common::harness::{
+    Proxy, Script, answering, config, origin, raw, refusing, scripted, silent, status, until,
+};
 use super::common::http::{connect, request, send};
 use super::common::process::PATIENCE;
 use meridian::config::Engine;
@@ -11,10 +14,13 @@ use meridian::steering::world::ProbeResult;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
 const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
+/// Far longer than a test is patient.
+const PATIENT: &str = "[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
 const QUICK: &str = "[services.web.timeouts]\nfirst_byte = \"100ms\"\nconnect = \"1s\"\n";
 
 /// The module's name is the mover's.
@@ -293,8 +299,7 @@ async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
     let (mute, _) = silent().await;
     let alive = origin("alive").await;
     let text = config("", "", &[("mute", mute), ("alive", alive)]).replace("\"none\"", "\"tcp\"");
-    // Far longer than this test is patient.
-    let text = text + "[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
+    let text = text + PATIENT;
     let (proxy, sender) = live(&text).await;
     let get = tokio::spawn(raw(proxy.address, GET));
     let post = tokio::spawn(raw(proxy.address, POST));
@@ -305,6 +310,19 @@ async fn a_waiting_get_leaves_an_endpoint_that_is_found_down() {
     assert_eq!(proxy.in_flight(), 1, "the POST waits on");
     post.abort();
     proxy.lines(2).await;
+}
+
+/// An upstream that gives each connection's first request this answer, once the gate opens.
+async fn gated(opened: watch::Receiver<bool>, answer: &'static str) -> (SocketAddr, Script) {
+    scripted(move |mut stream, script| {
+        let mut opened = opened.clone();
+        async move {
+            script.request(&mut stream).await;
+            opened.wait_for(|open| *open).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await
 }
 
 /// That endpoint of that region is found down.
@@ -319,8 +337,7 @@ async fn found_down(proxy: &Proxy, sender: &Sender, region: usize, endpoint: usi
 async fn a_waiting_get_goes_to_the_endpoint_beside() {
     let (mute, there) = silent().await;
     let alive = origin("alive").await;
-    let service = "[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
-    let text = config("", service, &[("only", mute)]).replace("\"none\"", "\"tcp\"");
+    let text = config("", PATIENT, &[("only", mute)]).replace("\"none\"", "\"tcp\"");
     let text = text.replace(&format!("[\"{mute}\"]"), &format!("[\"{mute}\", \"{alive}\"]"));
     let (proxy, sender) = live(&text).await;
     // Until one of them is where nobody answers.
@@ -339,21 +356,12 @@ async fn a_waiting_get_goes_to_the_endpoint_beside() {
 
 #[tokio::test]
 async fn a_retry_is_not_where_it_is_known_to_be_in_vain() {
-    let (gate, opened) = tokio::sync::watch::channel(false);
-    let (late, there) = scripted(move |mut stream, script| {
-        let mut opened = opened.clone();
-        async move {
-            script.request(&mut stream).await;
-            opened.wait_for(|open| *open).await.unwrap();
-            let _ = stream.write_all(BUSY.as_bytes()).await;
-        }
-    })
-    .await;
+    let (gate, opened) = watch::channel(false);
+    let (late, there) = gated(opened, BUSY).await;
     let (mute, fallen) = silent().await;
     let alive = origin("alive").await;
-    let service =
-        "[services.web.retry]\nattempts = 2\n[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
-    let text = config("", service, &[("a", late), ("b", mute), ("c", alive)]).replace("\"none\"", "\"tcp\"");
+    let service = format!("[services.web.retry]\nattempts = 2\n{PATIENT}");
+    let text = config("", &service, &[("a", late), ("b", mute), ("c", alive)]).replace("\"none\"", "\"tcp\"");
     let (proxy, sender) = live(&text).await;
     let get = tokio::spawn(raw(proxy.address, GET));
     until("it waits", || there.count() == 1).await;
@@ -393,26 +401,13 @@ async fn a_long_answer_after_a_retry_takes_nothing_from_the_budget() {
 
 #[tokio::test]
 async fn a_waiting_get_without_leave_to_go_waits_on() {
-    let (gate, opened) = tokio::sync::watch::channel(false);
-    let late = || async {
-        let opened = opened.clone();
-        scripted(move |mut stream, script| {
-            let mut opened = opened.clone();
-            async move {
-                script.request(&mut stream).await;
-                opened.wait_for(|open| *open).await.unwrap();
-                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate";
-                stream.write_all(answer).await.unwrap();
-            }
-        })
-        .await
-    };
-    let ((one, first), (two, _second)) = (late().await, late().await);
+    let (gate, opened) = watch::channel(false);
+    let late = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nlate";
+    let ((one, first), (two, _second)) = (gated(opened.clone(), late).await, gated(opened, late).await);
     let alive = origin("alive").await;
     // The region stays up with one endpoint of two, so leaving it costs a budget that does not exist.
-    let service =
-        "[services.web.retry]\nbudget = 0\n[services.web.timeouts]\nfirst_byte = \"600s\"\nrequest = \"3600s\"\n";
-    let text = config("", service, &[("home", one), ("away", alive)]).replace("\"none\"", "\"tcp\"");
+    let service = format!("[services.web.retry]\nbudget = 0\n{PATIENT}");
+    let text = config("", &service, &[("home", one), ("away", alive)]).replace("\"none\"", "\"tcp\"");
     let text = text.replace(&format!("[\"{one}\"]"), &format!("[\"{one}\", \"{two}\"]"));
     let (proxy, sender) = live(&text).await;
     let get = tokio::spawn(raw(proxy.address, GET));
@@ -651,16 +646,8 @@ async fn a_websocket_becomes_a_tunnel() {
 
 #[tokio::test]
 async fn a_drain_ends_idle_connections_and_lets_requests_finish() {
-    let (gate, release) = tokio::sync::watch::channel(false);
-    let (slow, _) = scripted(move |mut stream, script| {
-        let mut release = release.clone();
-        async move {
-            script.request(&mut stream).await;
-            let _ = release.wait_for(|open| *open).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-        }
-    })
-    .await;
+    let (gate, opened) = watch::channel(false);
+    let (slow, _) = gated(opened, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let proxy = start(&config("", "", &[("slow", slow)]), &[]).await;
     let mut idle = TcpStream::connect(proxy.address).await.unwrap();
     let mut busy = TcpStream::connect(proxy.address).await.unwrap();
@@ -710,7 +697,7 @@ const AFFINITY: &str = "affinity = { kind = \"cookie\", ttl = \"1h\", keys = [\"
 const ROTATED: &str = "affinity = { kind = \"cookie\", ttl = \"1h\", keys = [\"fedcba9876543210fedcba9876543210\", \"0123456789abcdef0123456789abcdef\"] }";
 
 /// Who answered, and the cookie that came with it: `name=value`, what clients send back.
-async fn visit(address: std::net::SocketAddr, fields: &[(&str, &str)]) -> (String, Option<String>) {
+async fn visit(address: SocketAddr, fields: &[(&str, &str)]) -> (String, Option<String>) {
     let answer = request(address, "GET", "/", fields).await.unwrap();
     assert_eq!(answer.status, 200);
     let cookie = answer.headers.get("set-cookie").map(|line| line.to_str().unwrap());
