@@ -182,7 +182,6 @@ def two_threads(bench, builds, rounds):
 def instructions(arguments, builds):
     """User instructions of each build for a request of ka64, of the whole process with its threads: by callgrind, from two runs of different length, so
     that starting and ending do not count."""
-    counted = {}
     with contextlib.ExitStack() as started:
         bench = Bench(arguments)
         started.callback(bench.origin.stop)
@@ -196,17 +195,16 @@ def instructions(arguments, builds):
                 proxy = proxies.Meridian(name, binary, bench.origin, bench.proxy_cores, under=under)
                 try:
                     result = bench.load(proxy, "ka64", seconds)
+                    check_answers(proxy, "ka64", [result])
                 finally:
                     proxy.stop()
-                if result["errors"] or result["misrouted"]:
-                    raise Failure(f"{name}: {result['errors']} errors, {result['misrouted']} from the wrong region")
+                if result["errors"]:
+                    raise Failure(f"{name}: {result['errors']} errors; the first: {result['first_error']}")
                 with open(out, encoding="utf-8") as profile:
                     total = next(int(line.split()[1]) for line in profile if line.startswith("totals:"))
                 totals.append((total, result["answered"]))
             (few, some), (many, more) = totals
-            counted[name] = (many - few) / (more - some)
-            say(f"{name}: {counted[name]:,.0f} instructions for a request, from {more - some:,} requests")
-    return counted
+            say(f"{name}: {(many - few) / (more - some):,.0f} instructions for a request, from {more - some:,} requests")
 
 
 def compare(arguments, peers, builds):
