@@ -99,24 +99,26 @@ impl Doors {
     /// Answers until the future is dropped.
     pub async fn serve(self, admin: Admin) {
         // One each: whoever can reach the address must not keep an operator from the socket.
-        let [tcp_room, unix_room] = [(); 2].map(|()| Arc::new(Semaphore::new(CONNECTIONS)));
+        let room = || Arc::new(Semaphore::new(CONNECTIONS));
         let tcp = async {
             let Some(listener) = &self.tcp else { return };
+            let room = room();
             loop {
                 let accepted = listener.accept().await;
                 let accepted = accepted.map(|(stream, peer)| (nodelay(stream), Door::Tcp(peer)));
-                greet(accepted, &tcp_room, &admin).await;
+                greet(accepted, &room, &admin).await;
             }
         };
         let unix = async {
             let Some((listener, _)) = &self.unix else { return };
+            let room = room();
             loop {
                 let accepted = listener.accept().await;
                 let accepted = accepted.map(|(stream, _)| {
                     let user = stream.peer_cred().ok().map(|peer| peer.uid());
                     (stream, Door::Unix(user))
                 });
-                greet(accepted, &unix_room, &admin).await;
+                greet(accepted, &room, &admin).await;
             }
         };
         tokio::join!(tcp, unix);

@@ -739,27 +739,22 @@ impl Exchange {
         let (then, published) = (&self.published.snapshot, self.shared.reader.load());
         let now = &published.snapshot;
         let is_vain = |take: Take| {
-            let service = service_now(then, now, service)?;
-            let (pool, endpoint) = find(now, service, self.endpoint(take).id)?;
+            let Some(service) = service_now(then, now, service) else { return false };
+            let Some((pool, endpoint)) = find(now, service, self.endpoint(take).id) else { return false };
             let is_open = open_regions(now, service).contains(now.fleet().pool(pool).region);
-            Some(!is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready)
+            !is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready
         };
         let first = walk.take(then).ok()?;
-        if is_vain(first) != Some(true) {
-            return Some(first);
-        }
-        let mut further = walk.clone();
-        loop {
+        let (mut further, mut take) = (walk.clone(), first);
+        while is_vain(take) {
             further.failed(then, Avoid::Region);
             match further.take(then) {
-                Ok(take) if is_vain(take) != Some(true) => {
-                    *walk = further;
-                    return Some(take);
-                }
-                Ok(_) => {}
+                Ok(next) => take = next,
                 Err(_) => return Some(first),
             }
         }
+        *walk = further;
+        Some(take)
     }
 
     fn endpoint(&self, take: Take) -> &EndpointView {

@@ -218,7 +218,8 @@ impl Budget {
     }
 
     /// Leave for one retry, if `percent` of the requests of the last ten seconds leaves one, or few are under way and few were begun in this
-    /// second: otherwise answers that fail quickly would be asked for twice without a bound. With `percent` = 0 there is none. Counters are read without a lock: under a race a few too many or too few may pass.
+    /// second: otherwise answers that fail quickly would be asked for twice without a bound. With `percent` = 0 there is none. Counters are
+    /// read without a lock: under a race a few too many or too few may pass.
     pub fn take(self: &Arc<Self>, percent: u8, now: Instant) -> Option<Permit> {
         self.has_room(percent, now).then(|| {
             self.second(now).retries.fetch_add(1, Relaxed);

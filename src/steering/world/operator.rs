@@ -51,7 +51,7 @@ impl World {
                 after.set(word.clone());
             }
             // What is taken back may have kept a region in.
-            _ => {
+            Word::Auto { .. } => {
                 if after.take(kind, name).is_none() {
                     return Some(Objection::NotSet);
                 }
