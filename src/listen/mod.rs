@@ -13,12 +13,10 @@
 mod connection;
 mod drain;
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -255,7 +253,7 @@ impl AcceptLoop {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut begun => return self.clear(&listener).await,
+                () = &mut begun => return self.clear(listener),
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -281,16 +279,22 @@ impl AcceptLoop {
         }
     }
 
-    /// Takes what the kernel has accepted for us: closing the socket would reset it.
-    async fn clear(&self, listener: &TcpListener) {
-        let all_at_once = poll_fn(|cx| {
-            for _ in 0..BACKLOG {
-                let Poll::Ready(Ok((tcp, peer))) = listener.poll_accept(cx) else { break };
-                self.admit(tcp, peer);
+    /// Takes what the kernel has accepted for us: closing the socket would reset it. The kernel itself is asked, for the runtime knows only
+    /// what it was told when it last looked.
+    fn clear(&self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        for _ in 0..BACKLOG {
+            match listener.accept() {
+                Ok((tcp, peer)) => {
+                    if let Ok(tcp) = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
+                        self.admit(tcp, peer);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_exhaustion(&error) => return,
+                // That client was gone before we came to it.
+                Err(_) => {}
             }
-            Poll::Ready(())
-        });
-        tokio::task::unconstrained(all_at_once).await;
+        }
     }
 
     /// Serves a connection in a task of its own, or closes it when there are too many.

@@ -1,7 +1,10 @@
 //! Connections on both sides: when they are used again, how many there may be, and how they end.
 
+use std::io;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
 
 use super::common::harness::{Proxy, Script, answering, config, status, until};
 use super::kit::{GET, OK, POST, Peer, always, ask, before, ended, field};
@@ -207,20 +210,42 @@ async fn whoever_connected_before_a_drain_is_served() {
     })
     .await;
     let proxy = before(upstream, "", "").await;
-    let mut peers = Vec::new();
-    for _ in 0..200 {
-        peers.push(Peer::connect(proxy.address).await);
-    }
-    // The last of them are not accepted yet, as far as the kernel is quicker than the proxy.
+    // Nothing is awaited here, and the proxy runs on this thread: the kernel alone has accepted them.
+    let peers: Vec<_> = (0..200)
+        .map(|_| {
+            let mut peer = std::net::TcpStream::connect(proxy.address).unwrap();
+            io::Write::write_all(&mut peer, GET.as_bytes()).unwrap();
+            peer.set_nonblocking(true).unwrap();
+            peer
+        })
+        .collect();
     proxy.drain.begin();
-    for peer in &mut peers {
-        peer.say(GET).await;
-    }
-    for mut peer in peers {
-        let (answer, _) = peer.rest().await;
+    for peer in peers {
+        let (answer, _) = Peer(TcpStream::from_std(peer).unwrap()).rest().await;
         assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")), "{answer}");
     }
     until("all are gone", || proxy.drain.open() == 0).await;
+}
+
+#[tokio::test]
+async fn whoever_speaks_a_moment_after_a_drain_is_served() {
+    loop {
+        let (upstream, _) = answering(OK).await;
+        let proxy = before(upstream, "", "").await;
+        let connected = Instant::now();
+        let mut peer = Peer::connect(proxy.address).await;
+        until("it is accepted", || proxy.drain.open() == 1).await;
+        proxy.drain.begin();
+        // It has a second. Nothing can be told if this machine took longer.
+        let said = peer.try_say(GET).await;
+        if connected.elapsed() >= Duration::from_secs(1) {
+            continue;
+        }
+        said.unwrap();
+        let (answer, _) = peer.rest().await;
+        assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")), "{answer}");
+        return;
+    }
 }
 
 #[tokio::test]
