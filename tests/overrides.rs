@@ -284,9 +284,33 @@ fn the_last_ready_region_is_not_taken_by_mistake() {
     assert_eq!(refused(&play, &endpoint("10.1.0.*", Intent::Maint)), last(&["api"]));
     assert_eq!(refused(&play, &endpoint("10.1.0.1:80", Intent::Maint)), None);
     assert_eq!(refused(&play, &region("us", Intent::Ready)), None);
+    // A word that is taken back may be what kept a region in.
+    let text = FLEET.replace("[38.95, -77.45]", "[38.95, -77.45]\nstate = \"maint\"");
+    let mut configured = Play::new(&text);
+    configured.say(region("us", Intent::Ready));
+    configured.say(region("eu", Intent::Drain));
+    assert_eq!(refused(&configured, &auto(Target::Region, "us")), last(&["api"]));
+    assert_eq!(refused(&configured, &auto(Target::Region, "eu")), None);
     // What is lost already is not lost by this.
     play.say(region("*", Intent::Maint));
     assert_eq!(refused(&play, &region("us", Intent::Drain)), None);
+}
+
+#[test]
+fn the_last_region_that_could_serve_is_not_taken_by_mistake() {
+    let mut play = Play::new(FLEET);
+    let last = |service: &str| Some(Objection::LastRegion(vec![service.to_owned()]));
+    play.verdict(&["10.0.0.1:80", "10.0.0.2:80", "10.0.2.1:80", "10.0.2.2:80"], false);
+    // Two more regions of `web` are ready, and neither is alive.
+    assert_eq!(play.world.objection(&region("eu", Intent::Drain)), last("web"));
+    assert_eq!(play.world.objection(&endpoint("10.0.1.*", Intent::Maint)), last("web"));
+    assert_eq!(play.world.objection(&endpoint("10.0.1.1:80", Intent::Maint)), None);
+    assert_eq!(play.world.objection(&region("us", Intent::Maint)), None);
+    play.verdict(&["10.0.2.1:80", "10.0.2.2:80"], true);
+    assert_eq!(play.world.objection(&region("eu", Intent::Drain)), None);
+    play.verdict(&["10.0.2.1:80", "10.0.2.2:80", "10.0.1.1:80", "10.0.1.2:80"], false);
+    // Nobody is left to be lost but in panic, where all are.
+    assert_eq!(play.world.objection(&region("eu", Intent::Drain)), None);
 }
 
 #[test]
@@ -669,5 +693,14 @@ async fn over_tcp_the_token_is_asked_for() {
         assert!(output.status.code() == Some(2) && said.contains("Bearer"), "{said}");
     }
     assert_eq!(set("0123456789abcdef").status.code(), Some(0));
+    // Whoever fills that door does not keep an operator from the other one.
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let mut idle: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let last = idle.last_mut().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(matches!(std::io::Read::read(last, &mut [0]), Ok(0)), "it is full");
+    assert_eq!(running.run(&["set", "region", "home", "drain"]).0, Some(0));
+    assert_eq!(running.intents().await, ["drain", "ready"]);
+    drop(idle);
     assert!(!running.log().contains("0123456789abcdef"));
 }

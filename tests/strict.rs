@@ -16,6 +16,8 @@ mod bodies;
 mod connections;
 #[path = "strict/drains.rs"]
 mod drains;
+#[path = "strict/evacuations.rs"]
+mod evacuations;
 #[path = "strict/forwarding.rs"]
 mod forwarding;
 #[path = "strict/kit.rs"]

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin::{Admin, Door};
 
-/// Connections at a time over both doors; further ones are closed at once.
+/// Connections at a time at each door; further ones are closed at once.
 const CONNECTIONS: usize = 64;
 
 /// A request head must be complete within this; also how long an idle connection is kept.

@@ -224,7 +224,9 @@ impl Vigil {
         }
         let mut elsewhere = open_regions(snapshot, service);
         elsewhere.remove(snapshot.fleet().pool(pool).region);
-        let is_beside = |other: &EndpointView| other.id != self.endpoint && other.state == EndpointState::Up;
+        let is_beside = |other: &EndpointView| {
+            other.id != self.endpoint && other.state == EndpointState::Up && other.intent == Intent::Ready
+        };
         (!elsewhere.is_empty() || snapshot.pool(pool).endpoints.iter().any(is_beside))
             && (has_fallen(&self.snapshot, snapshot, self.service, self.take.region) || {
                 let percent = snapshot.fleet().service(service).retry.budget;

@@ -200,6 +200,14 @@ pub async fn silent() -> (SocketAddr, Script) {
     scripted(|mut stream, script| async move { while script.request(&mut stream).await.is_some() {} }).await
 }
 
+/// That endpoint of that region is found down.
+pub async fn found_down(proxy: &Proxy, sender: &Sender, region: usize, endpoint: usize) {
+    let id = proxy.snapshot.pools[region].endpoints[endpoint].id;
+    for _ in 0..3 {
+        sender.probed(id, ProbeResult::Fail("silent".into()), Instant::now()).await;
+    }
+}
+
 /// Sends bytes as they are and reads to the end of the connection.
 pub async fn raw(address: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.expect("it accepts");

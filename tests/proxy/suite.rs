@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::common::harness::{
-    Proxy, Script, answering, config, origin, raw, refusing, scripted, silent, status, until,
+    Proxy, Script, answering, config, found_down, origin, raw, refusing, scripted, silent, status, until,
 };
 use super::common::http::{connect, request, send};
 use super::common::process::PATIENCE;
 use meridian::config::Engine;
 use meridian::state::Sender;
-use meridian::steering::world::ProbeResult;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -323,14 +322,6 @@ async fn gated(opened: watch::Receiver<bool>, answer: &'static str) -> (SocketAd
         }
     })
     .await
-}
-
-/// That endpoint of that region is found down.
-async fn found_down(proxy: &Proxy, sender: &Sender, region: usize, endpoint: usize) {
-    let id = proxy.snapshot.pools[region].endpoints[endpoint].id;
-    for _ in 0..3 {
-        sender.probed(id, ProbeResult::Fail("silent".into()), Instant::now()).await;
-    }
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use meridian::config::Engine;
 use meridian::geo::AtlasBuilder;
 use meridian::state::Sender;
-use meridian::steering::View;
+use meridian::steering::fleet::Intent;
+use meridian::steering::{Override, Target, View, Word};
 use tokio::io::AsyncReadExt;
 
-use super::common::harness::{Proxy, config, origin, status};
+use super::common::harness::{Proxy, config, origin, status, until};
 use super::common::process::PATIENCE;
 use super::common::world::compile;
 use super::kit::{Peer, always, ended};
@@ -127,6 +128,60 @@ async fn a_tunnel_that_has_closed_is_told_nothing_and_one_inside_a_frame_is_cut(
         drop(client);
         ended(&lab.proxy, 1, "drained", 101).await;
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_in_maintenance_ends_its_streams_and_no_others() {
+    let (upstream, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.say(AGREE).await;
+        peer.rest().await;
+    })
+    .await;
+    let (beside, _) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.say(AGREE).await;
+        peer.rest().await;
+    })
+    .await;
+    let text = config("", "drain_timeout = \"600s\"", &[("here", upstream)]);
+    let text = text.replace(&format!("[\"{upstream}\"]"), &format!("[\"{upstream}\", \"{beside}\"]"));
+    let (proxy, sender) = Proxy::live_on(Engine::Native, &text).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = Peer::connect(proxy.address).await;
+        client.say(ASK).await;
+        assert_eq!(status(&client.head().await), 101);
+        clients.push(client);
+    }
+    let meters: Vec<_> = proxy.snapshot.pools[0].endpoints.iter().map(|endpoint| endpoint.meter.clone()).collect();
+    let (there, others) = (meters[0].in_flight(), meters[1].in_flight());
+    assert!(there > 0 && others > 0, "{there} {others}");
+    let word = |state| {
+        let (name, who) = (upstream.to_string(), "alice".to_owned());
+        Word::Set(Override {
+            kind: Target::Endpoint,
+            name,
+            state,
+            reason: String::new(),
+            who,
+            set_ms: 0,
+            until_ms: None,
+        })
+    };
+    // Drained, they may go on; it is the last of its region to nobody, so no force is needed.
+    for state in [Intent::Drain, Intent::Maint] {
+        tokio::time::sleep(NOTICED).await;
+        assert_eq!((meters[0].in_flight(), meters[1].in_flight()), (there, others));
+        sender.say(word(state), false).await.expect("it is taken");
+    }
+    until("the streams there have ended", || meters[0].in_flight() == 0).await;
+    assert_eq!(meters[1].in_flight(), others);
+    drop(clients);
+    let lines = proxy.lines(20).await;
+    let drained = lines.iter().filter(|line| line["outcome"] == "drained");
+    assert!(drained.clone().all(|line| line["endpoint"] == upstream.to_string().as_str()), "{lines:?}");
+    assert_eq!(drained.count(), there as usize);
 }
 
 #[tokio::test]
