@@ -16,7 +16,15 @@ pub fn number(out: &mut Vec<u8>, number: u64) {
 
 /// Three decimal digits, of a number below 1,000.
 pub fn three_digits(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(&[number / 100 % 10, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8));
+    static DIGITS: [[u8; 3]; 1000] = {
+        let (mut digits, mut number) = ([[0; 3]; 1000], 0);
+        while number < 1000 {
+            digits[number] = [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+            number += 1;
+        }
+        digits
+    };
+    out.extend_from_slice(&DIGITS[number as usize % 1000]);
 }
 
 /// The hexadecimal digit of the low four bits.
@@ -172,11 +180,13 @@ pub fn find(bytes: &[u8], mut at: usize, flags: impl Fn(u64) -> u64) -> Option<u
             found => return Some(at + found.trailing_zeros() as usize / 8),
         }
     }
-    let rest = bytes.get(at..)?;
+    let rest = bytes.get(at..).filter(|rest| !rest.is_empty())?;
     // What fills the word up is no byte of the text.
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let found = flags(u64::from_le_bytes(last)).trailing_zeros() as usize / 8;
+    let last = match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest.len()),
+        None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
+    let found = flags(last).trailing_zeros() as usize / 8;
     (found < rest.len()).then_some(at + found)
 }
 

@@ -12,6 +12,7 @@ This file runs the rounds. proxies.py knows how a proxy is set up, report.py wha
 """
 import argparse
 import contextlib
+import glob
 import json
 import os
 import platform
@@ -179,32 +180,39 @@ def two_threads(bench, builds, rounds):
     return measured
 
 
-def instructions(arguments, builds):
-    """User instructions of each build for a request of ka64, of the whole process with its threads: by callgrind, from two runs of different length, so
-    that starting and ending do not count."""
+def instructions(arguments, peers, builds):
+    """User instructions of each proxy for a request of ka64, of all its processes and threads: by callgrind, from two runs that last as long and of
+    which one is asked less, so that starting, ending and what goes by the clock do not count."""
+    starts = [(name, lambda *how, n=name, b=binary: proxies.Meridian(n, b, *how[:2], under=how[2])) for name, binary in builds]
+    starts += [(peer, proxies.PEERS[peer]) for peer in peers]
     with contextlib.ExitStack() as started:
         bench = Bench(arguments)
         started.callback(bench.origin.stop)
-        for name, binary in builds:
+        for name, start in starts:
             totals = []
             for seconds in (1, 6):
                 out = os.path.join(install.OUT, f"callgrind.{name}")
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(out)
-                under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
-                proxy = proxies.Meridian(name, binary, bench.origin, bench.proxy_cores, under=under)
+                for old in glob.glob(f"{out}.*"):
+                    os.remove(old)
+                under = ["valgrind", "--tool=callgrind", "--trace-children=yes", f"--callgrind-out-file={out}.%p"]
+                proxy = start(bench.origin, bench.proxy_cores, under)
                 try:
                     result = bench.load(proxy, "ka64", seconds)
                     check_answers(proxy, "ka64", [result])
+                    time.sleep(6 - seconds)
                 finally:
                     proxy.stop()
                 if result["errors"]:
                     raise Failure(f"{name}: {result['errors']} errors; the first: {result['first_error']}")
-                with open(out, encoding="utf-8") as profile:
-                    total = next(int(line.split()[1]) for line in profile if line.startswith("totals:"))
-                totals.append((total, result["answered"]))
+                totals.append((sum(map(counted, glob.glob(f"{out}.*"))), result["answered"]))
             (few, some), (many, more) = totals
             say(f"{name}: {(many - few) / (more - some):,.0f} instructions for a request, from {more - some:,} requests")
+
+
+def counted(path):
+    """The instructions that a file of callgrind tells of."""
+    with open(path, encoding="utf-8") as profile:
+        return next(int(line.split()[1]) for line in profile if line.startswith("totals:"))
 
 
 def compare(arguments, peers, builds):
@@ -259,7 +267,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rate", type=int, default=8000, help="requests per second of the scenario `rate`")
     parser.add_argument("--two-threads", action="store_true", help="also meridian with one and two worker threads")
-    parser.add_argument("--instructions", action="store_true", help="only count user instructions of each --meridian, by valgrind")
+    parser.add_argument("--instructions", action="store_true", help="only count user instructions, by valgrind")
     parser.add_argument("--json", metavar="FILE", help="every measurement")
     parser.add_argument("--markdown", metavar="FILE", help="the page")
     arguments = parser.parse_args()
@@ -294,7 +302,7 @@ def main():
         install.require(arguments.peers)
         install.build_kit()
         if arguments.instructions:
-            instructions(arguments, builds)
+            instructions(arguments, arguments.peers, builds)
             return 0
         run = compare(arguments, arguments.peers, builds)
     except Failure as failure:

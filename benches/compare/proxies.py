@@ -218,12 +218,12 @@ def lines_of(path):
         return sum(block.count(b"\n") for block in iter(lambda: log.read(1 << 20), b""))
 
 
-def nginx(origin, cores):
+def nginx(origin, cores, under=()):
     folder, config = nginx_setup("nginx", origin, "access_log off;")
-    return Proxy("nginx", nginx_command(config), folder, cores, config["PORT"])
+    return Proxy("nginx", [*under, *nginx_command(config)], folder, cores, config["PORT"])
 
 
-def nginx_log(origin, cores):
+def nginx_log(origin, cores, under=()):
     """The same with a log of the same fields as meridian's, written in pieces as large."""
     fields = {"ts": "time_iso8601", "request_id": "request_id", "client": "remote_addr", "peer": "realip_remote_addr", "country": "country",
               "method": "request_method", "host": "host", "path": "request_uri", "protocol": "server_protocol", "status": "status",
@@ -235,7 +235,7 @@ def nginx_log(origin, cores):
     folder, config = nginx_setup("nginx-log", origin, directives)
     if os.path.exists(log):
         os.remove(log)
-    return Logging("nginx with a log", nginx_command(config), folder, cores, config["PORT"], log=log)
+    return Logging("nginx with a log", [*under, *nginx_command(config)], folder, cores, config["PORT"], log=log)
 
 
 def nginx_command(config):
@@ -251,14 +251,14 @@ def nginx_setup(name, origin, access_log):
     return folder, values
 
 
-def haproxy(origin, cores):
+def haproxy(origin, cores, under=()):
     folder = folder_of("haproxy")
     values = common(origin, folder)
     config = render("haproxy.cfg", os.path.join(folder, "haproxy.cfg"), values)
-    return Proxy("HAProxy", [install.program("haproxy"), "-db", "-q", "-f", config], folder, cores, values["PORT"])
+    return Proxy("HAProxy", [*under, install.program("haproxy"), "-db", "-q", "-f", config], folder, cores, values["PORT"])
 
 
-def envoy(origin, cores):
+def envoy(origin, cores, under=()):
     folder = folder_of("envoy")
     values = common(origin, folder)
 
@@ -271,10 +271,11 @@ def envoy(origin, cores):
     # Quoted, since NO is Norway.
     values["COUNTRIES"] = "\n".join(f'{" " * 22}"{c}": {route(r)}' for c, r, _ in regions())
     config = render("envoy.yaml", os.path.join(folder, "envoy.yaml"), values)
-    command = [install.envoy(), "-c", config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
+    command = [*under, install.envoy(), "-c", config, "--concurrency", "1", "-l", "error", "--disable-hot-restart"]
     return Proxy("Envoy", command, folder, cores, values["PORT"])
 
 
+# Each may be run by another command, `under`.
 PEERS = {"nginx": nginx, "nginx-log": nginx_log, "haproxy": haproxy, "envoy": envoy}
 
 

@@ -374,7 +374,8 @@ impl Exchange {
             self.claim = Claim::of(affinity, service, fleet, head.fields, head.at_us / 1_000_000);
         }
         let affinity = self.claim.region();
-        let mut walk = published.snapshot.walk(&Query { client, service: id, chance: head.chance, affinity });
+        let walk =
+            self.walk.insert(published.snapshot.walk(&Query { client, service: id, chance: head.chance, affinity }));
         self.record.place = Some(published.snapshot.view.atlas.place(walk.place()));
         let take = walk.take(&published.snapshot);
         if service.affinity.is_some() {
@@ -387,7 +388,6 @@ impl Exchange {
             });
         }
         let take = take?;
-        self.walk = Some(walk);
         self.planned = Some(self.plan(service, take, false, head.now));
         Ok(())
     }

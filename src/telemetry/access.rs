@@ -139,6 +139,11 @@ impl Text {
         &self.both[..self.target]
     }
 
+    /// The target and the host.
+    pub(super) fn both(&self) -> &str {
+        &self.both
+    }
+
     /// Begins anew with that target, and no host.
     pub fn set_target(&mut self, target: &str) {
         self.both.clear();

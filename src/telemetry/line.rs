@@ -11,7 +11,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use crate::geo::atlas::SourceInfo;
-use crate::geo::{Place, Source};
+use crate::geo::{Continent, Country, Place, Source, Subdivision};
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
 use crate::telemetry::{AccessRecord, Mover};
 use crate::text::{address, eight, find, hexadecimal, hexadecimal_digit, number, socket, three_digits};
@@ -21,12 +21,76 @@ use crate::text::{address, eight, find, hexadecimal, hexadecimal_digit, number, 
 pub(super) struct Lines {
     /// A Unix second, and its time of day as far as the point before the milliseconds.
     second: Option<(u64, String)>,
-    /// Ways that requests took, each in the place that [`Way::place`] gives it.
-    ways: Vec<Option<(Way, Vec<u8>)>>,
+    /// Where clients were.
+    places: Remembered<At>,
+    /// Ways that requests took.
+    ways: Remembered<Way>,
 }
 
-/// Ways that are remembered.
-const WAYS: usize = 64;
+/// How many of each kind are remembered.
+const REMEMBERED: usize = 64;
+
+/// What was written for a key, as long as no other key takes its slot.
+#[derive(Debug)]
+struct Remembered<K>(Vec<Option<(K, Vec<u8>)>>);
+
+impl<K> Default for Remembered<K> {
+    fn default() -> Remembered<K> {
+        Remembered(Vec::new())
+    }
+}
+
+impl<K: Clone + PartialEq> Remembered<K> {
+    /// Appends what `write` makes of `key`, which has a slot of this number.
+    fn append(&mut self, out: &mut Vec<u8>, slot: usize, key: K, write: impl FnOnce(&K, &mut Vec<u8>)) {
+        if self.0.is_empty() {
+            self.0.resize(REMEMBERED, None);
+        }
+        match &mut self.0[slot % REMEMBERED] {
+            Some((known, written)) if *known == key => out.extend_from_slice(written),
+            place => {
+                let start = out.len();
+                write(&key, out);
+                *place = Some((key, out[start..].to_vec()));
+            }
+        }
+    }
+}
+
+/// What a line tells of a client's place: a few dozen countries make most requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct At {
+    /// Of the configuration that knows the sources' names.
+    generation: u64,
+    country: Option<Country>,
+    subdivision: Option<Subdivision>,
+    continent: Option<Continent>,
+    source: Source,
+}
+
+impl At {
+    fn of(place: &Place, snapshot: &Snapshot) -> At {
+        let &Place { country, subdivision, continent, source, .. } = place;
+        At { generation: snapshot.generation, country, subdivision, continent, source }
+    }
+
+    fn slot(&self) -> usize {
+        let country = self.country.as_ref().map_or(&[0, 0][..], |country| country.as_str().as_bytes());
+        country.iter().fold(0, |slot, byte| slot * 31 + usize::from(*byte))
+    }
+
+    fn write(&self, out: &mut Vec<u8>, snapshot: &Snapshot) {
+        out.extend_from_slice(b"{\"country\":");
+        or_null(out, self.country.as_ref().map(Country::as_str), plain);
+        out.extend_from_slice(b",\"subdivision\":");
+        or_null(out, self.subdivision.as_ref().map(Subdivision::as_str), plain);
+        out.extend_from_slice(b",\"continent\":");
+        or_null(out, self.continent.map(Continent::as_str), plain);
+        out.extend_from_slice(b",\"source\":");
+        text(out, source(self.source, snapshot));
+        out.push(b'}');
+    }
+}
 
 /// What the middle of a line tells, from `protocol` to `attempts`: the same for most requests to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +128,9 @@ impl Way {
         Way { generation, protocol, mover, status, outcome, service, region, endpoint, reason, attempts, gave_up }
     }
 
-    /// Where it is remembered: others may be there too.
-    fn place(&self) -> usize {
+    fn slot(&self) -> usize {
         let port = self.endpoint.map_or(0, |endpoint| endpoint.port());
-        usize::from(port ^ self.status.wrapping_mul(5)) % WAYS
+        usize::from(port ^ self.status.wrapping_mul(5))
     }
 
     fn write(&self, out: &mut Vec<u8>, snapshot: &Snapshot) {
@@ -109,14 +172,20 @@ impl Lines {
         out.extend_from_slice(b",\"peer\":");
         or_null(out, record.peer, |out, peer| quoted(out, |out| socket(out, peer)));
         out.extend_from_slice(b",\"place\":");
-        or_null(out, record.place.as_ref(), |out, place| self::place(out, place, snapshot));
+        or_null(out, record.place.as_ref(), |out, place| {
+            let at = At::of(place, snapshot);
+            self.places.append(out, at.slot(), at, |at, out| at.write(out, snapshot));
+        });
         out.extend_from_slice(b",\"method\":");
         plain(out, record.method.as_str());
+        // Mostly there is nothing to be escaped in either.
+        let write = if find(record.text.both().as_bytes(), 0, escaped).is_none() { raw } else { text };
         out.extend_from_slice(b",\"host\":");
-        text(out, record.text.host());
+        write(out, record.text.host());
         out.extend_from_slice(b",\"path\":");
-        text(out, record.text.target());
-        self.way(out, Way::of(record, snapshot), snapshot);
+        write(out, record.text.target());
+        let way = Way::of(record, snapshot);
+        self.ways.append(out, way.slot(), way, |way, out| way.write(out, snapshot));
         out.extend_from_slice(b",\"bytes_in\":");
         number(out, record.bytes_in);
         out.extend_from_slice(b",\"bytes_out\":");
@@ -128,20 +197,6 @@ impl Lines {
         out.extend_from_slice(b",\"connect_ms\":");
         milliseconds(out, record.connect_us);
         out.extend_from_slice(b"}\n");
-    }
-
-    fn way(&mut self, out: &mut Vec<u8>, way: Way, snapshot: &Snapshot) {
-        if self.ways.is_empty() {
-            self.ways.resize(WAYS, None);
-        }
-        match &mut self.ways[way.place()] {
-            Some((known, written)) if *known == way => out.extend_from_slice(written),
-            place => {
-                let start = out.len();
-                way.write(out, snapshot);
-                *place = Some((way, out[start..].to_vec()));
-            }
-        }
     }
 
     /// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
@@ -189,6 +244,11 @@ fn quoted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 /// A string of tokens' letters, in which nothing is to be escaped.
 fn plain(out: &mut Vec<u8>, text: &str) {
     debug_assert_eq!(find(text.as_bytes(), 0, escaped), None);
+    raw(out, text);
+}
+
+/// A string in which nothing is to be escaped.
+fn raw(out: &mut Vec<u8>, text: &str) {
     quoted(out, |out| out.extend_from_slice(text.as_bytes()));
 }
 
@@ -218,30 +278,22 @@ fn escaped(word: u64) -> u64 {
 
 /// Microseconds as milliseconds, to three places.
 fn milliseconds(out: &mut Vec<u8>, us: u64) {
+    if us == 0 {
+        return out.extend_from_slice(b"0.000");
+    }
     number(out, us / 1000);
     out.push(b'.');
     three_digits(out, us % 1000);
 }
 
-fn place(out: &mut Vec<u8>, place: &Place, snapshot: &Snapshot) {
-    out.extend_from_slice(b"{\"country\":");
-    or_null(out, place.country.as_ref().map(|country| country.as_str()), plain);
-    out.extend_from_slice(b",\"subdivision\":");
-    or_null(out, place.subdivision.as_ref().map(|subdivision| subdivision.as_str()), plain);
-    out.extend_from_slice(b",\"continent\":");
-    or_null(out, place.continent.map(|continent| continent.as_str()), plain);
-    out.extend_from_slice(b",\"source\":");
-    text(out, source(place, snapshot));
-    out.push(b'}');
+fn name<'a>(sources: &'a [Arc<SourceInfo>], index: u8, default: &'a str) -> &'a str {
+    sources.get(usize::from(index)).map_or(default, |source| source.name.as_str())
 }
 
 /// Who knew the place.
-fn source<'a>(place: &Place, snapshot: &'a Snapshot) -> &'a str {
+fn source(source: Source, snapshot: &Snapshot) -> &str {
     let atlas = &snapshot.view.atlas;
-    let name = |sources: &'a [Arc<SourceInfo>], index: u8, default| {
-        sources.get(usize::from(index)).map_or(default, |source| source.name.as_str())
-    };
-    match place.source {
+    match source {
         Source::Unknown => "unknown",
         Source::Special => "special",
         Source::Database(index) => name(atlas.databases(), index, "database"),
@@ -297,8 +349,8 @@ mod tests {
         records[4].gave_up = Some("budget");
         // 64 x 5 more: the same place.
         (records[1].status, records[2].outcome, records[3].attempts) = (400 + 64, "other", 7);
-        let places: Vec<_> = records.iter().map(|record| Way::of(record, &snapshot).place()).collect();
-        assert!(places.iter().all(|place| *place == places[0]));
+        let slots: Vec<_> = records.iter().map(|record| Way::of(record, &snapshot).slot() % REMEMBERED).collect();
+        assert!(slots.iter().all(|slot| *slot == slots[0]));
         for _ in 0..2 {
             for record in &records {
                 for _ in 0..2 {
@@ -310,6 +362,28 @@ mod tests {
                     assert_eq!(line["gave_up"].as_str(), record.gave_up);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_remembered_is_written_as_it_is() {
+        let (mut lines, snapshot) = (Lines::default(), snapshot());
+        let mut country = Place::nowhere(Source::Unknown);
+        country.country = Country::new("NL");
+        let mut continent = country;
+        continent.continent = country.country.map(|_| Continent::Europe);
+        // All but those with a country share a slot, and so do those with it.
+        let places = [Place::nowhere(Source::Special), Place::nowhere(Source::Unknown), country, continent];
+        for place in [places, places].concat() {
+            let record = AccessRecord { place: Some(place), ..record("/") };
+            let mut out = Vec::new();
+            lines.append(&mut out, &record, &snapshot);
+            let line: Value = serde_json::from_slice(&out).unwrap();
+            let source = if place.source == Source::Special { "special" } else { "unknown" };
+            let country = place.country.as_ref().map(Country::as_str);
+            let continent = place.continent.map(Continent::as_str);
+            let want = json!({"country": country, "subdivision": null, "continent": continent, "source": source});
+            assert_eq!(line["place"], want);
         }
     }
 
