@@ -34,9 +34,9 @@ release-pgo: setup
 test: setup
 	$(CARGO) test --locked
 
-## make test-all   the tests and the long ones
+## make test-all   the tests and the long ones, more random schedules, and medians of three for each fault; half an hour more
 test-all: setup
-	$(CARGO) test --locked -- --include-ignored --skip $(NOT_YET)
+	TIMELINE_SCHEDULES=100000 FAILOVER_RUNS=3 $(CARGO) test --locked -- --include-ignored --skip $(NOT_YET)
 
 ## make lint       formatting, lints, licences and sources of the dependencies
 lint: setup
