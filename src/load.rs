@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{self, Config, DatabaseSource, Files, GeoFiles, Report};
+use crate::config::{self, AdminDoors, Config, DatabaseSource, Files, GeoFiles, Report};
 use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
 use crate::steering::View;
@@ -95,6 +95,11 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
+
+/// Where the process answers that runs this configuration, whatever else is wrong with it here.
+pub fn admin_doors(path: &Path) -> Result<AdminDoors, LoadError> {
+    config::admin_doors(path, &Recorder::default(), &|name| std::env::var(name).ok()).map_err(LoadError::Config)
+}
 
 impl Loader {
     /// Reads and compiles the configuration without its data.

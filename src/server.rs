@@ -113,6 +113,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
                 metrics: metrics.clone(),
                 draining,
                 listen: http.local_addresses().into(),
+                config: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into(),
             },
             watch: Watch {
                 path: path.to_owned(),

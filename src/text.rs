@@ -236,10 +236,15 @@ pub fn fits(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
-/// A moment in Unix milliseconds as RFC 3339, UTC; the epoch for one beyond the calendar.
+/// A moment in Unix milliseconds as RFC 3339, UTC, always with three digits after the point, so that texts sort as moments do; the epoch for one beyond
+/// the calendar.
 pub fn rfc3339(unix_ms: u64) -> String {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
-    at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
+    let seconds = i64::try_from(unix_ms / 1000).ok();
+    let at = seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let (at, ms) = at.map_or((OffsetDateTime::UNIX_EPOCH, 0), |at| (at, unix_ms % 1000));
+    // Without a fraction it ends with the second and a Z.
+    let whole = at.format(&Rfc3339).unwrap_or_default();
+    format!("{}.{ms:03}Z", whole.trim_end_matches('Z'))
 }
 
 #[cfg(test)]
@@ -310,6 +315,20 @@ mod tests {
             let v4 = Ipv4Addr::new(octet, 0, octet, 255);
             assert_eq!(text(|out| address(out, v4.into())), v4.to_string());
         }
+    }
+
+    #[test]
+    fn moments_sort_as_their_texts() {
+        let texts = [0, 5, 999, 1_000, 1_700_000_000_010, u64::MAX / 2].map(rfc3339);
+        let want = [
+            "1970-01-01T00:00:00.000Z",
+            "1970-01-01T00:00:00.005Z",
+            "1970-01-01T00:00:00.999Z",
+            "1970-01-01T00:00:01.000Z",
+            "2023-11-14T22:13:20.010Z",
+            "1970-01-01T00:00:00.000Z",
+        ];
+        assert_eq!(texts, want);
     }
 
     #[test]

@@ -76,6 +76,37 @@ fn every_configuration_we_ship_works_without_a_warning() {
 }
 
 #[test]
+fn where_a_process_answers_is_told_whatever_else_is_wrong() {
+    let doors = |admin: &str, rest: &str| {
+        let text = format!("{SMALL}{rest}\n[admin]\n{admin}\n");
+        config::admin_doors(Path::new("m.toml"), &Memory([(PathBuf::from("m.toml"), text)].into()), &env)
+    };
+    for rest in ["", "[pop]\nname = \"${GONE}\"", "[nonsense]", "[services.b.pools.none]\nendpoints = []"] {
+        let told =
+            doors("address = \"127.0.0.1:1\"\nsocket = \"run/a.sock\"\ntoken = \"0123456789abcdef\"", rest).unwrap();
+        assert_eq!(told.address, Some("127.0.0.1:1".parse().unwrap()), "{rest}");
+        assert_eq!(told.socket, Some(PathBuf::from("run/a.sock")));
+        assert_eq!(told.token.unwrap().reveal(), "0123456789abcdef");
+    }
+    let told = doors("token = \"${GONE}\"", "").unwrap();
+    assert_eq!((told.address, told.token), (Some("127.0.0.1:9180".parse().unwrap()), None));
+    assert_eq!(doors("address = \"\"", "").unwrap().address, None);
+    // Another process would be asked instead.
+    for (admin, rest) in [
+        ("address = \"${GONE}:1\"", ""),
+        ("socket = \"${GONE}/a.sock\"", ""),
+        ("address = \"here\"", ""),
+        ("adress = \"127.0.0.1:1\"", ""),
+        ("", "[pop"),
+        ("", "[pop]\nname = nothing"),
+    ] {
+        let report = doors(admin, rest).unwrap_err();
+        assert!(report.errors() > 0, "{admin} {rest}");
+    }
+    assert!(config::admin_doors(Path::new("gone.toml"), &Memory::default(), &env).is_err());
+}
+
+#[test]
 fn every_bad_file_yields_the_report_beside_it() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad");
     let update = std::env::var_os("UPDATE").is_some();

@@ -685,6 +685,7 @@ async fn operators_ask() {
         metrics: stage.metrics.clone(),
         draining: draining.clone(),
         listen: Arc::new(["127.0.0.1:8080".parse().unwrap()]),
+        config: path.as_path().into(),
     };
     // What a killed process left behind is taken over.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
@@ -776,6 +777,7 @@ async fn operators_speak_over_tcp_only_with_the_token() {
             metrics: stage.metrics.clone(),
             draining: Arc::default(),
             listen: Arc::new([]),
+            config: path.as_path().into(),
         };
         let doors = admin::open(Some("127.0.0.1:0".parse().unwrap()), None).await.unwrap();
         let address = doors.address().unwrap();

@@ -309,6 +309,12 @@ fn the_last_region_that_could_serve_is_not_taken_by_mistake() {
     play.verdict(&["10.0.2.1:80", "10.0.2.2:80"], true);
     assert_eq!(play.world.objection(&region("eu", Intent::Drain)), None);
     play.verdict(&["10.0.2.1:80", "10.0.2.2:80", "10.0.1.1:80", "10.0.1.2:80"], false);
+    // A name that does not resolve is no endpoint, and its region not up.
+    let mut named = Play::new(&FLEET.replace("[\"10.0.1.1:80\", \"10.0.1.2:80\"]", "[\"gone.test:80\"]"));
+    assert_eq!(named.states()[1], PoolState::Unknown);
+    assert_eq!(named.world.objection(&region("us", Intent::Drain)), None);
+    named.verdict(&["10.0.2.1:80", "10.0.2.2:80"], false);
+    assert_eq!(named.world.objection(&region("us", Intent::Drain)), last("web"));
     // Nobody is left to be lost but in panic, where all are.
     assert_eq!(play.world.objection(&region("eu", Intent::Drain)), None);
 }
@@ -577,6 +583,16 @@ async fn an_operator_sets_and_sees_over_the_socket() {
     let mut gone = meridian();
     gone.args(["states", "--admin", "/nowhere/admin.sock", "--config"]).arg(running.path("m.toml"));
     assert_eq!(gone.output().unwrap().status.code(), Some(2));
+    // A mistake elsewhere in the file is no hindrance; without a word of the file on it, nobody is asked.
+    let socket = running.path("run/admin.sock");
+    for (text, code) in [("[services.web.pools.gone]\n", 0), ("[pop\n", 2)] {
+        let other = running.path("other.toml");
+        write(&other, &SMALL.replace("address = \"\"", &format!("address = \"\"\nsocket = {socket:?}\n{text}")));
+        let mut states = meridian();
+        let output = states.args(["states", "--config"]).arg(&other).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(code) && said.contains("--admin") == (code == 2), "{said}");
+    }
 
     for name in ["home", "away", "*"] {
         assert_eq!(running.run(&["set", "region", name, "auto"]).0, Some(0));

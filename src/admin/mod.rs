@@ -10,6 +10,7 @@ mod overrides;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -42,6 +43,8 @@ pub struct Admin {
     pub draining: Arc<AtomicBool>,
     /// The addresses on which requests to proxy are accepted.
     pub listen: Arc<[SocketAddr]>,
+    /// The path of the configuration.
+    pub config: Arc<Path>,
 }
 
 /// Through which door a request came.

@@ -148,8 +148,8 @@ impl Admin {
             None => None,
             Some(text) => match duration(text) {
                 Ok(time) if !time.is_zero() && time <= LONGEST => Some(time),
-                Ok(_) => return Err("for must be longer than nothing and at most 366 days".to_owned()),
-                Err(hint) => return Err(format!("for \"{}\" is no time: {hint}", text.escape_debug())),
+                Ok(_) => return Err("for (--for) must be longer than nothing and at most 8784h".to_owned()),
+                Err(hint) => return Err(format!("for (--for) \"{}\" is no time: {hint}", text.escape_debug())),
             },
         };
         let intent = match asked.state.as_str() {

@@ -1,5 +1,6 @@
 //! `/api/status`: everything published, in one JSON object. Its names are a contract: fields may be added, never renamed.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -16,6 +17,8 @@ use crate::text::rfc3339;
 #[derive(Serialize)]
 pub(super) struct Status {
     version: &'static str,
+    /// The configuration's path, absolute.
+    config: PathBuf,
     pop: String,
     generation: u64,
     ready: bool,
@@ -32,6 +35,8 @@ pub(super) struct Status {
 struct Service {
     name: String,
     steering: &'static str,
+    /// `auto manual`: whether a region that came back waits for an operator.
+    failback: &'static str,
     /// No region is up.
     panic: bool,
     regions: Vec<Region>,
@@ -110,6 +115,7 @@ pub(super) fn of(admin: &Admin, now: SystemTime) -> Status {
     let not_ready = admin.not_ready();
     Status {
         version: env!("CARGO_PKG_VERSION"),
+        config: admin.config.to_path_buf(),
         pop: fleet.pop.name.clone(),
         generation: snapshot.generation,
         ready: not_ready.is_none(),
@@ -131,6 +137,7 @@ fn service(published: &Published, clock: Clock, id: ServiceId) -> Service {
     Service {
         name: service.name.clone(),
         steering: service.steering.as_str(),
+        failback: service.failback.as_str(),
         panic: snapshot.service(id).panicking,
         regions: service.pools.iter().map(|pool| region(published, clock, *pool)).collect(),
     }

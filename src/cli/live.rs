@@ -9,11 +9,12 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::Config;
-use crate::load::Loader;
+use crate::config::AdminDoors;
+use crate::load::admin_doors;
 use crate::secret::Secret;
 use crate::steering::explain::{Explanation, Question};
 
@@ -37,8 +38,8 @@ const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";
 impl Asker {
     /// Connects to the process that runs `config`: its admin socket first, then its admin address; or to `admin`.
     pub(super) fn new(config: &Path, admin: Option<&str>) -> Result<Asker, String> {
-        let Doors { socket, address, token, doubt } = doors(config, admin)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        let Doors { socket, guess, address, token } = doors(config, admin)?;
+        let mut runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| format!("error: no runtime: {error}"))?;
@@ -49,6 +50,19 @@ impl Asker {
                 Err(error) => tried.push(format!("{}: {error}", path.display())),
             }
         }
+        if let Some(path) = guess {
+            match runtime.block_on(UnixStream::connect(&path)) {
+                Ok(stream) => {
+                    let mut asker = Asker::over(runtime, stream, None)?;
+                    if asker.runs(config)? {
+                        return Ok(asker);
+                    }
+                    tried.push(format!("{}: runs another configuration", path.display()));
+                    runtime = asker.runtime;
+                }
+                Err(error) => tried.push(format!("{}: {error}", path.display())),
+            }
+        }
         if let Some(address) = address {
             match runtime.block_on(TcpStream::connect(address)) {
                 Ok(stream) => return Asker::over(runtime, stream, token),
@@ -56,7 +70,7 @@ impl Asker {
             }
         }
         Err(format!(
-            "{doubt}error: the running process cannot be reached ({}); is meridian running? --admin says where",
+            "error: the running process cannot be reached ({}); is meridian running? --admin says where",
             tried.join("; ")
         ))
     }
@@ -71,6 +85,20 @@ impl Asker {
             Ok::<_, hyper::Error>(sender)
         });
         Ok(Asker { sender: sender.map_err(|error| format!("error: {error}"))?, runtime, token })
+    }
+
+    /// Whether the process runs that configuration.
+    fn runs(&mut self, config: &Path) -> Result<bool, String> {
+        #[derive(Deserialize)]
+        struct Status {
+            config: PathBuf,
+        }
+        let status: Status = serde_json::from_slice(&self.get("/api/status")?)
+            .map_err(|error| format!("error: the running process is of another version: {error}"))?;
+        // As it is named, which a link that now leads elsewhere does not change; or by another name.
+        let is_named = std::path::absolute(config).is_ok_and(|config| config == status.config);
+        let found = |path: &Path| std::fs::canonicalize(path).ok();
+        Ok(is_named || found(config).is_some_and(|config| Some(config) == found(&status.config)))
     }
 
     /// Asks one question.
@@ -127,35 +155,35 @@ const UNIT_SOCKET: &str = "/run/meridian/admin.sock";
 
 struct Doors {
     socket: Option<PathBuf>,
+    /// A socket at which another process may answer.
+    guess: Option<PathBuf>,
     address: Option<SocketAddr>,
     token: Option<String>,
-    /// What is wrong with the configuration, if it cannot say.
-    doubt: String,
 }
 
-/// Socket and address to try. A broken edit on disk is no reason not to ask the process that still runs the last good one.
+/// Socket and address to try. A mistake elsewhere in the file is no reason not to ask the process that still runs the last good one; but where it does not
+/// say who is meant, nobody else is asked instead.
 fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
-    let loaded = Loader::default().config(config);
-    let configured = loaded.as_ref().ok().and_then(|config| config.boot.admin_token.as_ref());
+    let configured = admin_doors(config);
     let given = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
-    let token = given.or_else(|| configured.map(|token: &Secret| token.reveal().to_owned()));
+    let in_file = configured.as_ref().ok().and_then(|doors| doors.token.as_ref());
+    let token = given.or_else(|| in_file.map(|token: &Secret| token.reveal().to_owned()));
+    let none = Doors { socket: None, guess: None, address: None, token };
     if let Some(admin) = admin {
         return match admin.parse() {
-            Ok(address) => Ok(Doors { socket: None, address: Some(address), token, doubt: String::new() }),
-            Err(_) if admin.contains('/') => {
-                Ok(Doors { socket: Some(admin.into()), address: None, token: None, doubt: String::new() })
-            }
+            Ok(address) => Ok(Doors { address: Some(address), ..none }),
+            Err(_) if admin.contains('/') => Ok(Doors { socket: Some(admin.into()), ..none }),
             Err(_) => Err(format!("error: `{admin}` is neither a socket's path nor an address with a port")),
         };
     }
-    let unit = || Some(PathBuf::from(UNIT_SOCKET));
-    Ok(match loaded {
-        Ok(Config { boot, .. }) => {
-            Doors { socket: boot.admin_socket.or_else(unit), address: boot.admin, token, doubt: String::new() }
+    match configured {
+        Ok(AdminDoors { address, socket, .. }) => {
+            let guess = socket.is_none().then(|| PathBuf::from(UNIT_SOCKET));
+            Ok(Doors { socket, guess, address, ..none })
         }
-        Err(error) => {
-            let address = Some(SocketAddr::from(([127, 0, 0, 1], 9180)));
-            Doors { socket: unit(), address, token, doubt: error.to_string() }
-        }
-    })
+        Err(error) => Err(format!(
+            "{}\nerror: so it is not known where the running process answers; say it with --admin (that of the systemd unit: {UNIT_SOCKET})",
+            error.to_string().trim_end()
+        )),
+    }
 }

@@ -27,7 +27,7 @@ pub(super) struct Set {
     /// Why, for those who come after
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Even if a service is left without any ready region
+    /// Even if a service is left without any ready region, or with none that is up
     #[arg(long)]
     force: bool,
     /// Where the running process answers: its admin socket's path or its admin address (default: as configured)

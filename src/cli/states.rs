@@ -28,6 +28,7 @@ pub(super) struct States {
 #[derive(Deserialize)]
 struct Service {
     name: String,
+    failback: String,
     panic: bool,
     regions: Vec<Region>,
 }
@@ -47,8 +48,15 @@ struct Region {
 
 #[derive(Deserialize)]
 struct Endpoint {
+    name: String,
+    address: String,
     state: String,
+    ejected_until: Option<String>,
     intent: Intent,
+    draining: bool,
+    weight: u32,
+    warmth: f32,
+    effective_weight: f64,
 }
 
 const HEAD: [&str; 9] = ["SERVICE", "REGION", "STATE", "INTENT", "RAMP", "WEIGHT", "DIAL", "UP", "BY"];
@@ -73,7 +81,7 @@ impl States {
             let other = |error| format!("error: the running process is of another version: {error}");
             let services: Vec<Service> = serde_json::from_value(services).map_err(other)?;
             let words: Vec<Shown> = serde_json::from_value(overrides).map_err(other)?;
-            table(&services) + &list(&words)
+            table(&services) + &odd(&services) + &list(&words)
         };
         print(&text)?;
         Ok(ExitCode::SUCCESS)
@@ -84,11 +92,15 @@ fn table(services: &[Service]) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     for service in services {
         for region in &service.regions {
-            let up = region.endpoints.iter().filter(|endpoint| endpoint.state == "up").count();
+            let takes = |endpoint: &&Endpoint| endpoint.state == "up" && endpoint.intent == Intent::Ready;
+            let up = region.endpoints.iter().filter(takes).count();
             let out = region.endpoints.iter().filter(|endpoint| endpoint.intent != Intent::Ready).count();
             let panic = if service.panic { " (panic)" } else { "" };
             let by = match (&region.word, region.intent, out) {
                 (Some(word), ..) => word.to_string(),
+                (None, Intent::Ready, 0) if region.state == "holding" && service.failback == "manual" => {
+                    format!("waits for `meridian set region {} ready`", region.name)
+                }
                 (None, Intent::Ready, 0) => String::new(),
                 (None, _, out) if out > 0 => format!("{out} of {} endpoints out", region.endpoints.len()),
                 (None, ..) => "the configuration".to_owned(),
@@ -117,6 +129,30 @@ fn table(services: &[Service]) -> String {
     text
 }
 
+/// Endpoints that are not up, or that ask for less than their share.
+fn odd(services: &[Service]) -> String {
+    let mut text = String::new();
+    for service in services {
+        for region in &service.regions {
+            for endpoint in &region.endpoints {
+                let Endpoint { name, address, state, ejected_until, draining, .. } = endpoint;
+                let asked = endpoint.effective_weight / f64::from(endpoint.weight) / f64::from(endpoint.warmth);
+                let what = match ejected_until {
+                    Some(until) => format!("ejected until {until} for what its traffic told"),
+                    None if state != "up" => state.clone(),
+                    None if *draining => "up, asks to be drained".to_owned(),
+                    None if asked < 0.995 => format!("up, asks for {:.0}% of its weight", asked * 100.0),
+                    None => continue,
+                };
+                let also = if name == address { String::new() } else { format!(" ({name})") };
+                let first = if text.is_empty() { "\nendpoints:\n" } else { "" };
+                text += &format!("{first}  {} {} {address}{also}: {what}\n", service.name, region.name);
+            }
+        }
+    }
+    text
+}
+
 /// Every word in force: one over endpoints, or over what is not there, has no row of its own.
 fn list(words: &[Shown]) -> String {
     let mut text = String::new();
@@ -136,14 +172,25 @@ mod tests {
 
     #[test]
     fn a_table_for_people() {
+        let endpoint = |state: &str, intent: &str| {
+            json!({"name": "a.test:80", "address": "192.0.2.1:80", "state": state, "ejected_until": null, "intent": intent,
+                   "draining": false, "weight": 10, "warmth": 0.5, "effective_weight": 5.0})
+        };
+        let with = |mut endpoint: Value, key: &str, value: Value| {
+            endpoint[key] = value;
+            endpoint
+        };
         let services: Vec<Service> = serde_json::from_value(json!([{
-            "name": "web", "panic": false, "regions": [
+            "name": "web", "failback": "manual", "panic": false, "regions": [
                 {"name": "eu-west", "state": "up", "intent": "drain", "weight": 1, "dial": 100, "ramp": 1.0,
                  "override": {"kind": "region", "name": "eu-*", "state": "drain", "reason": "new switch", "who": "alice",
                               "set": "2026-11-26T18:00:00Z", "until": "2026-11-26T18:30:00Z"},
-                 "endpoints": [{"state": "up", "intent": "ready"}, {"state": "down", "intent": "ready"}]},
+                 "endpoints": [endpoint("up", "ready"), endpoint("down", "ready")]},
                 {"name": "us-east", "state": "ramping", "intent": "ready", "weight": 20, "dial": 50, "ramp": 0.25, "override": null,
-                 "endpoints": [{"state": "up", "intent": "maint"}, {"state": "up", "intent": "ready"}]},
+                 "endpoints": [endpoint("up", "maint"), with(endpoint("up", "ready"), "effective_weight", json!(1.25))]},
+                {"name": "us-west", "state": "holding", "intent": "ready", "weight": 1, "dial": 100, "ramp": 0.0, "override": null,
+                 "endpoints": [with(endpoint("down", "ready"), "ejected_until", json!("2026-11-26T18:01:00Z")),
+                               with(with(endpoint("up", "ready"), "draining", json!(true)), "name", json!("192.0.2.1:80"))]},
                 {"name": "ap", "state": "unknown", "intent": "maint", "weight": 0, "dial": 0, "ramp": 1.0, "override": null,
                  "endpoints": []},
             ],
@@ -152,9 +199,16 @@ mod tests {
         let want = "\
 SERVICE  REGION   STATE    INTENT  RAMP  WEIGHT  DIAL  UP   BY
 web      eu-west  up       drain   100%  1       100%  1/2  drain by alice until 2026-11-26T18:30:00Z: new switch
-web      us-east  ramping  ready   25%   20      50%   2/2  1 of 2 endpoints out
+web      us-east  ramping  ready   25%   20      50%   1/2  1 of 2 endpoints out
+web      us-west  holding  ready   0%    1       100%  1/2  waits for `meridian set region us-west ready`
 web      ap       unknown  maint   100%  0       0%    0/0  the configuration
+
+endpoints:
+  web eu-west 192.0.2.1:80 (a.test:80): down
+  web us-east 192.0.2.1:80 (a.test:80): up, asks for 25% of its weight
+  web us-west 192.0.2.1:80 (a.test:80): ejected until 2026-11-26T18:01:00Z for what its traffic told
+  web us-west 192.0.2.1:80: up, asks to be drained
 ";
-        assert_eq!(table(&services), want);
+        assert_eq!(table(&services) + &odd(&services), want);
     }
 }

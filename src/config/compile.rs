@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use crate::config::file::{Table, Value, beside};
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::{Place, Scribe};
-use crate::config::{Boot, Edge, GeoFiles};
+use crate::config::{AdminDoors, Boot, Edge, GeoFiles};
 use crate::steering::Fleet;
 use crate::steering::fleet::Pop;
 
@@ -59,6 +59,17 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let edge = edge::edge(&root, &pop);
     root.finish();
     Compiled { boot, edge, fleet, geoip: geoip.files }
+}
+
+/// Where the process answers, if all of that could be read.
+pub(crate) fn admin_doors(tree: &Table, context: &Context<'_>) -> Option<AdminDoors> {
+    let before = context.scribe.report().errors();
+    let section = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe).table("admin");
+    // Of a token less is enough: the socket needs none, and the environment may have it.
+    let is_unknown = |key| section.node(key).is_some_and(|node| matches!(node.value, Value::Unknown));
+    let is_told = !context.scribe.is_partial() && !is_unknown("address") && !is_unknown("socket");
+    let doors = boot::admin_doors(section, context);
+    (is_told && context.scribe.report().errors() == before).then_some(doors)
 }
 
 impl Context<'_> {

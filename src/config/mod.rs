@@ -77,6 +77,26 @@ pub fn load(
     })
 }
 
+/// Where a process answers that runs a configuration.
+#[derive(Debug)]
+pub struct AdminDoors {
+    /// As in [`Boot::admin`].
+    pub address: Option<SocketAddr>,
+    /// As in [`Boot::admin_socket`].
+    pub socket: Option<PathBuf>,
+    /// As in [`Boot::admin_token`]; also `None` when a variable of it is not set.
+    pub token: Option<Secret>,
+}
+
+/// Reads no more of a configuration than where its process answers, so that mistakes elsewhere, and variables that are not set here, are no
+/// hindrance. An error: it cannot be told.
+pub fn admin_doors(path: &Path, files: &dyn Files, env: &dyn Fn(&str) -> Option<String>) -> Result<AdminDoors, Report> {
+    let mut scribe = scribe::Scribe::default();
+    let tree = file::read(path, files, env, &mut scribe);
+    let doors = compile::admin_doors(&tree.root, &compile::Context { scribe: &scribe, env, host_name: "" });
+    doors.ok_or_else(|| scribe.report())
+}
+
 /// Which geo data to read. Paths are relative to the file that names them, made usable from the working directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GeoFiles {

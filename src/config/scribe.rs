@@ -94,6 +94,11 @@ impl Scribe {
         self.partial = true;
     }
 
+    /// Whether something of the files could not be read.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// Says that the parser could not make sense of these lines (from 0).
     pub(crate) fn blur(&mut self, file: usize, lines: Range<usize>) {
         self.partial = true;

@@ -381,7 +381,7 @@ mod tests {
             (
                 utterance(Spoken::Set, Some(Intent::Drain), Some(1_000)),
                 "override",
-                "alice set region eu-* drain until 1970-01-01T00:00:01Z: new switch",
+                "alice set region eu-* drain until 1970-01-01T00:00:01.000Z: new switch",
             ),
             (utterance(Spoken::Lifted, None, None), "override", "alice set region eu-* auto: new switch"),
             (
@@ -403,7 +403,7 @@ mod tests {
         let json = serde_json::to_string(&utterance(Spoken::Set, Some(Intent::Drain), Some(1_000))).unwrap();
         assert_eq!(
             json,
-            r#"{"kind":"override","how":"set","target":"region","name":"eu-*","state":"drain","who":"alice","reason":"new switch","until":"1970-01-01T00:00:01Z"}"#
+            r#"{"kind":"override","how":"set","target":"region","name":"eu-*","state":"drain","who":"alice","reason":"new switch","until":"1970-01-01T00:00:01.000Z"}"#
         );
     }
 }

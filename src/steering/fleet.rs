@@ -247,6 +247,16 @@ pub enum Failback {
     Manual,
 }
 
+impl Failback {
+    /// The word of the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Failback::Auto => "auto",
+            Failback::Manual => "manual",
+        }
+    }
+}
+
 /// Probes of a service's endpoints and what their results mean.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthPolicy {

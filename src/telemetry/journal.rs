@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(journal.since(u64::MAX).1.len(), ROOM, "who was here before a restart gets everything");
         assert_eq!(
             &*lines[0],
-            r#"{"seq":4,"at":"1970-01-01T00:00:01Z","level":"info","message":"generation 4 is published","kind":"published","generation":4}"#
+            r#"{"seq":4,"at":"1970-01-01T00:00:01.000Z","level":"info","message":"generation 4 is published","kind":"published","generation":4}"#
         );
     }
 }

@@ -8,7 +8,7 @@ use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, Boot, Engine, Listen};
+use crate::config::{AccessLog, AdminDoors, Boot, Engine, Listen};
 use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -16,7 +16,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
     let (listen, mut taken) = listen(root, context);
-    let (admin, admin_socket, admin_token) = admin(root.table("admin"), &mut taken, context);
+    let AdminDoors { address: admin, socket: admin_socket, token: admin_token } =
+        admin(root.table("admin"), &mut taken, context);
     refuse_collisions(&taken, context);
     let process = root.table("process");
     let threads = process.integer("threads", 0u32, 0..=1024) as usize;
@@ -74,11 +75,11 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
     (listen, taken)
 }
 
-fn admin(
-    section: Section<'_>,
-    taken: &mut Taken,
-    context: &Context<'_>,
-) -> (Option<SocketAddr>, Option<PathBuf>, Option<Secret>) {
+pub(super) fn admin_doors(section: Section<'_>, context: &Context<'_>) -> AdminDoors {
+    admin(section, &mut Vec::new(), context)
+}
+
+fn admin(section: Section<'_>, taken: &mut Taken, context: &Context<'_>) -> AdminDoors {
     let address = match section.text("address") {
         Some(Text { value: "", .. }) => None,
         Some(text) => {
@@ -101,7 +102,7 @@ fn admin(
     let socket = path(&section, "socket", context).or_else(default);
     let token = token(&section, context);
     section.finish();
-    (address, socket, token)
+    AdminDoors { address, socket, token }
 }
 
 /// The shortest token: what can be guessed is none.

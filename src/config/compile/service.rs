@@ -13,8 +13,8 @@ use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Affinity, Draw, Failback, Fleet, HostRule, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering, Timeouts,
-    Upstream,
+    Affinity, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering,
+    Timeouts, Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -212,6 +212,15 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
                 format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
             )
             .hint(format!("add `[services.{}.health]`", service.name));
+    }
+    let is_out = |pool: &Draft| own.regions.list[pool.region.index()].intent != Intent::Ready;
+    if !pools.is_empty() && pools.iter().all(is_out) {
+        scribe
+            .warning(
+                own.regions.place(pools[0].region),
+                format!("every region of `{}` is out (`state`): it answers 503 to all requests", service.name),
+            )
+            .hint("leave one of them `state = \"ready\"`");
     }
     if !pools.is_empty() && service.weighted.is_empty() {
         scribe.warning(

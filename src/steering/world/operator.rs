@@ -60,7 +60,9 @@ impl World {
         let fleet = &self.view.fleet;
         let loses_the_last = |service: &&Service| {
             let (ready, left) = (self.ready(service, &self.overrides), self.ready(service, &after));
-            let alive = self.regions(service, |pool, _| pool.view().state != PoolState::Down, fleet);
+            // Not known to be up is not up: it may be a name that does not resolve.
+            let is_alive = |state| !matches!(state, PoolState::Down | PoolState::Unknown);
+            let alive = self.regions(service, |pool, _| is_alive(pool.view().state), fleet);
             // Of all, or of those that could serve.
             [RegionSet::ALL, alive].iter().any(|of| !ready.and(*of).is_empty() && left.and(*of).is_empty())
         };
