@@ -314,6 +314,8 @@ fn the_last_region_that_could_serve_is_not_taken_by_mistake() {
     assert_eq!(named.states()[1], PoolState::Unknown);
     assert_eq!(named.world.objection(&region("us", Intent::Drain)), None);
     named.verdict(&["10.0.2.1:80", "10.0.2.2:80"], false);
+    let cause = named.snapshot().pools[2].endpoints[0].cause.clone();
+    assert_eq!(cause.as_deref(), Some("3 failures in a row: refused"));
     assert_eq!(named.world.objection(&region("us", Intent::Drain)), last("web"));
     // Nobody is left to be lost but in panic, where all are.
     assert_eq!(play.world.objection(&region("eu", Intent::Drain)), None);

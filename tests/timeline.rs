@@ -347,6 +347,7 @@ impl Run {
                 let state = if known.out.is_some() { EndpointState::Down } else { known.verdict };
                 assert_eq!(endpoint.state, state, "{key:?} after {:?}, out: {:?}", known.results, known.out);
                 assert_eq!(endpoint.ejected.until_ms, known.out.map(|(until, _)| until), "{key:?}");
+                assert_eq!(endpoint.cause.is_some(), endpoint.state == EndpointState::Down, "{key:?}");
                 assert!((0.1..=1.0).contains(&endpoint.warmth));
                 assert_eq!(endpoint.asked, known.asked, "{key:?}");
                 let probed = service.health.probe != Probe::None;

@@ -70,6 +70,8 @@ struct Endpoint {
     name: String,
     /// `unknown up down`.
     state: &'static str,
+    /// Why it is down, in words; `null` if it is not.
+    cause: Option<String>,
     /// Until when it is ejected for what its traffic told, RFC 3339; `null` if it is not.
     ejected_until: Option<String>,
     /// What operators want of it: `ready drain maint`.
@@ -166,6 +168,7 @@ fn endpoint(snapshot: &Snapshot, view: &EndpointView, clock: Clock) -> Endpoint 
         address: view.address.to_string(),
         name: view.name.to_string(),
         state: view.state.as_str(),
+        cause: view.cause.as_deref().map(str::to_owned),
         ejected_until: view.ejected.until_ms.map(|at| rfc3339(clock.unix_ms(at))),
         intent: view.intent.as_str(),
         word: snapshot.overrides.of_endpoint(view).map(|word| Shown::from(&**word)),

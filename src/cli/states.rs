@@ -51,6 +51,7 @@ struct Endpoint {
     name: String,
     address: String,
     state: String,
+    cause: Option<String>,
     ejected_until: Option<String>,
     intent: Intent,
     draining: bool,
@@ -135,11 +136,12 @@ fn odd(services: &[Service]) -> String {
     for service in services {
         for region in &service.regions {
             for endpoint in &region.endpoints {
-                let Endpoint { name, address, state, ejected_until, draining, .. } = endpoint;
+                let Endpoint { name, address, state, cause, ejected_until, draining, .. } = endpoint;
+                let cause = cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
                 let asked = endpoint.effective_weight / f64::from(endpoint.weight) / f64::from(endpoint.warmth);
                 let what = match ejected_until {
-                    Some(until) => format!("ejected until {until} for what its traffic told"),
-                    None if state != "up" => state.clone(),
+                    Some(until) => format!("ejected until {until}{cause}"),
+                    None if state != "up" => format!("{state}{cause}"),
                     None if *draining => "up, asks to be drained".to_owned(),
                     None if asked < 0.995 => format!("up, asks for {:.0}% of its weight", asked * 100.0),
                     None => continue,
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn a_table_for_people() {
         let endpoint = |state: &str, intent: &str| {
-            json!({"name": "a.test:80", "address": "192.0.2.1:80", "state": state, "ejected_until": null, "intent": intent,
+            json!({"name": "a.test:80", "address": "192.0.2.1:80", "state": state, "cause": null, "ejected_until": null, "intent": intent,
                    "draining": false, "weight": 10, "warmth": 0.5, "effective_weight": 5.0})
         };
         let with = |mut endpoint: Value, key: &str, value: Value| {
@@ -185,11 +187,11 @@ mod tests {
                 {"name": "eu-west", "state": "up", "intent": "drain", "weight": 1, "dial": 100, "ramp": 1.0,
                  "override": {"kind": "region", "name": "eu-*", "state": "drain", "reason": "new switch", "who": "alice",
                               "set": "2026-11-26T18:00:00Z", "until": "2026-11-26T18:30:00Z"},
-                 "endpoints": [endpoint("up", "ready"), endpoint("down", "ready")]},
+                 "endpoints": [endpoint("up", "ready"), with(endpoint("down", "ready"), "cause", json!("failed 3 times: HTTP 500"))]},
                 {"name": "us-east", "state": "ramping", "intent": "ready", "weight": 20, "dial": 50, "ramp": 0.25, "override": null,
                  "endpoints": [endpoint("up", "maint"), with(endpoint("up", "ready"), "effective_weight", json!(1.25))]},
                 {"name": "us-west", "state": "holding", "intent": "ready", "weight": 1, "dial": 100, "ramp": 0.0, "override": null,
-                 "endpoints": [with(endpoint("down", "ready"), "ejected_until", json!("2026-11-26T18:01:00Z")),
+                 "endpoints": [with(with(endpoint("down", "ready"), "ejected_until", json!("2026-11-26T18:01:00Z")), "cause", json!("5 failures")),
                                with(with(endpoint("up", "ready"), "draining", json!(true)), "name", json!("192.0.2.1:80"))]},
                 {"name": "ap", "state": "unknown", "intent": "maint", "weight": 0, "dial": 0, "ramp": 1.0, "override": null,
                  "endpoints": []},
@@ -204,9 +206,9 @@ web      us-west  holding  ready   0%    1       100%  1/2  waits for `meridian 
 web      ap       unknown  maint   100%  0       0%    0/0  the configuration
 
 endpoints:
-  web eu-west 192.0.2.1:80 (a.test:80): down
+  web eu-west 192.0.2.1:80 (a.test:80): down: failed 3 times: HTTP 500
   web us-east 192.0.2.1:80 (a.test:80): up, asks for 25% of its weight
-  web us-west 192.0.2.1:80 (a.test:80): ejected until 2026-11-26T18:01:00Z for what its traffic told
+  web us-west 192.0.2.1:80 (a.test:80): ejected until 2026-11-26T18:01:00Z: 5 failures
   web us-west 192.0.2.1:80: up, asks to be drained
 ";
         assert_eq!(table(&services) + &odd(&services), want);

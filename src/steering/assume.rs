@@ -39,6 +39,7 @@ fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
             name: endpoint.address.to_string().into(),
             weight: endpoint.weight,
             state,
+            cause: None,
             ejected: Ejected::default(),
             intent: Intent::Ready,
             warmth: 1.0,

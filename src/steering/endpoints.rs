@@ -19,7 +19,7 @@ use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{Asked, Ejected, EndpointId, EndpointState, EndpointView};
 use crate::steering::stall::Stall;
-use crate::steering::world::Now;
+use crate::steering::world::{Now, ProbeResult};
 
 /// What an endpoint that came back takes at first, as a part of its share: enough to warm up with, little enough not to hurt.
 const COLD: f32 = 0.1;
@@ -92,6 +92,10 @@ pub(crate) struct Endpoint {
     pub(crate) intent: Intent,
     slow_start: Option<SlowStart>,
     ejection: Ejection,
+    /// Why it was ejected last.
+    ejected_for: Option<Arc<str>>,
+    /// Why its probes turned it down, if they did.
+    down_for: Option<Arc<str>>,
     /// How often it was ejected in its life.
     ejections: u32,
     stall: Stall,
@@ -133,6 +137,8 @@ impl Endpoint {
             intent: Intent::Ready,
             slow_start: None,
             ejection: Ejection::default(),
+            ejected_for: None,
+            down_for: None,
             ejections: 0,
             stall: Stall::default(),
             anew: false,
@@ -146,8 +152,8 @@ impl Endpoint {
     /// known stands until the new kind knows better, so that turning a check on stops no traffic.
     fn succeed(self, ids: &mut Ids, probe: &Probe) -> Endpoint {
         let verdict = self.health.verdict();
-        let (ejection, ejections) = (self.ejection, self.ejections);
-        Endpoint { ejection, ejections, ..Endpoint::new(ids, self.address, probe, verdict, self.meter) }
+        let Endpoint { address, ejection, ejections, ejected_for, down_for, meter, .. } = self;
+        Endpoint { ejection, ejections, ejected_for, down_for, ..Endpoint::new(ids, address, probe, verdict, meter) }
     }
 
     /// What is known of it, by probes and by its traffic.
@@ -185,7 +191,8 @@ impl Endpoint {
     }
 
     /// Ejects it; returns for how long.
-    pub(crate) fn eject(&mut self, policy: &HealthPolicy, now: Now) -> Duration {
+    pub(crate) fn eject(&mut self, cause: &str, policy: &HealthPolicy, now: Now) -> Duration {
+        self.ejected_for = Some(cause.into());
         self.ejections = self.ejections.saturating_add(1);
         self.slow_start = None;
         self.stall.forget();
@@ -212,7 +219,11 @@ impl Endpoint {
     }
 
     /// Takes a probe's result: `passed` with what the answer asked for, or not.
-    pub(crate) fn observe(&mut self, passed: Option<Asked>, policy: &HealthPolicy, now: Now) -> Option<Turned> {
+    pub(crate) fn observe(&mut self, result: &ProbeResult, policy: &HealthPolicy, now: Now) -> Option<Turned> {
+        let (passed, why) = match result {
+            ProbeResult::Pass(asked) => (Some(*asked), ""),
+            ProbeResult::Fail(why) => (None, why.as_str()),
+        };
         self.anew = false;
         let before = self.health.verdict();
         let turn = self.health.observe(passed.is_some(), policy);
@@ -221,6 +232,7 @@ impl Endpoint {
         let turn = turn?;
         let up = turn.verdict() == EndpointState::Up;
         self.down_since = (!up).then_some(now);
+        self.down_for = (!up).then(|| format!("{turn}: {why}").into());
         let readmitted = self.ejection.turned(up, now);
         self.slow_start = None;
         if before == EndpointState::Down {
@@ -263,6 +275,13 @@ impl Endpoint {
         (self.state(), self.is_out(), self.warms(), self.asked)
     }
 
+    fn cause(&self) -> Option<Arc<str>> {
+        if self.state() != EndpointState::Down {
+            return None;
+        }
+        if self.ejection.until().is_some() { self.ejected_for.clone() } else { self.down_for.clone() }
+    }
+
     /// As readers see it.
     pub(crate) fn view(&self) -> EndpointView {
         EndpointView {
@@ -271,6 +290,7 @@ impl Endpoint {
             name: Arc::clone(&self.name),
             weight: self.weight,
             state: self.state(),
+            cause: self.cause(),
             ejected: Ejected { until_ms: self.ejection.until().map(|until| until.0), count: self.ejections },
             intent: self.intent,
             warmth: self.slow_start.map_or(1.0, |start| start.warmth),

@@ -9,8 +9,9 @@ use std::time::Duration;
 use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
-use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, PoolView};
+use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
 use crate::steering::world::Now;
+use crate::steering::world::ProbeResult;
 
 /// A pool, its endpoints and their health.
 #[derive(Debug)]
@@ -75,13 +76,13 @@ impl Pool {
     pub(crate) fn observe(
         &mut self,
         index: usize,
-        passed: Option<Asked>,
+        result: &ProbeResult,
         policy: &HealthPolicy,
         now: Now,
     ) -> (Option<Turned>, bool) {
         let endpoint = &mut self.endpoints[index];
         let before = endpoint.face();
-        let turned = endpoint.observe(passed, policy, now);
+        let turned = endpoint.observe(result, policy, now);
         let changed = endpoint.face() != before;
         if changed {
             self.recount();
@@ -98,14 +99,21 @@ impl Pool {
     }
 
     /// Ejects its `index`-th endpoint unless too many are out; `all`: every one may be. Returns for how long.
-    pub(crate) fn eject(&mut self, index: usize, all: bool, policy: &HealthPolicy, now: Now) -> Option<Duration> {
+    pub(crate) fn eject(
+        &mut self,
+        index: usize,
+        cause: &str,
+        all: bool,
+        policy: &HealthPolicy,
+        now: Now,
+    ) -> Option<Duration> {
         // What an operator took out is as good as not there.
         let there = || self.endpoints.iter().filter(|endpoint| endpoint.intent == Intent::Ready);
         let most = if all { there().count() } else { there().count().div_ceil(2) };
         if there().filter(|endpoint| endpoint.is_out()).count() >= most {
             return None;
         }
-        let time = self.endpoints[index].eject(policy, now);
+        let time = self.endpoints[index].eject(cause, policy, now);
         self.recount();
         self.show_endpoints();
         Some(time)

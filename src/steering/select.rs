@@ -103,6 +103,7 @@ mod tests {
             name: Arc::from("test"),
             weight,
             state,
+            cause: None,
             ejected: crate::steering::snapshot::Ejected::default(),
             intent: Intent::Ready,
             warmth: 1.0,

@@ -181,6 +181,8 @@ pub struct EndpointView {
     pub weight: u32,
     /// Verdict; down, whatever the probes say, while it is ejected.
     pub state: EndpointState,
+    /// Why it is down, in words; `None` when it is not.
+    pub cause: Option<Arc<str>>,
     /// How often it was ejected for what its traffic told, and whether it is now.
     pub ejected: Ejected,
     /// An operator's word: it is taken only while that is ready, in panic too.

@@ -295,12 +295,9 @@ impl World {
             pool.probe_anew(index);
             return;
         }
-        let passed = match result {
-            ProbeResult::Pass(asked) => Some(*asked),
-            ProbeResult::Fail(_) => None,
-        };
+        let passed = matches!(result, ProbeResult::Pass(_));
         let drained = pool.endpoints()[index].asked.drain;
-        let (turned, changed) = pool.observe(index, passed, &service.health, now);
+        let (turned, changed) = pool.observe(index, result, &service.health, now);
         if turned.is_none() && !changed {
             return;
         }
@@ -324,7 +321,7 @@ impl World {
             });
         }
         // Weights may move with every answer, which is no news; and one that is down takes back nothing.
-        if passed.is_some() && drained != endpoint.asked.drain {
+        if passed && drained != endpoint.asked.drain {
             let (service, region) = name();
             events.push(Event::Asked { service, region, address: endpoint.address, drain: endpoint.asked.drain });
         }
@@ -363,7 +360,7 @@ impl World {
                     let mut others = self.passing(service, &fleet);
                     others.remove(fleet.pool(*id).region);
                     let pool = &mut self.pools[id.index()];
-                    if let Some(time) = pool.eject(endpoint, !others.is_empty(), &service.health, now) {
+                    if let Some(time) = pool.eject(endpoint, &cause, !others.is_empty(), &service.health, now) {
                         events.push(self.ejection(*id, endpoint, Some(time), cause));
                         ejected = true;
                     }
