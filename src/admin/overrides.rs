@@ -107,7 +107,7 @@ impl Admin {
     /// The answer to who does not know the token.
     fn unauthorised(&self, headers: &HeaderMap) -> Option<Answer> {
         let Some(token) = &self.token else {
-            let why = "without a token in [admin] nothing can be changed over TCP; use the admin socket\n";
+            let why = "without a token in [admin] nothing can be changed over TCP; set one, or use the admin socket (`socket` in [admin]; by default admin.sock in $RUNTIME_DIRECTORY, as systemd sets it)\n";
             return Some(text(StatusCode::FORBIDDEN, why));
         };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
@@ -117,7 +117,10 @@ impl Admin {
         if given.is_some_and(|given| token.is(given)) {
             return None;
         }
-        let mut answer = text(StatusCode::UNAUTHORIZED, "expected authorization: Bearer and the token of [admin]\n");
+        let mut answer = text(
+            StatusCode::UNAUTHORIZED,
+            "expected authorization: Bearer and the token of [admin]; `meridian set` takes it from the configuration, or from $MERIDIAN_ADMIN_TOKEN\n",
+        );
         answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"meridian\""));
         Some(answer)
     }
