@@ -98,7 +98,7 @@ impl std::error::Error for LoadError {}
 
 /// Where the process answers that runs this configuration, whatever else is wrong with it here.
 pub fn admin_doors(path: &Path) -> Result<AdminDoors, LoadError> {
-    config::admin_doors(path, &Recorder::default(), &|name| std::env::var(name).ok()).map_err(LoadError::Config)
+    config::admin_doors(path, &DiskFiles, &|name| std::env::var(name).ok()).map_err(LoadError::Config)
 }
 
 impl Loader {

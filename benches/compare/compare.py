@@ -183,14 +183,18 @@ def two_threads(bench, builds, rounds):
 def instructions(arguments, peers, builds):
     """User instructions of each proxy for a request of ka64, of all its processes and threads: by callgrind, from two runs that last as long and of
     which one is asked less, so that starting, ending and what goes by the clock do not count."""
-    starts = [(name, lambda *how, n=name, b=binary: proxies.Meridian(n, b, *how[:2], under=how[2])) for name, binary in builds]
+    def start_of(name, binary):
+        return lambda origin, cores, under: proxies.Meridian(name, binary, origin, cores, under=under)
+
+    short, long = 1, 6
+    starts = [(name, start_of(name, binary)) for name, binary in builds]
     starts += [(peer, proxies.PEERS[peer]) for peer in peers]
     with contextlib.ExitStack() as started:
         bench = Bench(arguments)
         started.callback(bench.origin.stop)
         for name, start in starts:
             totals = []
-            for seconds in (1, 6):
+            for seconds in (short, long):
                 out = os.path.join(install.OUT, f"callgrind.{name}")
                 for old in glob.glob(f"{out}.*"):
                     os.remove(old)
@@ -199,7 +203,7 @@ def instructions(arguments, peers, builds):
                 try:
                     result = bench.load(proxy, "ka64", seconds)
                     check_answers(proxy, "ka64", [result])
-                    time.sleep(6 - seconds)
+                    time.sleep(long - seconds)
                 finally:
                     proxy.stop()
                 if result["errors"]:

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::{Admin, Answer, Door, page, text};
-use crate::config::{duration, meant};
+use crate::config::{duration, meant, show_duration};
 use crate::state::{Lasting, Refused};
 use crate::steering::fleet::Intent;
 use crate::steering::overrides::{MOST, Shown};
@@ -151,7 +151,10 @@ impl Admin {
             None => None,
             Some(text) => match duration(text) {
                 Ok(time) if !time.is_zero() && time <= LONGEST => Some(time),
-                Ok(_) => return Err("for (--for) must be longer than nothing and at most 8784h".to_owned()),
+                Ok(_) => {
+                    let longest = show_duration(LONGEST);
+                    return Err(format!("for (--for) must be longer than nothing and at most {longest}"));
+                }
                 Err(hint) => return Err(format!("for (--for) \"{}\" is no time: {hint}", text.escape_debug())),
             },
         };

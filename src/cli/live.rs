@@ -38,7 +38,7 @@ const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";
 impl Asker {
     /// Connects to the process that runs `config`: its admin socket first, then its admin address; or to `admin`.
     pub(super) fn new(config: &Path, admin: Option<&str>) -> Result<Asker, String> {
-        let Doors { socket, guess, address, token } = doors(config, admin)?;
+        let Doors { socket, guessed, address, token } = doors(config, admin)?;
         let mut runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -46,15 +46,9 @@ impl Asker {
         let mut tried = Vec::new();
         if let Some(path) = socket {
             match runtime.block_on(UnixStream::connect(&path)) {
-                Ok(stream) => return Asker::over(runtime, stream, None),
-                Err(error) => tried.push(format!("{}: {error}", path.display())),
-            }
-        }
-        if let Some(path) = guess {
-            match runtime.block_on(UnixStream::connect(&path)) {
                 Ok(stream) => {
                     let mut asker = Asker::over(runtime, stream, None)?;
-                    if asker.runs(config)? {
+                    if !guessed || asker.runs(config)? {
                         return Ok(asker);
                     }
                     tried.push(format!("{}: runs another configuration", path.display()));
@@ -155,8 +149,8 @@ const UNIT_SOCKET: &str = "/run/meridian/admin.sock";
 
 struct Doors {
     socket: Option<PathBuf>,
-    /// A socket at which another process may answer.
-    guess: Option<PathBuf>,
+    /// Nobody named the socket: another process may answer there.
+    guessed: bool,
     address: Option<SocketAddr>,
     token: Option<String>,
 }
@@ -168,7 +162,7 @@ fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
     let given = std::env::var(TOKEN).ok().filter(|token| !token.is_empty());
     let in_file = configured.as_ref().ok().and_then(|doors| doors.token.as_ref());
     let token = given.or_else(|| in_file.map(|token: &Secret| token.reveal().to_owned()));
-    let none = Doors { socket: None, guess: None, address: None, token };
+    let none = Doors { socket: None, guessed: false, address: None, token };
     if let Some(admin) = admin {
         return match admin.parse() {
             Ok(address) => Ok(Doors { address: Some(address), ..none }),
@@ -178,8 +172,8 @@ fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
     }
     match configured {
         Ok(AdminDoors { address, socket, .. }) => {
-            let guess = socket.is_none().then(|| PathBuf::from(UNIT_SOCKET));
-            Ok(Doors { socket, guess, address, ..none })
+            let guessed = socket.is_none();
+            Ok(Doors { socket: socket.or_else(|| Some(UNIT_SOCKET.into())), guessed, address, ..none })
         }
         Err(error) => Err(format!(
             "{}\nerror: so it is not known where the running process answers; say it with --admin (that of the systemd unit: {UNIT_SOCKET})",

@@ -22,7 +22,7 @@ use crate::secret::Secret;
 use crate::steering::Fleet;
 
 pub use report::{Finding, Mark, Report, Severity};
-pub(crate) use units::{duration, meant};
+pub(crate) use units::{duration, meant, show_duration};
 
 /// Where configuration text comes from.
 pub trait Files {

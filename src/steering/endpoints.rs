@@ -95,7 +95,7 @@ pub(crate) struct Endpoint {
     /// Why it was ejected last.
     ejected_for: Option<Arc<str>>,
     /// Why its probes turned it down, if they did.
-    down_for: Option<Arc<str>>,
+    pub(crate) down_for: Option<Arc<str>>,
     /// How often it was ejected in its life.
     ejections: u32,
     stall: Stall,
@@ -218,7 +218,7 @@ impl Endpoint {
         self.slow_start = is_up.then_some(SlowStart { since: now, warmth: COLD });
     }
 
-    /// Takes a probe's result: `passed` with what the answer asked for, or not.
+    /// Takes a probe's result.
     pub(crate) fn observe(&mut self, result: &ProbeResult, policy: &HealthPolicy, now: Now) -> Option<Turned> {
         let (passed, why) = match result {
             ProbeResult::Pass(asked) => (Some(*asked), ""),

@@ -10,8 +10,7 @@ use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
-use crate::steering::world::Now;
-use crate::steering::world::ProbeResult;
+use crate::steering::world::{Now, ProbeResult};
 
 /// A pool, its endpoints and their health.
 #[derive(Debug)]

@@ -314,10 +314,7 @@ impl World {
                 address: endpoint.address,
                 up: turn.verdict() == EndpointState::Up,
                 first: before == EndpointState::Unknown,
-                cause: match result {
-                    ProbeResult::Pass(_) => turn.to_string(),
-                    ProbeResult::Fail(why) => format!("{turn}: {why}"),
-                },
+                cause: endpoint.down_for.as_deref().map_or_else(|| turn.to_string(), str::to_owned),
             });
         }
         // Weights may move with every answer, which is no news; and one that is down takes back nothing.

@@ -48,10 +48,14 @@ impl<K: Clone + PartialEq> Remembered<K> {
         }
         match &mut self.0[slot % REMEMBERED] {
             Some((known, written)) if *known == key => out.extend_from_slice(written),
-            place => {
+            slot => {
                 let start = out.len();
                 write(&key, out);
-                *place = Some((key, out[start..].to_vec()));
+                // In the storage of what was there.
+                let mut written = slot.take().map_or_else(Vec::new, |(_, written)| written);
+                written.clear();
+                written.extend_from_slice(&out[start..]);
+                *slot = Some((key, written));
             }
         }
     }
@@ -75,8 +79,10 @@ impl At {
     }
 
     fn slot(&self) -> usize {
-        let country = self.country.as_ref().map_or(&[0, 0][..], |country| country.as_str().as_bytes());
-        country.iter().fold(0, |slot, byte| slot * 31 + usize::from(*byte))
+        let country = self.country.as_ref().map_or("", Country::as_str);
+        let subdivision = self.subdivision.as_ref().map_or("", Subdivision::as_str);
+        let letters = country.bytes().chain(subdivision.bytes());
+        letters.fold(0, |slot, letter| slot * 31 + usize::from(letter))
     }
 
     fn write(&self, out: &mut Vec<u8>, snapshot: &Snapshot) {

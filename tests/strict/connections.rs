@@ -210,7 +210,7 @@ async fn whoever_connected_before_a_drain_is_served() {
     })
     .await;
     let proxy = before(upstream, "", "").await;
-    // Nothing is awaited here, and the proxy runs on this thread: the kernel alone has accepted them.
+    // Nothing was awaited since the proxy's task was made, which is to start its workers: the kernel alone has accepted these.
     let peers: Vec<_> = (0..200)
         .map(|_| {
             let mut peer = std::net::TcpStream::connect(proxy.address).unwrap();

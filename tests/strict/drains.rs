@@ -132,18 +132,14 @@ async fn a_tunnel_that_has_closed_is_told_nothing_and_one_inside_a_frame_is_cut(
 
 #[tokio::test]
 async fn an_endpoint_in_maintenance_ends_its_streams_and_no_others() {
-    let (upstream, _) = always(|mut peer, script| async move {
-        script.request(&mut peer.0).await;
-        peer.say(AGREE).await;
-        peer.rest().await;
-    })
-    .await;
-    let (beside, _) = always(|mut peer, script| async move {
-        script.request(&mut peer.0).await;
-        peer.say(AGREE).await;
-        peer.rest().await;
-    })
-    .await;
+    let agreeing = || {
+        always(|mut peer, script| async move {
+            script.request(&mut peer.0).await;
+            peer.say(AGREE).await;
+            peer.rest().await;
+        })
+    };
+    let ((upstream, _), (beside, _)) = (agreeing().await, agreeing().await);
     let text = config("", "drain_timeout = \"600s\"", &[("here", upstream)]);
     let text = text.replace(&format!("[\"{upstream}\"]"), &format!("[\"{upstream}\", \"{beside}\"]"));
     let (proxy, sender) = Proxy::live_on(Engine::Native, &text).await;
