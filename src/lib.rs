@@ -34,6 +34,7 @@ pub mod proxy;
 pub mod resolve;
 pub mod secret;
 pub mod server;
+pub mod socket;
 pub mod state;
 pub mod steering;
 pub mod telemetry;

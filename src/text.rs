@@ -8,14 +8,20 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use wide::u8x16;
 
 /// Decimal digits.
 pub fn number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// Three decimal digits, of a number below 1,000.
+/// Appends three decimal digits, of a number below 1,000.
 pub fn three_digits(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(digits_of_three(number));
+}
+
+/// Three decimal digits, of a number below 1,000.
+pub fn digits_of_three(number: u64) -> &'static [u8; 3] {
     static DIGITS: [[u8; 3]; 1000] = {
         let (mut digits, mut number) = ([[0; 3]; 1000], 0);
         while number < 1000 {
@@ -24,7 +30,7 @@ pub fn three_digits(out: &mut Vec<u8>, number: u64) {
         }
         digits
     };
-    out.extend_from_slice(&DIGITS[number as usize % 1000]);
+    &DIGITS[number as usize % 1000]
 }
 
 /// The hexadecimal digit of the low four bits.
@@ -34,19 +40,19 @@ pub const fn hexadecimal_digit(of: u8) -> u8 {
 
 /// 32 hexadecimal digits.
 pub fn hexadecimal(number: u128) -> [u8; 32] {
-    static PAIRS: [[u8; 2]; 256] = {
-        let (mut pairs, mut byte) = ([[0; 2]; 256], 0);
-        while byte < 256 {
-            pairs[byte] = [hexadecimal_digit((byte >> 4) as u8), hexadecimal_digit(byte as u8)];
-            byte += 1;
-        }
-        pairs
-    };
-    let mut digits = [0; 32];
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-        pair.copy_from_slice(&PAIRS[usize::from(byte)]);
+    const LOW: u128 = u128::MAX / 17;
+    // The digits' values, a byte each: every other one, then those between them.
+    let [high, low] = [number >> 4 & LOW, number & LOW].map(|values| u8x16::from(values.to_be_bytes()));
+    let digits = [u8x16::unpack_low(high, low), u8x16::unpack_high(high, low)].map(|values| {
+        // After the nine comes the a.
+        let letters = sixteen::above(values, 9) & u8x16::splat(b'a' - b'9' - 1);
+        (values + u8x16::splat(b'0') + letters).to_array()
+    });
+    let mut text = [0; 32];
+    for (half, digits) in text.chunks_exact_mut(16).zip(digits) {
+        half.copy_from_slice(&digits);
     }
-    digits
+    text
 }
 
 /// An address as text, as `Display` writes it.
@@ -129,29 +135,47 @@ pub fn dotted_quad(text: &[u8]) -> Option<Ipv4Addr> {
     (digits > 0 && index == 3).then(|| octets.into())
 }
 
-/// Eight bytes at once: flags, in the top bit of each byte, what one looks for.
-pub mod eight {
+/// Sixteen bytes at once: for each of them, all bits set if it is what one looks for.
+pub mod sixteen {
+    use wide::u8x16;
+
+    /// Bytes below `least`, which is not 0.
+    #[inline(always)]
+    pub fn below(bytes: u8x16, least: u8) -> u8x16 {
+        bytes.min(u8x16::splat(least - 1)).simd_eq(bytes)
+    }
+
+    /// Bytes above `most`, which is not 255.
+    #[inline(always)]
+    pub fn above(bytes: u8x16, most: u8) -> u8x16 {
+        bytes.max(u8x16::splat(most + 1)).simd_eq(bytes)
+    }
+
+    /// Bytes that are `byte`.
+    #[inline(always)]
+    pub fn equal(bytes: u8x16, byte: u8) -> u8x16 {
+        bytes.simd_eq(u8x16::splat(byte))
+    }
+}
+
+/// Eight bytes of a token at once.
+mod eight {
     const ONES: u64 = u64::MAX / 255;
 
-    /// Bytes below `least`, which is at most 128. True for those that are below it, and maybe for some after the first of them.
+    /// Whether they are the same but for the case of letters. Small letters and capitals differ by one bit; the only other two bytes of tokens that
+    /// do are `^` and `~`.
     #[inline(always)]
-    pub const fn below(word: u64, least: u8) -> u64 {
-        word.wrapping_sub(ONES * least as u64) & !word & (ONES * 128)
-    }
-
-    /// Whether eight bytes of tokens are the same but for the case of letters. Small letters and capitals differ by one bit; the only other two bytes of
-    /// tokens that do are `^` and `~`.
-    #[inline(always)]
-    pub fn is_same_token(one: &[u8; 8], other: &[u8; 8]) -> bool {
+    pub(super) fn is_same_token(one: &[u8; 8], other: &[u8; 8]) -> bool {
         let (one, other) = (u64::from_le_bytes(*one), u64::from_le_bytes(*other));
         let differs = one ^ other;
-        differs == 0 || differs & !(ONES * 32) == 0 && equal(one | (ONES * 32), b'~') & (differs << 2) == 0
+        differs == 0 || differs & !(ONES * 32) == 0 && tildes(one | (ONES * 32)) & (differs << 2) == 0
     }
 
-    /// Bytes that are `byte`. True for those, and maybe for some after the first of them.
+    /// Top bits of the bytes that are `~`, and maybe of some after the first of them.
     #[inline(always)]
-    pub const fn equal(word: u64, byte: u8) -> u64 {
-        below(word ^ (ONES * byte as u64), 1)
+    const fn tildes(word: u64) -> u64 {
+        let word = word ^ (ONES * b'~' as u64);
+        word.wrapping_sub(ONES) & !word & (ONES * 128)
     }
 }
 
@@ -171,22 +195,27 @@ pub fn is_same_token(one: &[u8], other: &[u8]) -> bool {
         && eight::is_same_token(last, other_last)
 }
 
-/// Where the first byte from `at` on is that is looked for: `flags` finds it among eight, as those of [`eight`] do.
+/// Where the first byte from `at` on is that is looked for: `is` finds it among sixteen, as those of [`sixteen`] do.
 #[inline(always)]
-pub fn find(bytes: &[u8], mut at: usize, flags: impl Fn(u64) -> u64) -> Option<usize> {
-    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-        match flags(u64::from_le_bytes(*eight)) {
-            0 => at += 8,
-            found => return Some(at + found.trailing_zeros() as usize / 8),
+pub fn find(bytes: &[u8], mut at: usize, is: impl Fn(u8x16) -> u8x16) -> Option<usize> {
+    while let Some(some) = bytes.get(at..).and_then(<[u8]>::first_chunk::<16>) {
+        match is(u8x16::from(*some)).to_bitmask() {
+            0 => at += 16,
+            found => return Some(at + found.trailing_zeros() as usize),
         }
     }
     let rest = bytes.get(at..).filter(|rest| !rest.is_empty())?;
-    // What fills the word up is no byte of the text.
-    let last = match bytes.last_chunk::<8>() {
-        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest.len()),
-        None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    let found = match bytes.last_chunk::<16>() {
+        // Those before the rest were looked at.
+        Some(last) => is(u8x16::from(*last)).to_bitmask() >> (16 - rest.len()),
+        None => {
+            let mut some = [0; 16];
+            some[..rest.len()].copy_from_slice(rest);
+            is(u8x16::from(some)).to_bitmask()
+        }
     };
-    let found = flags(last).trailing_zeros() as usize / 8;
+    let found = found.trailing_zeros() as usize;
+    // What fills it up is no byte of the text.
     (found < rest.len()).then_some(at + found)
 }
 
@@ -273,9 +302,9 @@ mod tests {
     proptest! {
         #[test]
         fn the_first_byte_is_found(text in proptest::collection::vec(prop_oneof![9 => 32..=255_u8, 1 => any::<u8>()], 0..40), at in 0..40_usize) {
-            let flags = |word| eight::below(word, 32) | eight::equal(word, 127) | eight::equal(word, 0xe9);
-            let found = find(&text, at, flags);
-            let odd = |byte: &u8| *byte < 32 || matches!(byte, 127 | 0xe9);
+            let is = |some| sixteen::below(some, 32) | sixteen::above(some, 250) | sixteen::equal(some, 0xe9);
+            let found = find(&text, at, is);
+            let odd = |byte: &u8| *byte < 32 || *byte > 250 || *byte == 0xe9;
             prop_assert_eq!(found, text.get(at..).and_then(|rest| Some(at + rest.iter().position(odd)?)));
         }
     }

@@ -16,6 +16,7 @@ const TIERS: &[(&str, u8)] = &[
     ("steering", 1),
     ("config", 2),
     ("telemetry", 3),
+    ("socket", 3),
     ("state", 3),
     ("proxy", 4),
     ("proxy/engine", 5),

@@ -36,6 +36,6 @@ if command -v cargo >/dev/null 2>&1; then
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
-    echo "missing: Rust (cargo) 1.88 or later; install it with rustup, https://rustup.rs" >&2
+    echo "missing: Rust (cargo) 1.89 or later; install it with rustup, https://rustup.rs" >&2
     exit 1
 fi

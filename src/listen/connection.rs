@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::drain::Guard;
+use crate::socket::Socket;
 
 /// How long, and how many bytes, are read away after we closed.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
@@ -32,7 +33,7 @@ const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
 /// One accepted connection.
 pub(super) struct Connection {
     /// Taken only when dropped.
-    open: Option<(TcpStream, Guard)>,
+    open: Option<(Socket, Guard)>,
     peer: SocketAddr,
     /// Made for those who ask.
     digest: OnceLock<Arc<SocketDigest>>,
@@ -45,10 +46,10 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> Connection {
         let fd = tcp.as_raw_fd();
-        Connection { open: Some((tcp, guard)), peer, digest: OnceLock::new(), fd, finished: false, wrote: false }
+        Connection { open: Some((tcp.into(), guard)), peer, digest: OnceLock::new(), fd, finished: false, wrote: false }
     }
 
-    fn stream(&mut self) -> Pin<&mut TcpStream> {
+    fn stream(&mut self) -> Pin<&mut Socket> {
         let (stream, _) = self.open.as_mut().expect("the stream is taken only by drop");
         Pin::new(stream)
     }
@@ -89,7 +90,7 @@ pub(super) fn reset(stream: Stream) {
         && let Some((tcp, _)) = &connection.open
     {
         // If it fails, the connection is closed in the ordinary way.
-        let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(tcp.stream()).set_linger(Some(Duration::ZERO));
         connection.finished = true;
     }
 }
@@ -97,11 +98,11 @@ pub(super) fn reset(stream: Stream) {
 /// The socket of an accepted connection on which nothing stands between it and HTTP.
 pub fn socket(stream: &Stream) -> Option<&TcpStream> {
     let connection = (**stream).as_any().downcast_ref::<Connection>()?;
-    connection.open.as_ref().map(|(tcp, _)| tcp)
+    connection.open.as_ref().map(|(tcp, _)| tcp.stream())
 }
 
 /// Closes our side and reads away what still comes.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Socket) {
     let read_away = async {
         if stream.shutdown().await.is_err() {
             return;

@@ -170,6 +170,8 @@ pub struct Exchange {
     permits: Vec<Permit>,
     /// Attempts that were made anew at the same endpoint.
     fresh: u8,
+    /// When the final answer's head came.
+    answered: Option<Instant>,
     /// An informational answer went to the client.
     interim: bool,
     passed_on: bool,
@@ -287,7 +289,8 @@ impl Exchange {
         published: Arc<Published>,
         head: &Head<'_, F>,
     ) -> &'s mut Exchange {
-        let exchange = slot.insert(Exchange::new(shared, published, head));
+        *slot = None;
+        let exchange = slot.get_or_insert_with(|| Exchange::new(shared, published, head));
         exchange.plan_first(head);
         exchange
     }
@@ -331,6 +334,7 @@ impl Exchange {
             in_flight: None,
             permits: Vec::new(),
             fresh: 0,
+            answered: None,
             interim: false,
             passed_on: false,
             outcome: Outcome::Answered,
@@ -388,7 +392,7 @@ impl Exchange {
             });
         }
         let take = take?;
-        self.planned = Some(self.plan(service, take, false, head.now));
+        self.planned = Some(self.plan(service, take, false, service.timeouts.request));
         Ok(())
     }
 
@@ -597,8 +601,11 @@ impl Exchange {
             self.heard();
             return false;
         }
+        let waited = now - self.started;
         if let Some(in_flight) = &mut self.in_flight {
             match in_flight.asked.take() {
+                // Mostly it was sent as soon as it was there.
+                Some(asked) if asked == self.started => in_flight.meter.answers(waited),
                 Some(asked) => in_flight.meter.answers(now - asked),
                 None => in_flight.meter.heard(),
             }
@@ -609,7 +616,8 @@ impl Exchange {
             self.in_flight = None;
             return true;
         }
-        self.record.first_byte_us = Some(micros(now - self.started));
+        self.record.first_byte_us = Some(micros(waited));
+        self.answered = Some(now);
         self.outcome = Outcome::Answered;
         false
     }
@@ -680,7 +688,11 @@ impl Exchange {
         self.record.outcome = self.outcome.label();
         self.record.bytes_in = bytes_in;
         self.record.bytes_out = bytes_out;
-        self.record.total_us = micros(now - self.started);
+        self.record.total_us = match self.record.first_byte_us {
+            // Mostly an answer comes whole.
+            Some(whole) if self.answered == Some(now) => whole,
+            _ => micros(now - self.started),
+        };
         self.published.handles.request(&self.record);
         if let (Some(service), Some(result)) = (self.record.service, self.affinity) {
             self.published.handles.affinity(service, result);
@@ -731,7 +743,7 @@ impl Exchange {
         }
         self.walk = walk;
         self.fresh += u8::from(fresh);
-        self.planned = Some(self.plan(service, take, fresh, now));
+        self.planned = Some(self.plan(service, take, fresh, self.deadline.saturating_duration_since(now)));
         Ok(())
     }
 
@@ -763,10 +775,10 @@ impl Exchange {
         &self.published.snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)]
     }
 
-    fn plan(&self, service: &Service, take: Take, fresh: bool, now: Instant) -> Attempt {
+    /// An attempt with `remaining` left of the request's time.
+    fn plan(&self, service: &Service, take: Take, fresh: bool, remaining: Duration) -> Attempt {
         let endpoint = self.endpoint(take);
         let timeouts = &service.timeouts;
-        let remaining = self.deadline.saturating_duration_since(now);
         let share = retry::share(
             timeouts.first_byte,
             remaining,

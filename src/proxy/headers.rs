@@ -172,7 +172,7 @@ pub fn path<'a>(method: &Method, target: &'a [u8]) -> Result<&'a str, Outcome> {
         None if target == b"*" && *method == Method::OPTIONS => return Ok("/"),
         None => target,
     };
-    let is_end = |word| text::eight::equal(word, b'?') | text::eight::equal(word, b'#');
+    let is_end = |some| text::sixteen::equal(some, b'?') | text::sixteen::equal(some, b'#');
     let end = text::find(rest, 0, is_end).unwrap_or(rest.len());
     match std::str::from_utf8(&rest[..end]) {
         Ok(path) if path.starts_with('/') => Ok(path),

@@ -16,7 +16,7 @@ use arrayvec::ArrayString;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::steering::ids::ServiceId;
-use crate::text::{eight, find};
+use crate::text::{find, sixteen};
 
 /// Why no service was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Router {
     pub fn route(&self, host: &str, path: &str) -> Result<ServiceId, NoRoute> {
         let paths = self.paths_of(host).ok_or(NoRoute::Host)?;
         // Most paths have nothing in them that could be read in two ways.
-        let odd = |word| eight::equal(word, b'%') | eight::equal(word, b'\\') | eight::equal(word, b'.');
+        let odd = |some| sixteen::equal(some, b'%') | sixteen::equal(some, b'\\') | sixteen::equal(some, b'.');
         if path.starts_with('/') && find(path.as_bytes(), 0, odd).is_none() {
             return paths.longest(path).map(|rule| rule.service).ok_or(NoRoute::Path);
         }

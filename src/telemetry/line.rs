@@ -9,18 +9,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
+use wide::u8x16;
 
 use crate::geo::atlas::SourceInfo;
 use crate::geo::{Continent, Country, Place, Source, Subdivision};
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
 use crate::telemetry::{AccessRecord, Mover};
-use crate::text::{address, eight, find, hexadecimal, hexadecimal_digit, number, socket, three_digits};
+use crate::text::{
+    address, digits_of_three, find, hexadecimal, hexadecimal_digit, number, sixteen, socket, three_digits,
+};
 
 /// Makes lines; remembers what it wrote last where much of the next one is the same.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// A Unix second, and its time of day as far as the point before the milliseconds.
-    second: Option<(u64, String)>,
+    /// A Unix second, and how lines of it begin.
+    second: Option<(u64, Beginning)>,
     /// Where clients were.
     places: Remembered<At>,
     /// Ways that requests took.
@@ -169,11 +172,7 @@ impl Way {
 impl Lines {
     /// Appends the line of a request that was served by this snapshot, with its end.
     pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
-        out.extend_from_slice(b"{\"ts\":\"");
-        self.moment(out, record.at_us);
-        out.extend_from_slice(b"\",\"request_id\":\"");
-        out.extend_from_slice(&hexadecimal(record.request_id));
-        out.extend_from_slice(b"\",\"client\":");
+        out.extend_from_slice(&self.beginning(record.at_us, record.request_id));
         or_null(out, record.client, |out, client| quoted(out, |out| address(out, client)));
         out.extend_from_slice(b",\"peer\":");
         or_null(out, record.peer, |out, peer| quoted(out, |out| socket(out, peer)));
@@ -205,18 +204,28 @@ impl Lines {
         out.extend_from_slice(b"}\n");
     }
 
-    /// UTC with milliseconds: `2026-01-31T23:59:59.999Z`.
-    fn moment(&mut self, out: &mut Vec<u8>, at_us: u64) {
+    /// Up to where the client is told. The moment in UTC, with milliseconds.
+    fn beginning(&mut self, at_us: u64, request_id: u128) -> Beginning {
+        const MS: usize = 27;
+        const ID: usize = 47;
         let (second, ms) = (at_us / 1_000_000, at_us / 1000 % 1000);
-        if self.second.as_ref().is_none_or(|(known, _)| *known != second) {
-            self.second = Some((second, time_of_day(second)));
-        }
-        if let Some((_, written)) = &self.second {
-            out.extend_from_slice(written.as_bytes());
-        }
-        three_digits(out, ms);
-        out.push(b'Z');
+        let mut text = match self.second {
+            Some((known, text)) if known == second => text,
+            _ => self.second.insert((second, beginning(second))).1,
+        };
+        text[MS..MS + 3].copy_from_slice(digits_of_three(ms));
+        text[ID..ID + 32].copy_from_slice(&hexadecimal(request_id));
+        text
     }
+}
+
+/// How a line begins, with place for milliseconds and the request's id.
+type Beginning = [u8; 90];
+
+fn beginning(second: u64) -> Beginning {
+    let text = format!("{{\"ts\":\"{}000Z\",\"request_id\":\"{:032}\",\"client\":", time_of_day(second), 0);
+    // Years have four digits, so that it is always as long.
+    text.into_bytes().try_into().unwrap_or([b' '; 90])
 }
 
 fn time_of_day(second: u64) -> String {
@@ -278,8 +287,8 @@ fn text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Bytes that a JSON string escapes.
-fn escaped(word: u64) -> u64 {
-    eight::below(word, b' ') | eight::equal(word, b'"') | eight::equal(word, b'\\')
+fn escaped(some: u8x16) -> u8x16 {
+    sixteen::below(some, b' ') | sixteen::equal(some, b'"') | sixteen::equal(some, b'\\')
 }
 
 /// Microseconds as milliseconds, to three places.

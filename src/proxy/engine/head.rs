@@ -8,11 +8,12 @@
 use std::ops::Range;
 
 use http::{Method, Version};
+use wide::u8x16;
 
 use super::lines::Lines;
-use crate::config::names::{TOKEN, is_token_byte};
+use crate::config::names::is_token_byte;
 use crate::proxy::{Fields, Outcome};
-use crate::text::{self, eight};
+use crate::text::{find, sixteen};
 
 /// The most bytes and fields of an upstream's head.
 pub const RESPONSE_BYTES: usize = 64 << 10;
@@ -118,7 +119,8 @@ fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> 
     if method.end == 0 || bytes[method.end] != b' ' {
         return Err(Fault::Bad);
     }
-    let target = method.end + 1..run(bytes, method.end + 1, |byte| byte.is_ascii_graphic() && byte != b'#')?;
+    let odd = |some| sixteen::below(some, b'!') | sixteen::above(some, b'~') | sixteen::equal(some, b'#');
+    let target = method.end + 1..find(bytes, method.end + 1, odd).ok_or(Fault::Cut)?;
     if target.is_empty() || bytes[target.end] != b' ' {
         return Err(Fault::Bad);
     }
@@ -195,23 +197,31 @@ fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
     }
 }
 
-/// By byte: 0 for those that no name has (RFC 9110, 5.6.2), [`UNDERSCORE`] for that, and 1 for all others.
-static NAMES: [u8; 256] = {
-    let (mut table, mut byte) = ([0; 256], 0);
-    while byte < 256 {
-        table[byte] = TOKEN[byte] as u8;
-        byte += 1;
+/// Where the name that begins at `at` ends, and whether it has an underscore (RFC 9110, 5.6.2).
+#[inline]
+fn name_end(bytes: &[u8], at: usize) -> Result<(usize, bool), Fault> {
+    // Most names are of letters, digits and hyphens: what is none of these mostly ends one.
+    let mut end = find(bytes, at, |some| !is_usual(some)).ok_or(Fault::Cut)?;
+    let mut underscored = false;
+    while is_token_byte(bytes[end]) {
+        underscored |= bytes[end] == b'_';
+        end = find(bytes, end + 1, |some| !is_usual(some)).ok_or(Fault::Cut)?;
     }
-    table[b'_' as usize] = UNDERSCORE;
-    table
-};
-const UNDERSCORE: u8 = 2;
+    Ok((end, underscored))
+}
+
+/// Letters, digits and hyphens.
+#[inline(always)]
+fn is_usual(some: u8x16) -> u8x16 {
+    let within = |some: u8x16, first, last| some.max(u8x16::splat(first)).min(u8x16::splat(last)).simd_eq(some);
+    within(some | u8x16::splat(32), b'a', b'z') | within(some, b'0', b'9') | sixteen::equal(some, b'-')
+}
 
 /// Where the text that begins at `at` ends with its line: at CRLF. The tab is the only control byte in it (RFC 9110, 5.5).
 #[inline]
 fn text_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
     loop {
-        at = text::find(bytes, at, |word| eight::below(word, b' ') | eight::equal(word, 127)).ok_or(Fault::Cut)?;
+        at = find(bytes, at, |some| sixteen::below(some, b' ') | sixteen::equal(some, 127)).ok_or(Fault::Cut)?;
         match bytes[at..] {
             [b'\t', ..] => at += 1,
             [b'\r', b'\n', ..] => return Ok(at),
@@ -229,13 +239,8 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
     u32::try_from(bytes.len()).map_err(|_| Fault::Bad)?;
     let mut lines = Lines::of(bytes);
     loop {
-        let mut seen = 0;
-        let is_good = |byte| {
-            let of_names = NAMES[usize::from(byte)];
-            seen |= of_names;
-            of_names != 0
-        };
-        let name = at..run(bytes, at, is_good)?;
+        let (name_end, underscored) = name_end(bytes, at)?;
+        let name = at..name_end;
         if name.is_empty() {
             return match bytes[at..] {
                 [b'\r', b'\n', ..] => Ok((lines, at + 2)),
@@ -243,28 +248,34 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
                 _ => Err(Fault::Bad),
             };
         }
-        let mut colon = name.end;
-        while spaced && is_blank(bytes.get(colon)) {
-            colon += 1;
-        }
-        if *bytes.get(colon).ok_or(Fault::Cut)? != b':' {
-            return Err(Fault::Bad);
-        }
-        let mut value: Range<usize> = colon + 1..0;
-        while is_blank(bytes.get(value.start)) {
-            value.start += 1;
+        // Mostly as everybody writes it.
+        let mut is_plain = matches!(bytes[name.end..], [b':', b' ', next, ..] if !matches!(next, b' ' | b'\t'));
+        let mut value: Range<usize> = name.end + 2..0;
+        if !is_plain {
+            let mut colon = name.end;
+            while spaced && is_blank(bytes.get(colon)) {
+                colon += 1;
+            }
+            if *bytes.get(colon).ok_or(Fault::Cut)? != b':' {
+                return Err(Fault::Bad);
+            }
+            value.start = colon + 1;
+            while is_blank(bytes.get(value.start)) {
+                value.start += 1;
+            }
         }
         let line_end = text_end(bytes, value.start)?;
         value.end = line_end;
         while value.end > value.start && is_blank(bytes.get(value.end - 1)) {
             value.end -= 1;
+            is_plain = false;
         }
         if lines.len() == most {
             return Err(Fault::Many);
         }
         at = line_end + 2;
-        lines.found(name, value, at);
-        if seen & UNDERSCORE != 0 {
+        lines.found(name, value, is_plain);
+        if underscored {
             lines.found_underscore();
         }
     }

@@ -122,12 +122,10 @@ impl<'b> Lines<'b> {
         self.underscored = true;
     }
 
-    /// Adds the line that was found at these places of `bytes` and ends, its CRLF with it, at `end`.
+    /// Adds the line that was found at these places of `bytes`. `is_plain`: it lies there as `name: value CRLF`.
     #[inline]
-    pub(super) fn found(&mut self, name: Range<usize>, value: Range<usize>, end: usize) {
+    pub(super) fn found(&mut self, name: Range<usize>, value: Range<usize>, is_plain: bool) {
         let tag = tag(&self.bytes[name.clone()]);
-        let is_plain =
-            value.start == name.end + 2 && value.end + 2 == end && self.bytes[name.end..value.start] == *b": ";
         let places = |range: Range<usize>| range.start as u32..range.end as u32;
         self.add(Line { name: places(name), value: places(value), tag, is_ours: false, is_plain, is_gone: false });
     }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest};
 use tokio::net::TcpStream;
 
 use super::stock::Stock;
+use crate::socket::Socket;
 
 /// Bytes of a body that have to be left: for fewer, copying costs as little.
 pub(super) const LEAST: u64 = 64 << 10;
@@ -52,9 +53,9 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
     }
 }
 
-impl Side for TcpStream {
+impl Side for Socket {
     fn socket(&self) -> Option<&TcpStream> {
-        Some(self)
+        Some(self.stream())
     }
 }
 

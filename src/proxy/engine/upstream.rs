@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use super::buffer::Buffer;
 use super::splice::Side;
 use crate::proxy::Attempt;
+use crate::socket::Socket;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, Snapshot};
 
@@ -52,9 +53,9 @@ pub trait Connect: Send + Sync + 'static {
 pub struct Tcp;
 
 impl Connect for Tcp {
-    type Stream = TcpStream;
+    type Stream = Socket;
 
-    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
@@ -63,14 +64,14 @@ impl Connect for Tcp {
         socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
-        Ok(stream)
+        Ok(stream.into())
     }
 
     /// By what the runtime knows. It looks at all sockets of this worker whenever its tasks have run, and after some dozens of them at the
     /// latest, and the last read of this one found its end; so what it does not know came a moment ago. Asking the kernel each time would only make that
     /// moment shorter, for a system call per request: HTTP/1.1 cannot tell such bytes from an answer.
-    fn is_quiet(stream: &mut TcpStream) -> bool {
-        stream.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    fn is_quiet(socket: &mut Socket) -> bool {
+        socket.stream().try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

@@ -35,7 +35,8 @@ impl Exchange {
         let mut walk = self.walk.clone()?;
         walk.failed(&published.snapshot, Avoid::Region);
         let take = walk.take(&published.snapshot).ok().filter(|take| take.region != current.take.region)?;
-        let attempt = self.plan(published.snapshot.fleet().service(service), take, false, now);
+        let remaining = self.deadline.saturating_duration_since(now);
+        let attempt = self.plan(published.snapshot.fleet().service(service), take, false, remaining);
         self.rival = Some(Box::new((walk, attempt)));
         Some(attempt)
     }
