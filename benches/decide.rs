@@ -6,7 +6,7 @@ mod fifty;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use meridian::steering::{Avoid, Query, ServiceId};
+use meridian::steering::{Avoid, Query, RegionSet, ServiceId};
 
 fn decide(c: &mut Criterion) {
     let atlas = fifty::atlas(&fifty::databases());
@@ -17,7 +17,13 @@ fn decide(c: &mut Criterion) {
         let mut next = clients.iter().cycle().enumerate();
         let mut query = move || {
             let (chance, client) = next.next().expect("a cycle does not end");
-            Query { client: *client, service: ServiceId(0), chance: chance as u64, affinity: None }
+            Query {
+                client: *client,
+                service: ServiceId(0),
+                chance: chance as u64,
+                affinity: None,
+                full: RegionSet::EMPTY,
+            }
         };
         group.bench_function(steering, |b| {
             b.iter(|| {

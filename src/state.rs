@@ -63,6 +63,16 @@ impl Clock {
         Now(self.began.elapsed().as_millis() as u64)
     }
 
+    /// Nanoseconds from the writer's start to that instant, for what is bounded by a rate; 0 for one before it.
+    pub fn nanos(&self, instant: Instant) -> u64 {
+        instant.saturating_duration_since(self.began).as_nanos() as u64
+    }
+
+    /// The same of now.
+    pub fn nanos_now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
     /// The writer's time at that instant; the start for one before it.
     fn at(&self, instant: Instant) -> Now {
         Now(instant.saturating_duration_since(self.began).as_millis() as u64)

@@ -104,6 +104,40 @@ fn refusing_to_panic() {
 }
 
 #[test]
+fn full_regions_and_those_above_their_target() {
+    let plain = world(REGIONS, "", ["", "", ""]);
+    let mut snapshot = snapshot(&plain, &[]);
+    let full = |snapshot: &Snapshot, names: &[&str], client: &str| {
+        let full = names.iter().map(|name| snapshot.fleet().region_named(name).unwrap()).collect();
+        told_of(snapshot, Query { full, ..query(client.parse().unwrap()) })
+    };
+    assert_eq!(full(&snapshot, &["eu-west"], LONDON), "pass eu-west full, take us-east spillover");
+    assert_eq!(full(&snapshot, &["eu-west"], TOKYO), "take ap-northeast nearest");
+    assert_eq!(
+        full(&snapshot, &["eu-west", "us-east", "ap-northeast"], LONDON),
+        "pass eu-west full, pass us-east full, pass ap-northeast full, none full"
+    );
+    // Clients of a region above its target go to the next; when all are, the first has to take them.
+    snapshot.regions[1].shed = 0.0;
+    assert_eq!(told(&snapshot, LONDON), "pass eu-west over_target, take us-east spillover");
+    assert_eq!(told_back(&snapshot, LONDON, "eu-west"), "take eu-west affinity", "who is there stays");
+    snapshot.regions.iter_mut().for_each(|region| region.shed = 0.0);
+    assert_eq!(
+        told(&snapshot, LONDON),
+        "pass eu-west over_target, pass us-east over_target, pass ap-northeast over_target, take eu-west spillover"
+    );
+    assert_eq!(
+        full(&snapshot, &["eu-west"], LONDON),
+        "pass eu-west full, pass us-east over_target, pass ap-northeast over_target, take us-east spillover"
+    );
+    // A limit is never lifted, not by panic either.
+    let down = ["us-east", "eu-west", "ap-northeast"];
+    let dark = common::world::snapshot(&plain, &down);
+    assert_eq!(full(&dark, &["eu-west"], LONDON), "pass eu-west full, take us-east panic");
+    assert!(full(&dark, &down, LONDON).ends_with("none full"));
+}
+
+#[test]
 fn operators_are_obeyed_also_in_panic() {
     let drained = REGIONS.replace("[53.35, -6.26]", "[53.35, -6.26]\nstate = \"drain\"");
     let maint = REGIONS.replace("[53.35, -6.26]", "[53.35, -6.26]\nstate = \"maint\"");

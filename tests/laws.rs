@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use common::world::{networks, query, region, snapshot, take, view};
 use meridian::geo::{Canonical, Continent};
-use meridian::steering::{Avoid, Query, RegionId, RegionSet, ServiceId, Snapshot, TakeReason};
+use meridian::steering::{Avoid, Query, Refusal, RegionId, RegionSet, ServiceId, Snapshot, TakeReason};
 use proptest::prelude::*;
 
 const CITIES: [(&str, f64, f64); 8] = [
@@ -257,6 +257,59 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// A full region is taken by nobody, in panic neither, whatever else was tried; who finds nothing but full ones is told so, and one that fills up
+    /// between the look and the attempt is as if it had been full before.
+    #[test]
+    fn a_full_region_is_passed_by_all(
+        world in worlds(ALL),
+        seed in any::<u64>(),
+        full in prop::collection::vec(prop::bool::weighted(0.4), 8),
+        affinity in prop::option::of(0u8..8),
+    ) {
+        let snapshot = world.snapshot();
+        let full: RegionSet = (0..world.regions.len() as u8).map(RegionId).filter(|id| full[id.index()]).collect();
+        let affinity = affinity.map(RegionId).filter(|id| id.index() < world.regions.len());
+        for client in clients(seed, 10) {
+            let open = Query { affinity, ..query(client) };
+            let bound = Query { full, ..open };
+            // What there would be without a limit.
+            let (mut walk, mut without) = (snapshot.walk(&open), RegionSet::EMPTY);
+            while let Ok(take) = walk.take(&snapshot) {
+                without.insert(take.region);
+                walk.failed(&snapshot, Avoid::Region);
+            }
+            let (mut walk, mut taken) = (snapshot.walk(&bound), Vec::new());
+            while let Ok(take) = walk.take(&snapshot) {
+                prop_assert!(!full.contains(take.region));
+                taken.push((take.region, take.endpoint, take.reason));
+                walk.failed(&snapshot, Avoid::Region);
+            }
+            prop_assert_eq!(taken.is_empty(), without.without(full).is_empty());
+            if taken.is_empty() && !without.is_empty() {
+                prop_assert_eq!(walk.refusal(), Refusal::Full);
+            } else if taken.is_empty() {
+                prop_assert!(walk.refusal() != Refusal::Full);
+            }
+            // The same regions, found out one by one.
+            let (mut walk, mut found) = (snapshot.walk(&open), Vec::new());
+            while let Ok(take) = walk.take(&snapshot) {
+                if full.contains(take.region) {
+                    walk.had_no_room(&snapshot);
+                    continue;
+                }
+                found.push(take.region);
+                walk.failed(&snapshot, Avoid::Region);
+            }
+            let taken: Vec<_> = taken.iter().map(|(region, ..)| *region).collect();
+            prop_assert_eq!(&taken, &found);
+            prop_assert_eq!(walk.refusal(), if found.is_empty() && !without.is_empty() { Refusal::Full } else { walk.refusal() });
+        }
+    }
+}
+
 fn split(east: u32, west: u32) -> Snapshot {
     let pools = [("us-east", east), ("us-west", west)].map(|(name, weight)| {
         format!("[services.web.pools.{name}]\nweight = {weight}\nendpoints = [\"192.0.2.1:80\"]\n")
@@ -316,7 +369,8 @@ fn one_network_stays_together_and_requests_do_not_when_told_so() {
     let client = Canonical::new([198, 18, 7, 1].into());
     let first = chances
         .filter(|chance| {
-            let query = Query { client, service: ServiceId(0), chance: *chance, affinity: None };
+            let query =
+                Query { client, service: ServiceId(0), chance: *chance, affinity: None, full: RegionSet::EMPTY };
             each.walk(&query).take(&each).is_ok_and(|take| take.region == RegionId(0))
         })
         .count();

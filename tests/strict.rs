@@ -12,6 +12,8 @@ mod common;
 mod answers;
 #[path = "strict/bodies.rs"]
 mod bodies;
+#[path = "strict/capacity.rs"]
+mod capacity;
 #[path = "strict/connections.rs"]
 mod connections;
 #[path = "strict/drains.rs"]

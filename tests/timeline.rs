@@ -12,6 +12,8 @@ mod common;
 mod model;
 #[path = "timeline/plan.rs"]
 mod plan;
+#[path = "timeline/shedding.rs"]
+mod shedding;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -465,7 +467,8 @@ impl Run {
             let address = IpAddr::from((self.dice.roll(1 << 24..200 << 24) as u32).to_be_bytes());
             let service = meridian::steering::ServiceId(index as u16);
             let chance = self.dice.roll(0..u64::MAX);
-            let query = Query { client: Canonical::new(address), service, chance, affinity: None };
+            let query =
+                Query { client: Canonical::new(address), service, chance, affinity: None, full: RegionSet::EMPTY };
             let good = view.up.without(view.drained).without(view.maint);
             let staying = good.without(view.leaving);
             match snapshot.walk(&query).take(&snapshot) {

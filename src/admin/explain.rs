@@ -7,8 +7,8 @@ use percent_encoding::percent_decode_str;
 use crate::steering::Snapshot;
 use crate::steering::explain::{Explanation, Question};
 
-/// The explanation that `query` asks for, or what is wrong with the query.
-pub(super) fn of(snapshot: &Snapshot, query: &str) -> Result<Explanation, String> {
+/// The explanation that `query` asks for, or what is wrong with the query. `now`: nanoseconds of the writer's clock.
+pub(super) fn of(snapshot: &Snapshot, query: &str, now: impl Fn() -> u64) -> Result<Explanation, String> {
     let mut ip = None;
     let mut question = Question {
         client: std::net::IpAddr::from([0, 0, 0, 0]),
@@ -34,7 +34,11 @@ pub(super) fn of(snapshot: &Snapshot, query: &str) -> Result<Explanation, String
         return Err(format!("there is no region `{name}`\n"));
     }
     question.client = ip.parse().map_err(|_| format!("`{ip}` is not an address\n"))?;
-    Ok(snapshot.explain(&question, "live; as the running process sees it"))
+    Ok(snapshot.explain(
+        &question,
+        "live; as the running process sees it",
+        snapshot.full(snapshot.fleet().bounded, now),
+    ))
 }
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {

@@ -108,7 +108,7 @@ impl Admin {
     }
 
     fn explain_page(&self, query: &str) -> Answer {
-        match explain::of(&self.reader.load().snapshot, query) {
+        match explain::of(&self.reader.load().snapshot, query, || self.reader.clock().nanos_now()) {
             Ok(explanation) => page(&explanation),
             Err(wrong) => text(StatusCode::BAD_REQUEST, &wrong),
         }

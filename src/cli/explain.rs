@@ -88,7 +88,7 @@ impl Explain {
                 [] => "offline; every region is assumed healthy".to_owned(),
                 down => format!("offline; every region is assumed healthy but {}", down.join(", ")),
             };
-            self.assumed()?.explain(&question, &basis)
+            self.assumed()?.explain(&question, &basis, RegionSet::EMPTY)
         };
         if self.json {
             let text = serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())?;
@@ -220,7 +220,10 @@ impl Names {
         let (region, reason) = match service_for(snapshot.fleet(), question.host.as_deref(), &question.path) {
             Ok(service) => {
                 let affinity = question.affinity(snapshot.fleet(), service);
-                match snapshot.walk(&Query { client, service, chance: 0, affinity }).take(snapshot) {
+                match snapshot
+                    .walk(&Query { client, service, chance: 0, affinity, full: RegionSet::EMPTY })
+                    .take(snapshot)
+                {
                     Ok(take) => (Some(name(take.region)), take.reason.as_str()),
                     Err(refusal) => (None, refusal.as_str()),
                 }

@@ -17,12 +17,27 @@ use crate::steering::overrides::Shown;
 pub(super) struct States {
     #[command(flatten)]
     file: ConfigFile,
-    /// Print JSON: the `services` of `/api/status`, and `/api/overrides`
+    /// Print JSON: `services` and `regions` of `/api/status`, and `/api/overrides`
     #[arg(long)]
     json: bool,
     /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
     #[arg(long, value_name = "SOCKET|ADDRESS")]
     admin: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Carried {
+    name: String,
+    in_flight: u32,
+    shed: f64,
+    capacity: Option<Capacity>,
+}
+
+#[derive(Deserialize)]
+struct Capacity {
+    target: u32,
+    limit: u32,
+    unit: String,
 }
 
 #[derive(Deserialize)]
@@ -73,16 +88,18 @@ impl States {
             let body = asker.get(page)?;
             serde_json::from_slice::<Value>(&body).map_err(|error| format!("error: an answer that is none: {error}"))
         };
-        let services = read("/api/status")?["services"].take();
+        let mut status = read("/api/status")?;
+        let (services, regions) = (status["services"].take(), status["regions"].take());
         let overrides = read("/api/overrides")?["overrides"].take();
         let text = if self.json {
-            let both = json!({ "services": services, "overrides": overrides });
+            let both = json!({ "services": services, "regions": regions, "overrides": overrides });
             serde_json::to_string_pretty(&both).map_err(|error| error.to_string())? + "\n"
         } else {
             let other = |error| format!("error: the running process is of another version: {error}");
             let services: Vec<Service> = serde_json::from_value(services).map_err(other)?;
             let words: Vec<Shown> = serde_json::from_value(overrides).map_err(other)?;
-            table(&services) + &odd(&services) + &list(&words)
+            let regions: Vec<Carried> = serde_json::from_value(regions).map_err(other)?;
+            table(&services) + &odd(&services) + &bounded(&regions) + &list(&words)
         };
         print(&text)?;
         Ok(ExitCode::SUCCESS)
@@ -155,6 +172,19 @@ fn odd(services: &[Service]) -> String {
     text
 }
 
+/// Regions that have a capacity, and what they carry.
+fn bounded(regions: &[Carried]) -> String {
+    let mut text = String::new();
+    for Carried { name, in_flight, shed, capacity } in regions {
+        let Some(Capacity { target, limit, unit }) = capacity else { continue };
+        let first = if text.is_empty() { "\ncapacity:\n" } else { "" };
+        let takes =
+            if *shed < 1.0 { format!(", sheds {:.0}% of its clients", (1.0 - shed) * 100.0) } else { String::new() };
+        text += &format!("{first}  {name}: {in_flight} in flight, target {target}, limit {limit} {unit}{takes}\n");
+    }
+    text
+}
+
 /// Every word in force: one over endpoints, or over what is not there, has no row of its own.
 fn list(words: &[Shown]) -> String {
     let mut text = String::new();
@@ -212,5 +242,17 @@ endpoints:
   web us-west 192.0.2.1:80: up, asks to be drained
 ";
         assert_eq!(table(&services) + &odd(&services), want);
+        let regions: Vec<Carried> = serde_json::from_value(json!([
+            {"name": "eu-west", "in_flight": 850, "shed": 0.75, "capacity": {"target": 800, "limit": 1000, "unit": "in_flight"}},
+            {"name": "us-east", "in_flight": 3, "shed": 1.0, "capacity": {"target": 50, "limit": 60, "unit": "rps"}},
+            {"name": "us-west", "in_flight": 9, "shed": 1.0, "capacity": null},
+        ]))
+        .unwrap();
+        let want = "
+capacity:
+  eu-west: 850 in flight, target 800, limit 1000 in_flight, sheds 25% of its clients
+  us-east: 3 in flight, target 50, limit 60 rps
+";
+        assert_eq!(bounded(&regions), want);
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     };
     service::services(&root, &regions, &mut fleet, context);
     region::warn_unused(&regions, &fleet, context);
+    fleet.bounded = regions.bounded();
     fleet.regions = regions.list;
     let edge = edge::edge(&root, &pop);
     root.finish();

@@ -43,7 +43,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("listen.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
     key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
     key("listen.tls", &[], "TLS"),
-    key("regions.*.capacity", &[], "capacity and spillover"),
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),

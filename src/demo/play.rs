@@ -61,7 +61,8 @@ fn clients(stage: &Stage) -> Result<Vec<Ipv4Addr>, String> {
         if place.point.is_none() {
             continue;
         }
-        let mut walk = snapshot.walk(&Query { client, service: ServiceId(0), chance: 0, affinity: None });
+        let mut walk =
+            snapshot.walk(&Query { client, service: ServiceId(0), chance: 0, affinity: None, full: RegionSet::EMPTY });
         let Ok(take) = walk.take(&snapshot) else { continue };
         let name = snapshot.fleet().region(take.region).name.as_str();
         if let Some((_, left)) = wanted.iter_mut().find(|(wanted, left)| *wanted == name && *left > 0) {

@@ -24,7 +24,7 @@ use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
-use crate::steering::fleet::{Affinity, Intent, Protocol, Service};
+use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::{Avoid, PoolId, Query, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
@@ -158,11 +158,10 @@ pub struct Exchange {
     current: Option<Attempt>,
     /// When it began, while it has no connection.
     connecting: Option<Instant>,
-    planned: Option<Attempt>,
+    /// The attempt to be made next, counted in already.
+    planned: Option<(Attempt, InFlight)>,
     /// The attempt that connects beside the one being made, and the walk after it.
-    rival: Option<Box<(Walk, Attempt)>>,
-    /// At the endpoint of a rival that was asked as well.
-    hedged: Option<InFlight>,
+    rival: Option<Box<Rival>>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
     /// At the endpoint of the attempt being made.
@@ -178,18 +177,45 @@ pub struct Exchange {
     outcome: Outcome,
 }
 
-/// A request counted in at an endpoint.
+/// An attempt beside another one.
+#[derive(Debug)]
+struct Rival {
+    walk: Walk,
+    attempt: Attempt,
+    /// `None` once it can answer no more.
+    in_flight: Option<InFlight>,
+}
+
+/// A request counted in at an endpoint and its region.
 #[derive(Debug)]
 struct InFlight {
     meter: Arc<Meter>,
+    /// The capacity that it was counted in by, until its attempt is made: if it never is, nothing was taken of a rate.
+    unused: Option<Capacity>,
     /// Since when nothing but the answer is waited for, until it begins.
     asked: Option<Instant>,
 }
 
 impl InFlight {
-    fn enter(meter: &Arc<Meter>) -> InFlight {
+    /// Counts in, if the region has room at `now` (of [`Clock::nanos`](crate::state::Clock::nanos)). A request that is at the region already, and
+    /// moves on within it, has that.
+    fn enter(snapshot: &Snapshot, take: Take, is_there: bool, now: impl FnOnce() -> u64) -> Option<InFlight> {
+        let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
+        let fleet = snapshot.fleet();
+        let capacity = if fleet.bounded.contains(take.region) { fleet.region(take.region).capacity } else { None };
+        let capacity = capacity.filter(|capacity| !(is_there && capacity.unit == Unit::InFlight));
+        meter.try_enter(capacity.as_ref(), now).then(|| InFlight {
+            meter: Arc::clone(meter),
+            unused: capacity,
+            asked: None,
+        })
+    }
+
+    /// Once more to the same endpoint, which served nothing: that takes nothing more.
+    fn again(snapshot: &Snapshot, take: Take) -> InFlight {
+        let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
         meter.enter();
-        InFlight { meter: Arc::clone(meter), asked: None }
+        InFlight { meter: Arc::clone(meter), unused: None, asked: None }
     }
 }
 
@@ -197,6 +223,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         if self.asked.is_some() {
             self.meter.gives_up();
+        }
+        if let Some(capacity) = &self.unused {
+            self.meter.refund(capacity);
         }
         self.meter.leave();
     }
@@ -261,8 +290,7 @@ fn find(snapshot: &Snapshot, service: ServiceId, id: EndpointId) -> Option<(Pool
 
 /// Regions that are up and that no operator took out.
 fn open_regions(snapshot: &Snapshot, service: ServiceId) -> RegionSet {
-    let view = snapshot.service(service);
-    view.up.without(view.drained).without(view.maint)
+    snapshot.service(service).serving()
 }
 
 /// Whether a region that was up `then` is not `now`: moving away from it costs no budget.
@@ -329,7 +357,6 @@ impl Exchange {
             connecting: None,
             planned: None,
             rival: None,
-            hedged: None,
             counted: None,
             in_flight: None,
             permits: Vec::new(),
@@ -378,10 +405,20 @@ impl Exchange {
             self.claim = Claim::of(affinity, service, fleet, head.fields, head.at_us / 1_000_000);
         }
         let affinity = self.claim.region();
-        let walk =
-            self.walk.insert(published.snapshot.walk(&Query { client, service: id, chance: head.chance, affinity }));
-        self.record.place = Some(published.snapshot.view.atlas.place(walk.place()));
-        let take = walk.take(&published.snapshot);
+        let snapshot = &published.snapshot;
+        let now = || self.shared.reader.clock().nanos(head.now);
+        let full = snapshot.full(service.regions, now);
+        let query = Query { client, service: id, chance: head.chance, affinity, full };
+        let walk = self.walk.insert(snapshot.walk(&query));
+        self.record.place = Some(snapshot.view.atlas.place(walk.place()));
+        let (take, in_flight) = loop {
+            let take = walk.take(snapshot);
+            let Ok(taken) = take else { break (take, None) };
+            match InFlight::enter(snapshot, taken, false, now) {
+                None => walk.had_no_room(snapshot),
+                in_flight => break (take, in_flight),
+            }
+        };
         if service.affinity.is_some() {
             self.affinity = Some(match self.claim {
                 Claim::Region { id, .. } if take.is_ok_and(|take| take.region == id) => AffinityResult::Honoured,
@@ -391,8 +428,8 @@ impl Exchange {
                 Claim::Absent => AffinityResult::Absent,
             });
         }
-        let take = take?;
-        self.planned = Some(self.plan(service, take, false, service.timeouts.request));
+        let attempt = self.plan(service, take?, false, service.timeouts.request);
+        self.planned = in_flight.map(|in_flight| (attempt, in_flight));
         Ok(())
     }
 
@@ -457,14 +494,15 @@ impl Exchange {
 
     /// Begins the next attempt. The endpoint counts it as in flight until the next one or the end.
     pub fn next_attempt(&mut self, now: Instant) -> Result<Attempt, Outcome> {
-        let Some(attempt) = self.planned.take() else {
+        let Some((attempt, mut in_flight)) = self.planned.take() else {
             if self.outcome == Outcome::Answered {
                 self.outcome = Outcome::Internal;
             }
             return Err(self.outcome);
         };
         let take = attempt.take;
-        self.in_flight = Some(InFlight::enter(&self.endpoint(take).meter));
+        in_flight.unused = None;
+        self.in_flight = Some(in_flight);
         if self.record.attempts == 0
             && let Some(id) = self.record.service
         {
@@ -529,8 +567,9 @@ impl Exchange {
             || find(now, service, attempt.endpoint).is_some_and(|(_, endpoint)| endpoint.intent == Intent::Maint)
     }
 
-    /// The attempt being made has its connection.
+    /// The attempt being made has its connection, whoever else was looking for one.
     pub fn connected(&mut self, now: Instant) {
+        self.rival = None;
         if let Some(began) = self.connecting.take() {
             // Mostly there was one.
             if now != began {
@@ -585,13 +624,15 @@ impl Exchange {
         if failure.is_the_endpoints() && !self.passed_on {
             self.judge_endpoint(true);
         }
-        self.in_flight = None;
         self.outcome = match self.passed_on {
             true => Outcome::AnswerBroken,
             false if now >= self.deadline => Outcome::Deadline,
             false => failure.outcome(),
         };
-        self.retry_or_say_why(failure, replayable, now)
+        let moves = self.retry_or_say_why(failure, replayable, now);
+        // Only now: a request that moves on within its region keeps its place there.
+        self.in_flight = None;
+        moves
     }
 
     /// A response head came. Returns whether it is to be thrown away because another attempt is planned. Informational heads
@@ -725,13 +766,15 @@ impl Exchange {
         let replay = Replay { idempotent: self.idempotent, replayable };
         // Steps on a copy: without leave to go, the walk stays where it is.
         let mut walk = self.walk.clone();
-        let (take, fresh) = match retry::judge(failure, replay, last.fresh) {
+        let (take, fresh, in_flight) = match retry::judge(failure, replay, last.fresh) {
             Verdict::GiveUp(why) => return Err(why),
-            Verdict::Fresh => (last.take, true),
+            Verdict::Fresh => (last.take, true, InFlight::again(&published.snapshot, last.take)),
             Verdict::Elsewhere(avoid) => {
                 let walk = walk.as_mut().ok_or(GaveUp::Nowhere)?;
+                walk.look_again(self.full(service, now));
                 walk.failed(&published.snapshot, avoid);
-                (self.next_take(walk, id).ok_or(GaveUp::Nowhere)?, false)
+                let (take, in_flight) = self.next_take(walk, id, now).ok_or(GaveUp::Nowhere)?;
+                (take, false, in_flight)
             }
         };
         let then = &published.snapshot;
@@ -743,13 +786,45 @@ impl Exchange {
         }
         self.walk = walk;
         self.fresh += u8::from(fresh);
-        self.planned = Some(self.plan(service, take, fresh, self.deadline.saturating_duration_since(now)));
+        let attempt = self.plan(service, take, fresh, self.deadline.saturating_duration_since(now));
+        self.planned = Some((attempt, in_flight));
         Ok(())
+    }
+
+    /// The regions without room for this request now: the one that it is at has that.
+    fn full(&self, service: &Service, now: Instant) -> RegionSet {
+        let snapshot = &self.published.snapshot;
+        let mut full = snapshot.full(service.regions, || self.shared.reader.clock().nanos(now));
+        let is_there = self.in_flight.as_ref().and(self.current).map(|current| current.take.region);
+        if let Some(region) = is_there
+            && snapshot.fleet().region(region).capacity.is_some_and(|capacity| capacity.unit == Unit::InFlight)
+        {
+            full.remove(region);
+        }
+        full
+    }
+
+    /// Counts in for another attempt, there.
+    fn enter(&self, take: Take, now: Instant) -> Option<InFlight> {
+        let is_there =
+            self.in_flight.is_some() && self.current.is_some_and(|current| current.take.region == take.region);
+        InFlight::enter(&self.published.snapshot, take, is_there, || self.shared.reader.clock().nanos(now))
+    }
+
+    /// The walk's next take that has room.
+    fn next_take(&self, walk: &mut Walk, service: ServiceId, now: Instant) -> Option<(Take, InFlight)> {
+        loop {
+            let take = self.take(walk, service)?;
+            match self.enter(take, now) {
+                Some(in_flight) => return Some((take, in_flight)),
+                None => walk.had_no_room(&self.published.snapshot),
+            }
+        }
     }
 
     /// The walk's next take that is not known by now to be in vain: since the request began, an endpoint may have gone down, or an operator may
     /// have spoken. If all are, the first of them after all.
-    fn next_take(&self, walk: &mut Walk, service: ServiceId) -> Option<Take> {
+    fn take(&self, walk: &mut Walk, service: ServiceId) -> Option<Take> {
         let (then, published) = (&self.published.snapshot, self.shared.reader.load());
         let now = &published.snapshot;
         let is_vain = |take: Take| {

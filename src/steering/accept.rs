@@ -65,12 +65,12 @@ impl DrawKey {
     }
 }
 
-/// Whether a region takes the client with draw `u`: u < dial × ramp × spill; else why not. In panic, what was observed does
+/// Whether a region takes the client with draw `u`: u < dial × ramp × spill × shed; else why not. In panic, what was observed does
 /// not count and only the dial does; when every region in the sets asks to be drained, none has whom to spill to.
-pub fn accepts(dial: u8, pool: &PoolView, heed: Heed, draw: impl FnOnce() -> f64) -> Result<(), PassReason> {
+pub fn accepts(dial: u8, pool: &PoolView, shed: f64, heed: Heed, draw: impl FnOnce() -> f64) -> Result<(), PassReason> {
     let (ramp, spill) = match heed {
-        Heed::All => (pool.ramp, pool.spill),
-        Heed::Verdicts => (pool.ramp, 1.0),
+        Heed::All => (pool.ramp, pool.spill * shed),
+        Heed::Verdicts => (pool.ramp, shed),
         Heed::Nothing => (1.0, 1.0),
     };
     if dial >= 100 && ramp >= 1.0 && spill >= 1.0 {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use crate::steering::fleet::{EndpointAddress, Intent, Pool, Service};
 use crate::steering::ids::RegionSet;
+use crate::steering::load::Load;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{
-    Asked, Ejected, EndpointId, EndpointState, EndpointView, PoolState, PoolView, ServiceView, Snapshot, View,
+    Asked, Ejected, EndpointId, EndpointState, EndpointView, PoolState, PoolView, RegionView, ServiceView, Snapshot,
+    View,
 };
 
 impl Snapshot {
@@ -20,13 +22,23 @@ impl Snapshot {
         let up = |service: &Service| service.regions.without(down);
         let intent = |region| fleet.region(region).intent;
         let services = fleet.services.iter().map(|s| ServiceView::new(s, intent, up(s), RegionSet::EMPTY)).collect();
+        let regions: Box<[RegionView]> = fleet
+            .regions
+            .iter()
+            .map(|_| RegionView { load: Arc::default(), shed: 1.0, intake: 1.0, from: RegionSet::EMPTY })
+            .collect();
         let mut next_id = 0;
-        let pools = fleet.pools.iter().map(|pool| pool_view(pool, down.contains(pool.region), &mut next_id)).collect();
-        Snapshot { generation: 1, suspects_itself: false, view, services, pools, overrides: Arc::default() }
+        let pools = fleet
+            .pools
+            .iter()
+            .map(|pool| pool_view(pool, &regions[pool.region.index()].load, down.contains(pool.region), &mut next_id))
+            .collect();
+        let overrides = Arc::default();
+        Snapshot { generation: 1, suspects_itself: false, view, services, pools, regions, overrides }
     }
 }
 
-fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
+fn pool_view(pool: &Pool, load: &Arc<Load>, down: bool, next_id: &mut u64) -> PoolView {
     let state = if down { EndpointState::Down } else { EndpointState::Up };
     let endpoints = pool.endpoints.iter().map(|endpoint| {
         *next_id += 1;
@@ -44,7 +56,7 @@ fn pool_view(pool: &Pool, down: bool, next_id: &mut u64) -> PoolView {
             intent: Intent::Ready,
             warmth: 1.0,
             asked: Asked::default(),
-            meter: Arc::new(Meter::default()),
+            meter: Arc::new(Meter::new(load)),
         }
     });
     PoolView {

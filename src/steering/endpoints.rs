@@ -16,6 +16,7 @@ use std::time::Duration;
 use crate::steering::ejection::Ejection;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
+use crate::steering::load::Load;
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{Asked, Ejected, EndpointId, EndpointState, EndpointView};
 use crate::steering::stall::Stall;
@@ -305,13 +306,14 @@ fn slow_start(policy: &HealthPolicy) -> Duration {
 }
 
 /// The endpoints that a pool's lines stand for, in the order of the lines and then of the addresses, continuing those of `old`
-/// that are the same.
+/// that are the same. New ones count at `load`, too.
 pub(crate) fn stand_for(
     specs: &[EndpointSpec],
     names: &Names,
     probe: &Probe,
     old: Vec<Endpoint>,
     ids: &mut Ids,
+    load: &Arc<Load>,
 ) -> Vec<Endpoint> {
     let mut old: HashMap<SocketAddr, Endpoint> = old.into_iter().map(|e| (e.address, e)).collect();
     let mut places: HashMap<SocketAddr, usize> = HashMap::new();
@@ -327,7 +329,7 @@ pub(crate) fn stand_for(
             let endpoint = match old.remove(&address) {
                 Some(same) if same.probe == discriminant(probe) => same,
                 Some(other) => other.succeed(ids, probe),
-                None => Endpoint::new(ids, address, probe, EndpointState::Unknown, Arc::default()),
+                None => Endpoint::new(ids, address, probe, EndpointState::Unknown, Arc::new(Meter::new(load))),
             };
             places.insert(address, endpoints.len());
             endpoints.push(Endpoint { name: Arc::clone(&name), weight: spec.weight, ..endpoint });

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use crate::steering::fleet::Intent;
+use crate::steering::fleet::{Capacity, Intent};
 use crate::steering::overrides::Target;
 use crate::steering::snapshot::PoolState;
 use crate::text::rfc3339;
@@ -67,6 +67,17 @@ pub enum Event {
         address: SocketAddr,
         /// Whether it asks for it now.
         drain: bool,
+    },
+    /// A region began to shed clients for what it carries, or takes all of them again.
+    Shedding {
+        /// Region name.
+        region: Arc<str>,
+        /// Whether it began.
+        on: bool,
+        /// What it carried over the last second.
+        carried: u64,
+        /// What it should carry at most.
+        capacity: Capacity,
     },
     /// This process stood still: its results of that time are thrown away.
     Late {
@@ -161,6 +172,7 @@ impl Event {
             Event::Region { .. } => "region",
             Event::Ejection { .. } => "ejection",
             Event::Asked { .. } => "asked",
+            Event::Shedding { .. } => "shedding",
             Event::Late { .. } => "late",
             Event::SelfSuspicion { .. } => "self_suspicion",
             Event::Panic { .. } => "panic",
@@ -198,6 +210,12 @@ impl fmt::Display for Event {
             }
             Event::Asked { service, region, address, drain: false } => {
                 write!(f, "service {service}: endpoint {address} in {region} asks for traffic again")
+            }
+            Event::Shedding { region, on, carried, capacity } => {
+                let Capacity { target, limit, unit } = capacity;
+                let what = if *on { "sheds clients" } else { "takes all its clients again" };
+                let unit = unit.as_str();
+                write!(f, "region {region} {what}: it carries {carried} {unit}, target {target}, limit {limit}")
             }
             Event::Late { by } => {
                 write!(f, "this process stood still for {} ms: what it saw meanwhile does not count", by.as_millis())
@@ -271,6 +289,14 @@ impl Serialize for Event {
                 map.serialize_entry("region", &**region)?;
                 map.serialize_entry("endpoint", address)?;
                 map.serialize_entry("drain", drain)?;
+            }
+            Event::Shedding { region, on, carried, capacity } => {
+                map.serialize_entry("region", &**region)?;
+                map.serialize_entry("on", on)?;
+                map.serialize_entry("carried", carried)?;
+                map.serialize_entry("target", &capacity.target)?;
+                map.serialize_entry("limit", &capacity.limit)?;
+                map.serialize_entry("unit", capacity.unit.as_str())?;
             }
             Event::Late { by } => map.serialize_entry("ms", &(by.as_millis() as u64))?,
             Event::SelfSuspicion { on } => map.serialize_entry("on", on)?,

@@ -161,8 +161,8 @@ pub fn source_name(atlas: &Atlas, source: Source) -> &str {
 }
 
 impl Snapshot {
-    /// Answers `question` in full. `basis` says where this snapshot's health is from.
-    pub fn explain(&self, question: &Question, basis: &str) -> Explanation {
+    /// Answers `question` in full. `basis` says where this snapshot's health is from; `full` are the regions at their limit.
+    pub fn explain(&self, question: &Question, basis: &str, full: RegionSet) -> Explanation {
         let fleet = self.fleet();
         let canonical = Canonical::new(question.client);
         let located = self.view.atlas.locate(canonical);
@@ -198,7 +198,7 @@ impl Snapshot {
                 }
                 let affinity = question.affinity(fleet, service);
                 answer.affinity = affinity.map(|region| fleet.region(region).name.clone());
-                self.explain_walk(Query { client: canonical, service, chance: 0, affinity }, &mut answer);
+                self.explain_walk(Query { client: canonical, service, chance: 0, affinity, full }, &mut answer);
             }
             Err(refused) => {
                 answer.reason = refused.as_str().to_owned();

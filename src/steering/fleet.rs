@@ -27,6 +27,8 @@ pub struct Fleet {
     pub networks: Networks,
     /// Regions in configuration order.
     pub regions: Vec<Region>,
+    /// Those that have a capacity.
+    pub bounded: RegionSet,
     /// Services in configuration order.
     pub services: Vec<Service>,
     /// All pools, grouped by service.
@@ -82,6 +84,38 @@ pub struct Region {
     pub bias: i8,
     /// The administrative state the configuration gives it.
     pub intent: Intent,
+    /// What it can carry of this PoP's traffic, of all services together; `None`: whatever comes.
+    pub capacity: Option<Capacity>,
+}
+
+/// What a region can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Above it, clients are shed to the next region. At least 1.
+    pub target: u32,
+    /// It never gets more. At least `target`.
+    pub limit: u32,
+    /// What is counted.
+    pub unit: Unit,
+}
+
+/// What a capacity counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Requests at once, tunnels among them.
+    InFlight,
+    /// Attempts a second.
+    Rps,
+}
+
+impl Unit {
+    /// The word of configuration and pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unit::InFlight => "in_flight",
+            Unit::Rps => "rps",
+        }
+    }
 }
 
 /// An operator's word over a region or endpoint. Never mixed with observed health. Of two, the greater one takes more away.

@@ -4,12 +4,18 @@
 //! conclusions (`ejection`, `stall`). Counters of different things may be a moment apart: nothing here is exact to the request
 //! while requests are under way, and nobody needs it to be.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
+
+use crate::steering::fleet::Capacity;
+use crate::steering::load::Load;
 
 /// Counters of one endpoint, shared by every snapshot that holds it; kept over reloads.
 #[derive(Debug, Default)]
 pub struct Meter {
+    /// Of the region, for all its endpoints.
+    load: Arc<Load>,
     in_flight: AtomicU32,
     connections: AtomicU32,
     /// Gateway failures since the last answer that was none.
@@ -38,19 +44,43 @@ pub struct Waiting {
 }
 
 impl Meter {
+    /// Of an endpoint in the region whose load that is.
+    pub fn new(load: &Arc<Load>) -> Meter {
+        Meter { load: Arc::clone(load), ..Meter::default() }
+    }
+
     /// Requests that are at this endpoint now.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Counts a request in. Every call is paired with one [`Meter::leave`].
+    /// Counts a request in, at the endpoint and at its region. Every call is paired with one [`Meter::leave`].
     pub fn enter(&self) {
+        self.load.enter();
         self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// The same, unless the region has that capacity and is at its limit ([`Load::try_enter`]).
+    pub fn try_enter(&self, capacity: Option<&Capacity>, now: impl FnOnce() -> u64) -> bool {
+        if capacity.is_some_and(|capacity| !self.load.try_enter(capacity, now)) {
+            return false;
+        }
+        if capacity.is_none() {
+            self.load.enter();
+        }
+        self.in_flight.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// See [`Load::refund`].
+    pub fn refund(&self, capacity: &Capacity) {
+        self.load.refund(capacity);
     }
 
     /// Counts a request out.
     pub fn leave(&self) {
         self.in_flight.fetch_sub(1, Relaxed);
+        self.load.leave();
     }
 
     /// Connections to this endpoint that are open, in use or not.

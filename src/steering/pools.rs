@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
+use crate::steering::load::Load;
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
 use crate::steering::world::{Now, ProbeResult};
@@ -38,8 +39,15 @@ impl Pool {
     }
 
     /// Gives it the endpoints that `specs` stand for.
-    pub(crate) fn refit(&mut self, specs: &[EndpointSpec], names: &Names, probe: &Probe, ids: &mut Ids) {
-        self.endpoints = stand_for(specs, names, probe, std::mem::take(&mut self.endpoints), ids);
+    pub(crate) fn refit(
+        &mut self,
+        specs: &[EndpointSpec],
+        names: &Names,
+        probe: &Probe,
+        ids: &mut Ids,
+        load: &Arc<Load>,
+    ) {
+        self.endpoints = stand_for(specs, names, probe, std::mem::take(&mut self.endpoints), ids, load);
         self.recount();
         self.show_endpoints();
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::geo::Atlas;
 use crate::steering::fleet::{Fleet, Intent, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
+use crate::steering::load::Load;
 use crate::steering::meter::Meter;
 use crate::steering::order::{Areas, Orders};
 use crate::steering::overrides::Overrides;
@@ -46,6 +47,8 @@ pub struct Snapshot {
     pub services: Box<[ServiceView]>,
     /// By `PoolId`.
     pub pools: Box<[PoolView]>,
+    /// By `RegionId`.
+    pub regions: Box<[RegionView]>,
     /// Operators' words in force. What they mean for each service and endpoint is in the views of these.
     pub overrides: Arc<Overrides>,
 }
@@ -61,10 +64,37 @@ impl Snapshot {
         &self.services[id.index()]
     }
 
+    /// Those of these regions that are at their limit at `now`, in the nanoseconds of [`Load::try_enter`]: S5, as it is at this moment.
+    pub fn full(&self, of: RegionSet, now: impl Fn() -> u64) -> RegionSet {
+        let is_full = |id: &RegionId| {
+            let capacity = self.fleet().region(*id).capacity.as_ref();
+            capacity.is_some_and(|capacity| self.region(*id).load.is_full(capacity, &now))
+        };
+        of.and(self.fleet().bounded).iter().filter(is_full).collect()
+    }
+
+    /// A region's view by id.
+    pub fn region(&self, id: RegionId) -> &RegionView {
+        &self.regions[id.index()]
+    }
+
     /// A pool's view by id.
     pub fn pool(&self, id: PoolId) -> &PoolView {
         &self.pools[id.index()]
     }
+}
+
+/// What a region carries, for all services together.
+#[derive(Clone, Debug)]
+pub struct RegionView {
+    /// Live counters.
+    pub load: Arc<Load>,
+    /// 0 … 1: the part of its clients that it takes, as far as its load is concerned; 1 without a capacity.
+    pub shed: f64,
+    /// 0 … 1: the part of those who come from the regions of `from` that it takes; 1 without a capacity.
+    pub intake: f64,
+    /// Regions that were lost a moment ago, so that their clients come.
+    pub from: RegionSet,
 }
 
 /// The sets of one service, as far as they do not depend on the client.
@@ -99,6 +129,17 @@ impl ServiceView {
         let (drained, maint): (RegionSet, RegionSet) = (with(Intent::Drain), with(Intent::Maint));
         let panicking = up.without(drained.or(maint)).is_empty();
         ServiceView { drained, finishing: drained, maint, up, holding, leaving: RegionSet::EMPTY, panicking }
+    }
+
+    /// Regions that are up and that no operator took out.
+    pub fn serving(&self) -> RegionSet {
+        self.up.without(self.drained.or(self.maint))
+    }
+
+    /// Those of [`ServiceView::serving`] that new clients come to: not those that ask to be drained, unless all do.
+    pub fn taking(&self) -> RegionSet {
+        let staying = self.serving().without(self.leaving);
+        if staying.is_empty() { self.serving() } else { staying }
     }
 
     /// Whether a region is done with for whoever is there already: in maintenance, or drained for long enough.

@@ -9,7 +9,8 @@
 //! is in the sets; affinity does not hold there. When all that are left ask for it, none is heeded: they are still up.
 //!
 //! The sets are those of SEMANTICS, and no later stage re-admits what an earlier one removed. Freshness (S4) belongs between
-//! health and acceptance in [`Walk::barrier`], capacity (S5) at the take in [`Walk::enter`].
+//! health and acceptance in [`Walk::barrier`]. Capacity (S5) is looked at in [`Walk::visit`], and once more by who counts the request in:
+//! [`Walk::had_no_room`].
 
 use arrayvec::ArrayVec;
 
@@ -36,6 +37,8 @@ pub struct Query {
     pub chance: u64,
     /// The region that the client was at before, as it could prove; one that the service lacks counts for nothing.
     pub affinity: Option<RegionId>,
+    /// The regions that are at their limit now ([`Snapshot::full`]): S5, read once.
+    pub full: RegionSet,
 }
 
 /// How an attempt failed, as far as the walk minds.
@@ -58,6 +61,8 @@ pub struct Walk {
     head: Head,
     ranked: ArrayVec<RegionId, MAX_REGIONS>,
     sets: Sets,
+    /// S5: regions that have no room, as far as this request knows.
+    full: RegionSet,
     pass: Pass,
     /// Where in the sequence the pass is, and what it saw of it already (the segments overlap).
     at: Position,
@@ -70,6 +75,8 @@ pub struct Walk {
     found: bool,
     /// What the first telling pass makes of every take after it.
     consequence: Option<TakeReason>,
+    /// Regions that were passed for what happened to them.
+    lost: RegionSet,
 }
 
 /// The regions before everything else but affinity.
@@ -134,6 +141,7 @@ impl Snapshot {
             head: head(self, service, query.client, located, policy.pin),
             ranked: ArrayVec::new(),
             sets,
+            full: query.full,
             pass: Pass::First,
             at: start(query.affinity),
             seen: RegionSet::EMPTY,
@@ -141,6 +149,7 @@ impl Snapshot {
             stay: None,
             found: false,
             consequence: None,
+            lost: RegionSet::EMPTY,
         };
         walk.rank(self, service);
         walk
@@ -226,6 +235,7 @@ impl Walk {
             return None;
         }
         if let Some(region) = self.stay.take()
+            && !self.full.contains(region)
             && let Ok(take) = self.enter(snapshot, region, self.reason(snapshot))
         {
             return Some(Step::Take(take));
@@ -242,6 +252,9 @@ impl Walk {
                 Ok(take) => return Some(Step::Take(take)),
                 Err(reason) if self.pass == Pass::First => {
                     self.consequence = self.consequence.or(reason.consequence());
+                    if reason.consequence() == Some(TakeReason::Failover) {
+                        self.lost.insert(region);
+                    }
                     return Some(Step::Pass(region, reason));
                 }
                 // The first pass gave this region's reason already.
@@ -261,9 +274,32 @@ impl Walk {
         };
     }
 
+    /// Says that the region taken last had no room when it came to it: nothing was tried there, and it is passed until [`Walk::look_again`].
+    pub fn had_no_room(&mut self, snapshot: &Snapshot) {
+        if let Some((pool, _)) = self.tried.pop() {
+            self.full.insert(snapshot.fleet().pool(pool).region);
+            self.consequence = self.consequence.or(PassReason::Full.consequence());
+            if self.pass == Pass::Done {
+                // The one take of that round was none.
+                self.pass = Pass::Again;
+            }
+        }
+    }
+
+    /// Says which regions are at their limit now, before another attempt.
+    pub fn look_again(&mut self, full: RegionSet) {
+        self.full = full;
+    }
+
     /// Why there is nothing (more) to take.
     pub fn refusal(&self) -> Refusal {
-        if self.tried.is_empty() { self.sets.refusal } else { Refusal::Exhausted }
+        if !self.tried.is_empty() {
+            Refusal::Exhausted
+        } else if self.sets.open.is_empty() || self.sets.open.without(self.full) == self.sets.open {
+            self.sets.refusal
+        } else {
+            Refusal::Full
+        }
     }
 
     fn next_pass(&self) -> Pass {
@@ -369,6 +405,9 @@ impl Walk {
         if !self.sets.open.contains(region) {
             return Err(self.barrier(snapshot, region));
         }
+        if self.full.contains(region) {
+            return Err(PassReason::Full);
+        }
         let been = || self.tried.iter().any(|(pool, _)| snapshot.fleet().pool(*pool).region == region);
         match self.pass {
             Pass::First if been() => return Err(PassReason::Tried),
@@ -404,8 +443,11 @@ impl Walk {
         }
         let Some(pool) = service.pool_of[region.index()] else { return Err(PassReason::Unhealthy) };
         let seed = service.seeds[region.index()][Tag::Accept as usize];
-        let dial = snapshot.fleet().pool(pool).dial;
-        accepts(dial, snapshot.pool(pool), self.sets.heed, || self.draw.draw(seed))
+        let (dial, view) = (snapshot.fleet().pool(pool).dial, snapshot.region(region));
+        // Those who have been here since their own region was lost are at home.
+        let is_new = !self.lost.and(view.from).is_empty();
+        let room = if is_new { view.shed * view.intake } else { view.shed };
+        accepts(dial, snapshot.pool(pool), room, self.sets.heed, || self.draw.draw(seed))
     }
 
     /// Picks an endpoint of `region` and notes it as tried, whatever the pass.

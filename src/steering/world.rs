@@ -28,6 +28,7 @@ use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::overrides::{Override, Overrides, Word};
 use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
+use crate::steering::shed::Shedding;
 use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
 
 /// Milliseconds of the writer's monotonic clock, from any origin.
@@ -107,6 +108,8 @@ pub struct World {
     services: Vec<Standing>,
     /// By `PoolId`.
     pools: Vec<Pool>,
+    /// By `RegionId`.
+    loads: Vec<Shedding>,
     /// Where each endpoint is: its pool, and its index there.
     places: HashMap<EndpointId, (PoolId, usize)>,
     names: Names,
@@ -143,6 +146,7 @@ impl World {
             view: View { fleet: Arc::default(), ..view.clone() },
             services: Vec::new(),
             pools: Vec::new(),
+            loads: Vec::new(),
             places: HashMap::new(),
             names: Names::default(),
             ids: Ids::default(),
@@ -185,6 +189,7 @@ impl World {
                 view: self.view.clone(),
                 services: self.services.iter().map(|standing| standing.view.clone()).collect(),
                 pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
+                regions: self.loads.iter().map(Shedding::view).collect(),
                 overrides: Arc::clone(&self.overrides),
             })
         };
@@ -221,12 +226,24 @@ impl World {
 
         self.intend(now);
 
+        let mut old_loads: Vec<Option<Shedding>> = self.loads.drain(..).map(Some).collect();
+        for region in &fleet.regions {
+            let old = before.region_named(&region.name).and_then(|id| old_loads[id.index()].take());
+            let mut load = old.unwrap_or_default();
+            load.rename(|from| same_regions(&before, &fleet, from));
+            self.loads.push(load);
+        }
+
         let same_service = same_services(&before, &fleet);
         let same_pool = same_pools(&before, &fleet, &same_service);
         let mut old_services: Vec<Option<Standing>> = self.services.drain(..).map(Some).collect();
         for same in &same_service {
-            let old = same.and_then(|id| old_services[id.index()].take());
-            self.services.push(old.unwrap_or_else(Standing::new));
+            let mut standing = same.and_then(|id| old_services[id.index()].take()).unwrap_or_else(Standing::new);
+            // Its ids were those of another configuration.
+            let none =
+                ServiceView { up: same_regions(&before, &fleet, standing.view.taking()), ..Standing::new().view };
+            standing.view = ServiceView { panicking: standing.view.panicking, ..none };
+            self.services.push(standing);
         }
         let mut old_pools: Vec<Option<Pool>> = self.pools.drain(..).map(Some).collect();
         for (index, same) in same_pool.iter().enumerate() {
@@ -339,12 +356,14 @@ impl World {
         self.looked = Some(now);
         self.gap = Some(now);
         self.pools.iter_mut().for_each(Pool::forget);
+        self.loads.iter_mut().for_each(Shedding::forget);
         events.push(Event::Late { by: since - LOOK });
     }
 
-    /// Ejects the endpoints that their traffic speaks against.
+    /// Ejects the endpoints that their traffic speaks against, and sheds what regions carry too much.
     fn look(&mut self, now: Now, events: &mut Vec<Event>) {
         self.looked = Some(now);
+        self.shed(now, events);
         if self.gap.is_some_and(|gap| now.since(gap) < DISTRUST) {
             self.pools.iter_mut().for_each(Pool::forget);
             return;
@@ -366,6 +385,18 @@ impl World {
             if ejected {
                 self.snapshot.take();
                 self.settle(ServiceId(index as u16), now, events);
+            }
+        }
+    }
+
+    fn shed(&mut self, now: Now, events: &mut Vec<Event>) {
+        for (region, load) in self.view.fleet.regions.iter().zip(&mut self.loads) {
+            if load.look(region.capacity.as_ref(), now) {
+                self.snapshot.take();
+            }
+            if let Some((capacity, on)) = region.capacity.zip(load.turned()) {
+                let (region, carried) = (region.name.as_str().into(), load.average().round() as u64);
+                events.push(Event::Shedding { region, on, carried, capacity });
             }
         }
     }
@@ -476,12 +507,28 @@ impl World {
         let drained: RegionSet = view.drained.iter().filter(whole).collect();
         let finishing = self.drains.finishing(&fleet, drained, service.drain_timeout, now);
         view.finishing = view.drained.without(drained).or(finishing);
+        let lost = self.services[id.index()].view.taking().without(view.taking());
+        self.receive(service, lost);
         let standing = &mut self.services[id.index()];
         if standing.view != view {
             self.snapshot.take();
         }
         if let Some(on) = standing.stand(view, !unproven.is_empty()) {
             events.push(Event::Panic { service: service.name.as_str().into(), on });
+        }
+    }
+
+    /// Regions of a service are lost: those that are left get their clients.
+    fn receive(&mut self, service: &Service, lost: RegionSet) {
+        let fleet = Arc::clone(&self.view.fleet);
+        for gone in lost.and(service.regions).iter() {
+            for receiver in service.regions.without(lost).and(fleet.bounded).iter() {
+                let Some(capacity) = &fleet.region(receiver).capacity else { continue };
+                let carried = fleet.region(gone).capacity.filter(|lost| lost.unit == capacity.unit);
+                if self.loads[receiver.index()].receive(capacity, gone, carried.map(|lost| lost.target)) {
+                    self.snapshot.take();
+                }
+            }
         }
     }
 
@@ -499,7 +546,7 @@ impl World {
         for endpoint in pool.ids() {
             self.places.remove(&endpoint);
         }
-        pool.refit(&spec.endpoints, &self.names, probe, &mut self.ids);
+        pool.refit(&spec.endpoints, &self.names, probe, &mut self.ids, self.loads[spec.region.index()].load());
         pool.ordain(|endpoint| operator::wanted(&self.overrides, endpoint));
         self.place(id);
     }
@@ -554,6 +601,11 @@ fn same_services(before: &Fleet, after: &Fleet) -> Vec<Option<ServiceId>> {
     let ids: HashMap<&str, ServiceId> =
         before.services.iter().enumerate().map(|(index, s)| (s.name.as_str(), ServiceId(index as u16))).collect();
     after.services.iter().map(|service| ids.get(service.name.as_str()).copied()).collect()
+}
+
+/// The regions of `after` that have the names of these of `before`.
+fn same_regions(before: &Fleet, after: &Fleet, regions: RegionSet) -> RegionSet {
+    regions.iter().filter_map(|region| after.region_named(&before.region(region).name)).collect()
 }
 
 /// For each pool of `after`, the one of the same service and region in `before`.

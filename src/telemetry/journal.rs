@@ -97,6 +97,7 @@ fn level(event: &Event) -> Level {
         Event::Endpoint { up: false, .. }
         | Event::Region { to: PoolState::Down, .. }
         | Event::Ejection { time: Some(_), .. }
+        | Event::Shedding { on: true, .. }
         | Event::Late { .. } => Level::WARN,
         Event::Panic { on: true, .. }
         | Event::SelfSuspicion { on: true }

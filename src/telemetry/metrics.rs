@@ -324,6 +324,7 @@ impl Metrics {
             Event::Late { .. } => families.late.inc(),
             Event::Ejection { time: None, .. }
             | Event::Asked { .. }
+            | Event::Shedding { .. }
             | Event::SelfSuspicion { .. }
             | Event::Panic { on: false, .. }
             | Event::Published { .. }

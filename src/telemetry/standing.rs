@@ -104,6 +104,36 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         pool,
         pools.iter().map(|(names, pool, _)| (names.clone(), f64::from(pool.weight))),
     );
+    let regions: Vec<_> =
+        fleet.regions.iter().zip(&snapshot.regions).map(|(r, view)| (vec![r.name.clone()], r, view)).collect();
+    gauges.family(
+        "meridian_region_requests_in_flight",
+        "Requests that are at the region now, for all services together.",
+        &["region"],
+        regions.iter().map(|(name, _, view)| (name.clone(), f64::from(view.load.in_flight()))),
+    );
+    gauges.family(
+        "meridian_region_shed_ratio",
+        "How much of its clients a region takes as far as its load is concerned: 1 up to its target, 0 at its limit.",
+        &["region"],
+        regions.iter().map(|(name, _, view)| (name.clone(), view.shed)),
+    );
+    gauges.family(
+        "meridian_region_intake_ratio",
+        "How much a region takes of those who come because their own is lost: 1 but for a while after that, where it has a capacity.",
+        &["region"],
+        regions.iter().map(|(name, _, view)| (name.clone(), view.intake)),
+    );
+    gauges.family(
+        "meridian_region_capacity",
+        "The configured capacity of a region: its target and its limit, in its unit (in_flight or rps).",
+        &["region", "bound", "unit"],
+        regions.iter().filter_map(|(name, region, _)| Some((name, region.capacity?))).flat_map(|(name, capacity)| {
+            [("target", capacity.target), ("limit", capacity.limit)].map(|(bound, value)| {
+                (vec![name[0].clone(), bound.to_owned(), capacity.unit.as_str().to_owned()], f64::from(value))
+            })
+        }),
+    );
     let endpoints = || {
         pools.iter().flat_map(|(names, _, view)| {
             view.endpoints.iter().map(move |endpoint| {

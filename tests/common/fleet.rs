@@ -63,8 +63,12 @@ impl FleetBuilder {
 
     /// A region that is ready and nowhere but for what `set` says.
     pub fn region_with(mut self, name: &str, set: impl FnOnce(&mut Region)) -> FleetBuilder {
-        let mut region = Region { name: name.to_owned(), location: None, bias: 0, intent: Intent::Ready };
+        let mut region =
+            Region { name: name.to_owned(), location: None, bias: 0, intent: Intent::Ready, capacity: None };
         set(&mut region);
+        if region.capacity.is_some() {
+            self.fleet.bounded.insert(RegionId(self.fleet.regions.len() as u8));
+        }
         self.fleet.regions.push(region);
         self
     }

@@ -102,6 +102,12 @@ impl Proxy {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Waits for the access log to have `count` lines, whatever is still in flight.
+    pub async fn lines_of(&self, count: usize) -> Vec<Value> {
+        until("the lines are written", || self.lines_now().len() >= count).await;
+        self.lines_now()
+    }
+
     /// Waits for the access log to have `count` lines, and that nothing is in flight any more.
     pub async fn lines(&self, count: usize) -> Vec<Value> {
         let mut lines = Vec::new();

@@ -57,7 +57,7 @@ pub fn snapshot(text: &str, down: &[&str]) -> Snapshot {
 
 /// A question for the first service.
 pub fn query(client: IpAddr) -> Query {
-    Query { client: Canonical::new(client), service: ServiceId(0), chance: 0, affinity: None }
+    Query { client: Canonical::new(client), service: ServiceId(0), chance: 0, affinity: None, full: RegionSet::EMPTY }
 }
 
 /// The first take for a client.

@@ -8,7 +8,7 @@ use meridian::steering::fleet::Intent;
 use meridian::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState};
 use meridian::steering::world::ProbeResult;
 use meridian::steering::{
-    Change, Now, Override, PassReason, Query, RegionId, ServiceId, Step, TakeReason, Target, Word, World,
+    Change, Now, Override, PassReason, Query, RegionId, RegionSet, ServiceId, Step, TakeReason, Target, Word, World,
 };
 
 use crate::{probe, two_regions};
@@ -24,7 +24,13 @@ fn asks(world: &mut World, endpoint: EndpointId, asked: Asked, ms: u64) -> Vec<S
 /// The steps of `client` up to the first take, by region and reason.
 fn steps(world: &World, client: u32, affinity: Option<RegionId>) -> Vec<(u8, Result<TakeReason, PassReason>)> {
     let client = Canonical::new(std::net::Ipv4Addr::from(client << 8).into());
-    let query = Query { client, service: ServiceId(0), chance: u64::from(client_hash(client)) << 32, affinity };
+    let query = Query {
+        client,
+        service: ServiceId(0),
+        chance: u64::from(client_hash(client)) << 32,
+        affinity,
+        full: RegionSet::EMPTY,
+    };
     let snapshot = world.snapshot();
     let mut walk = snapshot.walk(&query);
     let mut steps = Vec::new();

@@ -8,8 +8,8 @@ use crate::config::reader::{Section, Text, cut};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
 use crate::steering::Fleet;
-use crate::steering::fleet::{Intent, Region};
-use crate::steering::ids::{MAX_REGIONS, RegionId};
+use crate::steering::fleet::{Capacity, Intent, Region, Unit};
+use crate::steering::ids::{MAX_REGIONS, RegionId, RegionSet};
 
 /// All regions and where they are written.
 pub(super) struct Regions<'a> {
@@ -59,14 +59,42 @@ fn read(name: &str, section: Section<'_>) -> Region {
         location: section.point("location"),
         bias: section.integer("bias", 0i8, -99..=99),
         intent: section.choice("state", Intent::Ready, &words),
+        capacity: section.has("capacity").then(|| capacity(&section.table("capacity"))).flatten(),
     };
     section.finish();
     region
 }
 
+/// The most that a region can be said to carry.
+const MOST: u32 = 10_000_000;
+
+/// `None`: something of it is wrong, which is reported.
+fn capacity(section: &Section<'_>) -> Option<Capacity> {
+    for key in ["target", "limit"] {
+        if section.is_present() && !section.has(key) {
+            section.missing(
+                &format!("`{key}` of `{}`", section.name),
+                "write `capacity = { target = 800, limit = 1000, unit = \"in_flight\" }`",
+            );
+        }
+    }
+    let target = section.integer("target", 1, 1..=MOST);
+    let limit = section.integer("limit", MOST, 1..=MOST);
+    let unit = section.choice("unit", Unit::InFlight, &[("in_flight", Unit::InFlight), ("rps", Unit::Rps)]);
+    section.finish();
+    if target > limit {
+        section
+            .scribe
+            .error(section.place_of("target"), format!("`target` ({target}) is above `limit` ({limit})"))
+            .hint("between the two, clients are shed to other regions; `limit` is never passed");
+        return None;
+    }
+    (section.has("target") && section.has("limit")).then_some(Capacity { target, limit, unit })
+}
+
 /// Keeps the ids of the regions after one that is no table.
 fn unread(name: &str) -> Region {
-    Region { name: name.to_owned(), location: None, bias: 0, intent: Intent::Ready }
+    Region { name: name.to_owned(), location: None, bias: 0, intent: Intent::Ready, capacity: None }
 }
 
 impl Regions<'_> {
@@ -86,6 +114,12 @@ impl Regions<'_> {
                 .meant(meant.filter(|_| !name.secret));
         }
         found
+    }
+
+    /// Those that have a capacity.
+    pub(super) fn bounded(&self) -> RegionSet {
+        let ids = self.list.iter().zip(0u8..);
+        ids.filter(|(region, _)| region.capacity.is_some()).map(|(_, id)| RegionId(id)).collect()
     }
 
     /// Whether no location is written for a region.

@@ -389,7 +389,11 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         let enter = |now| {
             let exchange = exchange.as_mut()?;
             let rival = exchange.rival(now)?;
-            Entrant::enter(core, exchange, &rival, now)
+            let entrant = Entrant::enter(core, exchange, &rival, now);
+            if entrant.is_none() {
+                exchange.rival_lost();
+            }
+            entrant
         };
         match race(first, patience, &mut client.timer, at, enter).await {
             Won::First(upstream) => Ok(Some(upstream)),
@@ -419,7 +423,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             return Ok(());
         };
         let due = exchange.answer_due(true, *at);
-        match hedge(client, upstream, second, request, due, at).await {
+        match hedge(client, upstream, second, request, due, at, || exchange.rival_lost()).await {
             Hedged::First => exchange.hedge_lost(),
             Hedged::Second(second) => {
                 // Which closes the other's connection.

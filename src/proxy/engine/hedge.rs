@@ -41,7 +41,7 @@ enum Second<C: Connect> {
 }
 
 /// Waits for an answer of `first`, to which `request` was sent whole, or of `second`, to which it is sent as well, until `due`. Leaves in
-/// `at` when that ended.
+/// `at` when that ended. `second_is_lost` is called when only the first can answer any more.
 pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut Client<S>,
     first: &mut Upstream<C::Stream>,
@@ -49,6 +49,7 @@ pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
     request: &[u8],
     due: Instant,
     at: &mut Instant,
+    mut second_is_lost: impl FnMut(),
 ) -> Hedged<C::Stream> {
     let mut first_is_lost = false;
     let mut second = match second {
@@ -101,6 +102,9 @@ pub(super) async fn hedge<C: Connect, S: AsyncRead + AsyncWrite + Unpin>(
                 },
                 Second::Lost => Second::Lost,
             };
+            if matches!(second, Second::Lost) {
+                second_is_lost();
+            }
             if first_is_lost && matches!(second, Second::Lost) {
                 return Poll::Ready(Hedged::Failed(Failure::Lost { reused: first.reused }));
             }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, Exchange, InFlight};
+use super::{Attempt, Exchange, Rival};
 use crate::proxy::retry;
 use crate::steering::Avoid;
 use crate::steering::fleet::Service;
@@ -24,7 +24,7 @@ impl Exchange {
         self.has_attempts(service) && service.pools.len() > 1
     }
 
-    /// An attempt in another region to connect for beside the one being made, if there is one to make. Nothing is sent over either before one
+    /// An attempt in another region to connect for beside the one being made, if there is one to make; it is counted in there. Nothing is sent over either before one
     /// of them has its connection.
     pub fn rival(&mut self, now: Instant) -> Option<Attempt> {
         let (current, service) = (self.current?, self.record.service?);
@@ -33,11 +33,18 @@ impl Exchange {
         }
         let published = Arc::clone(&self.published);
         let mut walk = self.walk.clone()?;
+        walk.look_again(self.full(published.snapshot.fleet().service(service), now));
         walk.failed(&published.snapshot, Avoid::Region);
-        let take = walk.take(&published.snapshot).ok().filter(|take| take.region != current.take.region)?;
+        let (take, in_flight) = loop {
+            let take = walk.take(&published.snapshot).ok().filter(|take| take.region != current.take.region)?;
+            match self.enter(take, now) {
+                Some(in_flight) => break (take, in_flight),
+                None => walk.had_no_room(&published.snapshot),
+            }
+        };
         let remaining = self.deadline.saturating_duration_since(now);
         let attempt = self.plan(published.snapshot.fleet().service(service), take, false, remaining);
-        self.rival = Some(Box::new((walk, attempt)));
+        self.rival = Some(Box::new(Rival { walk, attempt, in_flight: Some(in_flight) }));
         Some(attempt)
     }
 
@@ -49,12 +56,13 @@ impl Exchange {
 
     /// The rival has its connection, and the attempt being made has none: the rival is the next attempt.
     pub fn overtaken(&mut self, now: Instant) {
+        let rival = self.rival.take();
         self.connected(now);
-        if let Some(rival) = self.rival.take() {
-            let (walk, attempt) = *rival;
+        if let Some(rival) = rival {
+            let Rival { walk, attempt, in_flight } = *rival;
             self.in_flight = None;
             self.walk = Some(walk);
-            self.planned = Some(attempt);
+            self.planned = in_flight.map(|in_flight| (attempt, in_flight));
         }
     }
 
@@ -70,34 +78,43 @@ impl Exchange {
     pub fn hedge(&mut self, now: Instant) -> Option<Attempt> {
         let service = self.record.service?;
         let attempt = self.rival(now)?;
-        let percent = self.service()?.retry.budget;
-        let permit = self.shared.budgets.of(&self.published.snapshot, service).take(percent, now)?;
+        let percent = self.published.snapshot.fleet().service(service).retry.budget;
+        let Some(permit) = self.shared.budgets.of(&self.published.snapshot, service).take(percent, now) else {
+            self.rival = None;
+            return None;
+        };
         self.permits.push(permit);
+        if let Some(in_flight) = self.rival.as_mut().and_then(|rival| rival.in_flight.as_mut()) {
+            in_flight.unused = None;
+        }
         self.count(attempt.take.region);
-        self.hedged = Some(InFlight::enter(&self.endpoint(attempt.take).meter));
         Some(attempt)
     }
 
     /// The rival of a hedge answers, and is the attempt being made from here on.
     pub fn hedge_won(&mut self) {
-        let (hedged, rival) = (self.hedged.take(), self.rival.take());
-        let Some((walk, attempt)) = rival.map(|rival| *rival) else { return };
+        let Some(Rival { walk, attempt, in_flight }) = self.rival.take().map(|rival| *rival) else { return };
         self.walk = Some(walk);
-        self.in_flight = hedged;
+        self.in_flight = in_flight;
         self.is_at(attempt);
     }
 
     /// The attempt being made goes on alone: it answers, or no rival could be asked.
     pub fn hedge_lost(&mut self) {
-        self.hedged = None;
         self.rival = None;
+    }
+
+    /// The rival cannot answer any more: its place is free.
+    pub fn rival_lost(&mut self) {
+        if let Some(rival) = &mut self.rival {
+            rival.in_flight = None;
+        }
     }
 
     /// Neither answers: the next attempt is where none of them was.
     pub fn hedge_failed(&mut self) {
-        self.hedged = None;
         if let Some(rival) = self.rival.take() {
-            self.walk = Some(rival.0);
+            self.walk = Some(rival.walk);
         }
     }
 }
