@@ -629,10 +629,14 @@ impl Exchange {
             false if now >= self.deadline => Outcome::Deadline,
             false => failure.outcome(),
         };
-        let moves = self.retry_or_say_why(failure, replayable, now);
+        let planned = self.retry_or_say_why(failure, replayable, now);
+        if planned == Err(GaveUp::Full) {
+            // It could be served, a moment later.
+            self.outcome = Outcome::Full;
+        }
         // Only now: a request that moves on within its region keeps its place there.
         self.in_flight = None;
-        moves
+        planned.is_ok()
     }
 
     /// A response head came. Returns whether it is to be thrown away because another attempt is planned. Informational heads
@@ -653,7 +657,7 @@ impl Exchange {
         }
         self.judge_endpoint(matches!(status, 502..=504));
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
-        if takes_elsewhere && self.retry_or_say_why(Failure::Status(status), replayable, now) {
+        if takes_elsewhere && self.retry_or_say_why(Failure::Status(status), replayable, now).is_ok() {
             self.in_flight = None;
             return true;
         }
@@ -742,10 +746,10 @@ impl Exchange {
     }
 
     /// Plans another attempt if what happened allows it; if not, the log is told why.
-    fn retry_or_say_why(&mut self, failure: Failure, replayable: bool, now: Instant) -> bool {
+    fn retry_or_say_why(&mut self, failure: Failure, replayable: bool, now: Instant) -> Result<(), GaveUp> {
         let planned = self.retry(failure, replayable, now);
         self.record.gave_up = planned.err().map(GaveUp::as_str);
-        planned.is_ok()
+        planned
     }
 
     /// Plans another attempt if what happened allows it.
@@ -773,8 +777,11 @@ impl Exchange {
                 let walk = walk.as_mut().ok_or(GaveUp::Nowhere)?;
                 walk.look_again(self.full(service, now));
                 walk.failed(&published.snapshot, avoid);
-                let (take, in_flight) = self.next_take(walk, id, now).ok_or(GaveUp::Nowhere)?;
-                (take, false, in_flight)
+                match self.next_take(walk, id, now) {
+                    Some((take, in_flight)) => (take, false, in_flight),
+                    None if walk.lacks_room() => return Err(GaveUp::Full),
+                    None => return Err(GaveUp::Nowhere),
+                }
             }
         };
         let then = &published.snapshot;

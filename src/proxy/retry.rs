@@ -106,6 +106,8 @@ pub enum GaveUp {
     Budget,
     /// There is nowhere else to go.
     Nowhere,
+    /// There is, but no room.
+    Full,
     /// The client had begun to get an answer.
     Begun,
 }
@@ -120,6 +122,7 @@ impl GaveUp {
             GaveUp::Deadline => "deadline",
             GaveUp::Budget => "budget",
             GaveUp::Nowhere => "nowhere",
+            GaveUp::Full => "full",
             GaveUp::Begun => "begun",
         }
     }

@@ -291,14 +291,19 @@ impl Walk {
         self.full = full;
     }
 
+    /// Whether there is a region in the sets that has no room.
+    pub fn lacks_room(&self) -> bool {
+        !self.sets.open.and(self.full).is_empty()
+    }
+
     /// Why there is nothing (more) to take.
     pub fn refusal(&self) -> Refusal {
         if !self.tried.is_empty() {
             Refusal::Exhausted
-        } else if self.sets.open.is_empty() || self.sets.open.without(self.full) == self.sets.open {
-            self.sets.refusal
-        } else {
+        } else if self.lacks_room() {
             Refusal::Full
+        } else {
+            self.sets.refusal
         }
     }
 
