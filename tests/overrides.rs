@@ -691,8 +691,16 @@ async fn over_tcp_the_token_is_asked_for() {
     // Over TCP: the process says its port in the log.
     let config = SMALL.replace("address = \"\"", "address = \"127.0.0.1:0\"\ntoken = \"0123456789abcdef\"");
     let running = Running::start(&config, false).await;
-    let log = running.log();
-    let line = log.lines().find(|line| line.contains("admin pages")).unwrap();
+    let said = |log: &str| Some(log.lines().find(|line| line.contains("admin pages"))?.to_owned());
+    let begun = std::time::Instant::now();
+    // The log is written by a thread of its own.
+    let line = loop {
+        match said(&running.log()) {
+            Some(line) if line.contains("address=") => break line,
+            _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{}", running.log());
+    };
     let address = line.rsplit("address=").next().unwrap().trim().to_owned();
     // The token is that of the configuration, or of the environment.
     assert_eq!(running.run(&["set", "region", "home", "drain", "--admin", &address]).0, Some(0));

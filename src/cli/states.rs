@@ -30,6 +30,7 @@ struct Carried {
     name: String,
     in_flight: u32,
     shed: f64,
+    intake: f64,
     capacity: Option<Capacity>,
 }
 
@@ -175,12 +176,18 @@ fn odd(services: &[Service]) -> String {
 /// Regions that have a capacity, and what they carry.
 fn bounded(regions: &[Carried]) -> String {
     let mut text = String::new();
-    for Carried { name, in_flight, shed, capacity } in regions {
+    for Carried { name, in_flight, shed, intake, capacity } in regions {
         let Some(Capacity { target, limit, unit }) = capacity else { continue };
         let first = if text.is_empty() { "\ncapacity:\n" } else { "" };
         let takes =
             if *shed < 1.0 { format!(", sheds {:.0}% of its clients", (1.0 - shed) * 100.0) } else { String::new() };
-        text += &format!("{first}  {name}: {in_flight} in flight, target {target}, limit {limit} {unit}{takes}\n");
+        let lets_in = if *intake < 1.0 {
+            format!(", lets in {:.0}% of those who come from a lost region", intake * 100.0)
+        } else {
+            String::new()
+        };
+        text +=
+            &format!("{first}  {name}: {in_flight} in flight, target {target}, limit {limit} {unit}{takes}{lets_in}\n");
     }
     text
 }
@@ -243,15 +250,15 @@ endpoints:
 ";
         assert_eq!(table(&services) + &odd(&services), want);
         let regions: Vec<Carried> = serde_json::from_value(json!([
-            {"name": "eu-west", "in_flight": 850, "shed": 0.75, "capacity": {"target": 800, "limit": 1000, "unit": "in_flight"}},
-            {"name": "us-east", "in_flight": 3, "shed": 1.0, "capacity": {"target": 50, "limit": 60, "unit": "rps"}},
-            {"name": "us-west", "in_flight": 9, "shed": 1.0, "capacity": null},
+            {"name": "eu-west", "in_flight": 850, "shed": 0.75, "intake": 1.0, "capacity": {"target": 800, "limit": 1000, "unit": "in_flight"}},
+            {"name": "us-east", "in_flight": 3, "shed": 1.0, "intake": 0.4, "capacity": {"target": 50, "limit": 60, "unit": "rps"}},
+            {"name": "us-west", "in_flight": 9, "shed": 1.0, "intake": 1.0, "capacity": null},
         ]))
         .unwrap();
         let want = "
 capacity:
   eu-west: 850 in flight, target 800, limit 1000 in_flight, sheds 25% of its clients
-  us-east: 3 in flight, target 50, limit 60 rps
+  us-east: 3 in flight, target 50, limit 60 rps, lets in 40% of those who come from a lost region
 ";
         assert_eq!(bounded(&regions), want);
     }

@@ -76,8 +76,8 @@ pub enum Event {
         on: bool,
         /// What it carried over the last second.
         carried: u64,
-        /// What it should carry at most.
-        capacity: Capacity,
+        /// What it should carry at most; `None`: that is not bounded any more.
+        capacity: Option<Capacity>,
     },
     /// This process stood still: its results of that time are thrown away.
     Late {
@@ -212,10 +212,14 @@ impl fmt::Display for Event {
                 write!(f, "service {service}: endpoint {address} in {region} asks for traffic again")
             }
             Event::Shedding { region, on, carried, capacity } => {
-                let Capacity { target, limit, unit } = capacity;
                 let what = if *on { "sheds clients" } else { "takes all its clients again" };
-                let unit = unit.as_str();
-                write!(f, "region {region} {what}: it carries {carried} {unit}, target {target}, limit {limit}")
+                match capacity {
+                    Some(Capacity { target, limit, unit }) => {
+                        let unit = unit.as_str();
+                        write!(f, "region {region} {what}: it carries {carried} {unit}, target {target}, limit {limit}")
+                    }
+                    None => write!(f, "region {region} {what}: it has no capacity any more"),
+                }
             }
             Event::Late { by } => {
                 write!(f, "this process stood still for {} ms: what it saw meanwhile does not count", by.as_millis())
@@ -294,9 +298,9 @@ impl Serialize for Event {
                 map.serialize_entry("region", &**region)?;
                 map.serialize_entry("on", on)?;
                 map.serialize_entry("carried", carried)?;
-                map.serialize_entry("target", &capacity.target)?;
-                map.serialize_entry("limit", &capacity.limit)?;
-                map.serialize_entry("unit", capacity.unit.as_str())?;
+                map.serialize_entry("target", &capacity.map(|capacity| capacity.target))?;
+                map.serialize_entry("limit", &capacity.map(|capacity| capacity.limit))?;
+                map.serialize_entry("unit", &capacity.map(|capacity| capacity.unit.as_str()))?;
             }
             Event::Late { by } => map.serialize_entry("ms", &(by.as_millis() as u64))?,
             Event::SelfSuspicion { on } => map.serialize_entry("on", on)?,

@@ -118,9 +118,10 @@ impl Shedding {
             return false;
         }
         let target = f64::from(capacity.target);
+        // By now the first that move on may be here already: what counts is what it carried before.
         let carries = match capacity.unit {
-            Unit::InFlight => self.average.max(f64::from(self.load.in_flight())),
-            Unit::Rps => self.average,
+            Unit::InFlight if self.computed.is_none() => f64::from(self.load.in_flight()),
+            Unit::InFlight | Unit::Rps => self.average,
         };
         self.lost += lost.map_or(target, f64::from);
         self.from.insert(region);
@@ -149,7 +150,7 @@ impl Shedding {
     pub(super) fn look(&mut self, capacity: Option<&Capacity>, now: Now) -> bool {
         let before = (self.factor(), in_steps(self.intake));
         let Some(capacity) = capacity else {
-            *self = Shedding { load: Arc::clone(&self.load), ..Shedding::default() };
+            *self = Shedding { load: Arc::clone(&self.load), told: self.told, ..Shedding::default() };
             return (self.factor(), self.intake) != before;
         };
         let Shedding { load, factor, .. } = &*self;

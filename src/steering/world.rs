@@ -394,7 +394,8 @@ impl World {
             if load.look(region.capacity.as_ref(), now) {
                 self.snapshot.take();
             }
-            if let Some((capacity, on)) = region.capacity.zip(load.turned()) {
+            if let Some(on) = load.turned() {
+                let capacity = region.capacity;
                 let (region, carried) = (region.name.as_str().into(), load.average().round() as u64);
                 events.push(Event::Shedding { region, on, carried, capacity });
             }

@@ -114,7 +114,7 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
     );
     gauges.family(
         "meridian_region_shed_ratio",
-        "How much of its clients a region takes as far as its load is concerned: 1 up to its target, 0 at its limit.",
+        "How much of its clients a region takes as far as its load is concerned: 1 up to its target, next to 0 at its limit.",
         &["region"],
         regions.iter().map(|(name, _, view)| (name.clone(), view.shed)),
     );
