@@ -151,6 +151,12 @@ pub mod sixteen {
         bytes.max(u8x16::splat(most + 1)).simd_eq(bytes)
     }
 
+    /// Bytes from `first` to `last`.
+    #[inline(always)]
+    pub fn within(bytes: u8x16, first: u8, last: u8) -> u8x16 {
+        bytes.max(u8x16::splat(first)).min(u8x16::splat(last)).simd_eq(bytes)
+    }
+
     /// Bytes that are `byte`.
     #[inline(always)]
     pub fn equal(bytes: u8x16, byte: u8) -> u8x16 {

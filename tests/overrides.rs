@@ -496,11 +496,7 @@ impl Running {
             command.env("STATE_DIRECTORY", self.path("state"));
         }
         self.child = Some(command.stdout(std::process::Stdio::null()).stderr(log).spawn().unwrap());
-        let begun = Instant::now();
-        while self.get("/readyz").await.is_none_or(|(status, _)| status != 200) {
-            assert!(begun.elapsed() < PATIENCE, "it does not start\n{}", self.log());
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        self.wait("it starts", async || self.get("/readyz").await.is_some_and(|(status, _)| status == 200)).await;
     }
 
     fn log(&self) -> String {
@@ -526,8 +522,12 @@ impl Running {
     }
 
     async fn until(&self, what: &str, intents: &[&str]) {
+        self.wait(what, async || self.intents().await == intents).await;
+    }
+
+    async fn wait(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let begun = Instant::now();
-        while self.intents().await != intents {
+        while !condition().await {
             assert!(begun.elapsed() < PATIENCE, "in vain: {what}\n{}", self.log());
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
@@ -691,16 +691,11 @@ async fn over_tcp_the_token_is_asked_for() {
     // Over TCP: the process says its port in the log.
     let config = SMALL.replace("address = \"\"", "address = \"127.0.0.1:0\"\ntoken = \"0123456789abcdef\"");
     let running = Running::start(&config, false).await;
-    let said = |log: &str| Some(log.lines().find(|line| line.contains("admin pages"))?.to_owned());
-    let begun = std::time::Instant::now();
     // The log is written by a thread of its own.
-    let line = loop {
-        match said(&running.log()) {
-            Some(line) if line.contains("address=") => break line,
-            _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
-        }
-        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{}", running.log());
-    };
+    let said = |line: &&str| line.contains("admin pages") && line.contains("address=");
+    running.wait("it says its address", async || running.log().lines().any(|line| said(&line))).await;
+    let log = running.log();
+    let line = log.lines().find(said).unwrap();
     let address = line.rsplit("address=").next().unwrap().trim().to_owned();
     // The token is that of the configuration, or of the environment.
     assert_eq!(running.run(&["set", "region", "home", "drain", "--admin", &address]).0, Some(0));

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use crate::steering::Snapshot;
 use crate::steering::explain::{Explanation, Question};
+use crate::steering::{RegionSet, Snapshot};
 
 /// The explanation that `query` asks for, or what is wrong with the query. `now`: nanoseconds of the writer's clock.
 pub(super) fn of(snapshot: &Snapshot, query: &str, now: impl Fn() -> u64) -> Result<Explanation, String> {
@@ -34,11 +34,7 @@ pub(super) fn of(snapshot: &Snapshot, query: &str, now: impl Fn() -> u64) -> Res
         return Err(format!("there is no region `{name}`\n"));
     }
     question.client = ip.parse().map_err(|_| format!("`{ip}` is not an address\n"))?;
-    Ok(snapshot.explain(
-        &question,
-        "live; as the running process sees it",
-        snapshot.full(snapshot.fleet().bounded, now),
-    ))
+    Ok(snapshot.explain(&question, "live; as the running process sees it", snapshot.full(RegionSet::ALL, now)))
 }
 
 fn decode(text: &str) -> Option<Cow<'_, str>> {

@@ -8,10 +8,9 @@ use serde::Serialize;
 use crate::admin::Admin;
 use crate::geo::SourceInfo;
 use crate::state::{Clock, Published};
-use crate::steering::fleet;
 use crate::steering::ids::PoolId;
 use crate::steering::overrides::Shown;
-use crate::steering::snapshot::{EndpointView, RegionView};
+use crate::steering::snapshot::{Carried, EndpointView};
 use crate::steering::{ServiceId, Snapshot};
 use crate::text::rfc3339;
 
@@ -32,27 +31,6 @@ pub(super) struct Status {
     geo: Vec<Source>,
     /// The last reload; `null` before the first.
     reload: Option<ReloadResult>,
-}
-
-#[derive(Serialize)]
-struct Carried {
-    name: String,
-    /// Requests that are there now.
-    in_flight: u32,
-    /// 0 … 1: the part of its clients that it takes, as far as its load is concerned.
-    shed: f64,
-    /// 0 … 1: the part that it takes of those who come because their own region is lost.
-    intake: f64,
-    /// `null`: none is stated.
-    capacity: Option<Capacity>,
-}
-
-#[derive(Serialize)]
-struct Capacity {
-    target: u32,
-    limit: u32,
-    /// `in_flight rps`.
-    unit: &'static str,
 }
 
 #[derive(Serialize)]
@@ -148,25 +126,13 @@ pub(super) fn of(admin: &Admin, now: SystemTime) -> Status {
         not_ready_because: not_ready.map(|why| why.trim_end().to_owned()),
         listen: admin.listen.iter().map(ToString::to_string).collect(),
         services: (0..fleet.services.len()).map(|index| service(&published, clock, ServiceId(index as u16))).collect(),
-        regions: fleet.regions.iter().zip(&snapshot.regions).map(|(region, view)| carried(region, view)).collect(),
+        regions: fleet.regions.iter().zip(&snapshot.regions).map(|(region, view)| Carried::new(region, view)).collect(),
         geo: atlas.databases().iter().chain(atlas.geofeeds()).map(|info| source(info, since_epoch)).collect(),
         reload: admin.metrics.last_reload().map(|reload| ReloadResult {
             at: rfc3339(reload.at_ms),
             success: reload.error.is_none(),
             error: reload.error.clone(),
         }),
-    }
-}
-
-fn carried(region: &fleet::Region, view: &RegionView) -> Carried {
-    let capacity =
-        region.capacity.map(|fleet::Capacity { target, limit, unit }| Capacity { target, limit, unit: unit.as_str() });
-    Carried {
-        name: region.name.clone(),
-        in_flight: view.load.in_flight(),
-        shed: view.shed,
-        intake: view.intake,
-        capacity,
     }
 }
 

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::cli::live::Asker;
 use crate::cli::{ConfigFile, or_complain, print};
-use crate::steering::fleet::Intent;
+use crate::steering::fleet::{Capacity, Intent};
 use crate::steering::overrides::Shown;
+use crate::steering::snapshot::Carried;
 
 /// Arguments of `meridian states`.
 #[derive(Args, Debug)]
@@ -23,22 +24,6 @@ pub(super) struct States {
     /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
     #[arg(long, value_name = "SOCKET|ADDRESS")]
     admin: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Carried {
-    name: String,
-    in_flight: u32,
-    shed: f64,
-    intake: f64,
-    capacity: Option<Capacity>,
-}
-
-#[derive(Deserialize)]
-struct Capacity {
-    target: u32,
-    limit: u32,
-    unit: String,
 }
 
 #[derive(Deserialize)]
@@ -186,6 +171,7 @@ fn bounded(regions: &[Carried]) -> String {
         } else {
             String::new()
         };
+        let unit = unit.as_str();
         text +=
             &format!("{first}  {name}: {in_flight} in flight, target {target}, limit {limit} {unit}{takes}{lets_in}\n");
     }

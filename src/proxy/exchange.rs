@@ -197,25 +197,32 @@ struct InFlight {
 }
 
 impl InFlight {
-    /// Counts in, if the region has room at `now` (of [`Clock::nanos`](crate::state::Clock::nanos)). A request that is at the region already, and
-    /// moves on within it, has that.
-    fn enter(snapshot: &Snapshot, take: Take, is_there: bool, now: impl FnOnce() -> u64) -> Option<InFlight> {
+    /// Counts in, if the region has room at `now` (of [`Clock::nanos`](crate::state::Clock::nanos)), or none is needed.
+    fn enter(snapshot: &Snapshot, take: Take, needs_room: bool, now: impl FnOnce() -> u64) -> Option<InFlight> {
         let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
-        let fleet = snapshot.fleet();
-        let capacity = if fleet.bounded.contains(take.region) { fleet.region(take.region).capacity } else { None };
-        let capacity = capacity.filter(|capacity| !(is_there && capacity.unit == Unit::InFlight));
-        meter.try_enter(capacity.as_ref(), now).then(|| InFlight {
-            meter: Arc::clone(meter),
-            unused: capacity,
-            asked: None,
-        })
+        let capacity = snapshot.fleet().region(take.region).capacity.filter(|_| needs_room);
+        match &capacity {
+            Some(capacity) if !meter.try_enter(capacity, now) => return None,
+            Some(_) => {}
+            None => meter.enter(),
+        }
+        Some(InFlight { meter: Arc::clone(meter), unused: capacity, asked: None })
     }
+}
 
-    /// Once more to the same endpoint, which served nothing: that takes nothing more.
-    fn again(snapshot: &Snapshot, take: Take) -> InFlight {
-        let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
-        meter.enter();
-        InFlight { meter: Arc::clone(meter), unused: None, asked: None }
+/// Of the takes that `next` finds along a walk, the first that `enter` finds room for.
+fn with_room<E>(
+    walk: &mut Walk,
+    snapshot: &Snapshot,
+    mut next: impl FnMut(&mut Walk) -> Result<Take, E>,
+    enter: impl Fn(Take) -> Option<InFlight>,
+) -> Result<(Take, InFlight), E> {
+    loop {
+        let take = next(walk)?;
+        match enter(take) {
+            Some(in_flight) => return Ok((take, in_flight)),
+            None => walk.had_no_room(snapshot),
+        }
     }
 }
 
@@ -253,7 +260,7 @@ impl Vigil {
         if endpoint.state != EndpointState::Down {
             return false;
         }
-        let mut elsewhere = open_regions(snapshot, service);
+        let mut elsewhere = snapshot.service(service).serving();
         elsewhere.remove(snapshot.fleet().pool(pool).region);
         let is_beside = |other: &EndpointView| {
             other.id != self.endpoint && other.state == EndpointState::Up && other.intent == Intent::Ready
@@ -288,11 +295,6 @@ fn find(snapshot: &Snapshot, service: ServiceId, id: EndpointId) -> Option<(Pool
     pools.find_map(|pool| Some((*pool, snapshot.pool(*pool).endpoints.iter().find(|endpoint| endpoint.id == id)?)))
 }
 
-/// Regions that are up and that no operator took out.
-fn open_regions(snapshot: &Snapshot, service: ServiceId) -> RegionSet {
-    snapshot.service(service).serving()
-}
-
 /// Whether a region that was up `then` is not `now`: moving away from it costs no budget.
 fn has_fallen(then: &Snapshot, now: &Snapshot, service: ServiceId, region: RegionId) -> bool {
     let (Some(service_now), Some(region_now)) = (service_now(then, now, service), region_now(then, now, region)) else {
@@ -317,6 +319,7 @@ impl Exchange {
         published: Arc<Published>,
         head: &Head<'_, F>,
     ) -> &'s mut Exchange {
+        // Not `insert`, which would move it once more.
         *slot = None;
         let exchange = slot.get_or_insert_with(|| Exchange::new(shared, published, head));
         exchange.plan_first(head);
@@ -411,25 +414,22 @@ impl Exchange {
         let query = Query { client, service: id, chance: head.chance, affinity, full };
         let walk = self.walk.insert(snapshot.walk(&query));
         self.record.place = Some(snapshot.view.atlas.place(walk.place()));
-        let (take, in_flight) = loop {
-            let take = walk.take(snapshot);
-            let Ok(taken) = take else { break (take, None) };
-            match InFlight::enter(snapshot, taken, false, now) {
-                None => walk.had_no_room(snapshot),
-                in_flight => break (take, in_flight),
-            }
-        };
+        let enter = |take| InFlight::enter(snapshot, take, true, now);
+        let taken = with_room(walk, snapshot, |walk| walk.take(snapshot), enter);
         if service.affinity.is_some() {
             self.affinity = Some(match self.claim {
-                Claim::Region { id, .. } if take.is_ok_and(|take| take.region == id) => AffinityResult::Honoured,
+                Claim::Region { id, .. } if taken.as_ref().is_ok_and(|(take, _)| take.region == id) => {
+                    AffinityResult::Honoured
+                }
                 Claim::Region { .. } | Claim::Gone => AffinityResult::Unavailable,
                 Claim::Expired => AffinityResult::Expired,
                 Claim::Broken => AffinityResult::Broken,
                 Claim::Absent => AffinityResult::Absent,
             });
         }
-        let attempt = self.plan(service, take?, false, service.timeouts.request);
-        self.planned = in_flight.map(|in_flight| (attempt, in_flight));
+        let (take, in_flight) = taken?;
+        let attempt = self.plan(service, take, false, service.timeouts.request);
+        self.planned = Some((attempt, in_flight));
         Ok(())
     }
 
@@ -772,16 +772,14 @@ impl Exchange {
         let mut walk = self.walk.clone();
         let (take, fresh, in_flight) = match retry::judge(failure, replay, last.fresh) {
             Verdict::GiveUp(why) => return Err(why),
-            Verdict::Fresh => (last.take, true, InFlight::again(&published.snapshot, last.take)),
+            // Nothing was served there, so that it takes nothing more.
+            Verdict::Fresh => (last.take, true, self.enter(last.take, false, now).ok_or(GaveUp::Nowhere)?),
             Verdict::Elsewhere(avoid) => {
                 let walk = walk.as_mut().ok_or(GaveUp::Nowhere)?;
                 walk.look_again(self.full(service, now));
                 walk.failed(&published.snapshot, avoid);
-                match self.next_take(walk, id, now) {
-                    Some((take, in_flight)) => (take, false, in_flight),
-                    None if walk.lacks_room() => return Err(GaveUp::Full),
-                    None => return Err(GaveUp::Nowhere),
-                }
+                let (take, in_flight) = self.next_take(walk, id, now)?;
+                (take, false, in_flight)
             }
         };
         let then = &published.snapshot;
@@ -802,31 +800,30 @@ impl Exchange {
     fn full(&self, service: &Service, now: Instant) -> RegionSet {
         let snapshot = &self.published.snapshot;
         let mut full = snapshot.full(service.regions, || self.shared.reader.clock().nanos(now));
-        let is_there = self.in_flight.as_ref().and(self.current).map(|current| current.take.region);
-        if let Some(region) = is_there
-            && snapshot.fleet().region(region).capacity.is_some_and(|capacity| capacity.unit == Unit::InFlight)
-        {
+        if let Some(region) = self.place() {
             full.remove(region);
         }
         full
     }
 
+    /// The region in which this request counts as one that is there, and goes on doing so when it moves on within it.
+    fn place(&self) -> Option<RegionId> {
+        let region = self.in_flight.as_ref().and(self.current)?.take.region;
+        let capacity = self.published.snapshot.fleet().region(region).capacity?;
+        (capacity.unit == Unit::InFlight).then_some(region)
+    }
+
     /// Counts in for another attempt, there.
-    fn enter(&self, take: Take, now: Instant) -> Option<InFlight> {
-        let is_there =
-            self.in_flight.is_some() && self.current.is_some_and(|current| current.take.region == take.region);
-        InFlight::enter(&self.published.snapshot, take, is_there, || self.shared.reader.clock().nanos(now))
+    fn enter(&self, take: Take, needs_room: bool, now: Instant) -> Option<InFlight> {
+        let needs_room = needs_room && self.place() != Some(take.region);
+        InFlight::enter(&self.published.snapshot, take, needs_room, || self.shared.reader.clock().nanos(now))
     }
 
     /// The walk's next take that has room.
-    fn next_take(&self, walk: &mut Walk, service: ServiceId, now: Instant) -> Option<(Take, InFlight)> {
-        loop {
-            let take = self.take(walk, service)?;
-            match self.enter(take, now) {
-                Some(in_flight) => return Some((take, in_flight)),
-                None => walk.had_no_room(&self.published.snapshot),
-            }
-        }
+    fn next_take(&self, walk: &mut Walk, service: ServiceId, now: Instant) -> Result<(Take, InFlight), GaveUp> {
+        let next = |walk: &mut Walk| self.take(walk, service).ok_or(GaveUp::Nowhere);
+        let taken = with_room(walk, &self.published.snapshot, next, |take| self.enter(take, true, now));
+        taken.map_err(|nowhere| if walk.lacks_room() { GaveUp::Full } else { nowhere })
     }
 
     /// The walk's next take that is not known by now to be in vain: since the request began, an endpoint may have gone down, or an operator may
@@ -837,7 +834,7 @@ impl Exchange {
         let is_vain = |take: Take| {
             let Some(service) = service_now(then, now, service) else { return false };
             let Some((pool, endpoint)) = find(now, service, self.endpoint(take).id) else { return false };
-            let is_open = open_regions(now, service).contains(now.fleet().pool(pool).region);
+            let is_open = now.service(service).serving().contains(now.fleet().pool(pool).region);
             !is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready
         };
         let first = walk.take(then).ok()?;

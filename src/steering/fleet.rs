@@ -89,7 +89,7 @@ pub struct Region {
 }
 
 /// What a region can carry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
     /// Above it, clients are shed to the next region. At least 1.
     pub target: u32,
@@ -100,7 +100,8 @@ pub struct Capacity {
 }
 
 /// What a capacity counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Unit {
     /// Requests at once, tunnels among them.
     InFlight,

@@ -60,16 +60,13 @@ impl Meter {
         self.in_flight.fetch_add(1, Relaxed);
     }
 
-    /// The same, unless the region has that capacity and is at its limit ([`Load::try_enter`]).
-    pub fn try_enter(&self, capacity: Option<&Capacity>, now: impl FnOnce() -> u64) -> bool {
-        if capacity.is_some_and(|capacity| !self.load.try_enter(capacity, now)) {
-            return false;
+    /// The same, unless the region is at the limit of that capacity ([`Load::try_enter`]).
+    pub fn try_enter(&self, capacity: &Capacity, now: impl FnOnce() -> u64) -> bool {
+        let room = self.load.try_enter(capacity, now);
+        if room {
+            self.in_flight.fetch_add(1, Relaxed);
         }
-        if capacity.is_none() {
-            self.load.enter();
-        }
-        self.in_flight.fetch_add(1, Relaxed);
-        true
+        room
     }
 
     /// See [`Load::refund`].

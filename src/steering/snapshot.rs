@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::geo::Atlas;
-use crate::steering::fleet::{Fleet, Intent, Service};
+use crate::steering::fleet::{Capacity, Fleet, Intent, Region, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::load::Load;
 use crate::steering::meter::Meter;
@@ -95,6 +97,30 @@ pub struct RegionView {
     pub intake: f64,
     /// Regions that were lost a moment ago, so that their clients come.
     pub from: RegionSet,
+}
+
+/// What a region carries, as pages show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    /// The region.
+    pub name: String,
+    /// Requests that are there now.
+    pub in_flight: u32,
+    /// [`RegionView::shed`].
+    pub shed: f64,
+    /// [`RegionView::intake`].
+    pub intake: f64,
+    /// `null`: none is stated.
+    pub capacity: Option<Capacity>,
+}
+
+impl Carried {
+    /// By that region as the world stands.
+    pub fn new(region: &Region, view: &RegionView) -> Carried {
+        let RegionView { load, shed, intake, .. } = view;
+        let (shed, intake) = (*shed, *intake);
+        Carried { name: region.name.clone(), in_flight: load.in_flight(), shed, intake, capacity: region.capacity }
+    }
 }
 
 /// The sets of one service, as far as they do not depend on the client.

@@ -239,10 +239,9 @@ impl World {
         let mut old_services: Vec<Option<Standing>> = self.services.drain(..).map(Some).collect();
         for same in &same_service {
             let mut standing = same.and_then(|id| old_services[id.index()].take()).unwrap_or_else(Standing::new);
-            // Its ids were those of another configuration.
-            let none =
-                ServiceView { up: same_regions(&before, &fleet, standing.view.taking()), ..Standing::new().view };
-            standing.view = ServiceView { panicking: standing.view.panicking, ..none };
+            // Its ids were those of another configuration: all that is still asked for is what of it may be lost.
+            let (up, panicking) = (same_regions(&before, &fleet, standing.view.taking()), standing.view.panicking);
+            standing.view = ServiceView { up, panicking, ..Standing::new().view };
             self.services.push(standing);
         }
         let mut old_pools: Vec<Option<Pool>> = self.pools.drain(..).map(Some).collect();
@@ -523,7 +522,7 @@ impl World {
     fn receive(&mut self, service: &Service, lost: RegionSet) {
         let fleet = Arc::clone(&self.view.fleet);
         for gone in lost.and(service.regions).iter() {
-            for receiver in service.regions.without(lost).and(fleet.bounded).iter() {
+            for receiver in service.regions.without(lost).iter() {
                 let Some(capacity) = &fleet.region(receiver).capacity else { continue };
                 let carried = fleet.region(gone).capacity.filter(|lost| lost.unit == capacity.unit);
                 if self.loads[receiver.index()].receive(capacity, gone, carried.map(|lost| lost.target)) {

@@ -104,18 +104,18 @@ impl Proxy {
 
     /// Waits for the access log to have `count` lines, whatever is still in flight.
     pub async fn lines_of(&self, count: usize) -> Vec<Value> {
-        until("the lines are written", || self.lines_now().len() >= count).await;
-        self.lines_now()
-    }
-
-    /// Waits for the access log to have `count` lines, and that nothing is in flight any more.
-    pub async fn lines(&self, count: usize) -> Vec<Value> {
         let mut lines = Vec::new();
         until("lines in the access log", || {
             lines = self.lines_now();
             lines.len() >= count
         })
         .await;
+        lines
+    }
+
+    /// Waits for the access log to have `count` lines, and that nothing is in flight any more.
+    pub async fn lines(&self, count: usize) -> Vec<Value> {
+        let lines = self.lines_of(count).await;
         until("nothing is in flight", || self.in_flight() == 0).await;
         lines
     }

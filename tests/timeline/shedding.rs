@@ -91,7 +91,10 @@ impl Crowd {
                 continue;
             };
             let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
-            assert!(meter.try_enter(snapshot.fleet().region(take.region).capacity.as_ref(), now), "it was not full");
+            match &snapshot.fleet().region(take.region).capacity {
+                Some(capacity) => assert!(meter.try_enter(capacity, now), "it was not full"),
+                None => meter.enter(),
+            }
             match take.region {
                 RegionId(0) => self.near.insert(client),
                 _ => self.near.remove(&client),

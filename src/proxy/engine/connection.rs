@@ -391,7 +391,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             let rival = exchange.rival(now)?;
             let entrant = Entrant::enter(core, exchange, &rival, now);
             if entrant.is_none() {
-                exchange.rival_lost();
+                exchange.hedge_lost();
             }
             entrant
         };

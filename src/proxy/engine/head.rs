@@ -115,7 +115,8 @@ pub fn read_request(bytes: &[u8], most: usize) -> Result<Option<(Request<'_>, us
 
 #[inline(always)]
 fn request_of(bytes: &[u8], most: usize) -> Result<(Request<'_>, usize), Fault> {
-    let method = ..run(bytes, 0, is_token_byte)?;
+    let (method_end, _) = token_end(bytes, 0)?;
+    let method = ..method_end;
     if method.end == 0 || bytes[method.end] != b' ' {
         return Err(Fault::Bad);
     }
@@ -176,13 +177,6 @@ pub(super) fn trailers(bytes: &[u8]) -> Option<Lines<'_>> {
     }
 }
 
-/// Where the bytes from `at` on cease to be good; there is a byte that is not.
-#[inline(always)]
-fn run(bytes: &[u8], at: usize, mut good: impl FnMut(u8) -> bool) -> Result<usize, Fault> {
-    let rest = bytes.get(at..).ok_or(Fault::Cut)?;
-    rest.iter().position(|byte| !good(*byte)).map(|length| at + length).ok_or(Fault::Cut)
-}
-
 /// `HTTP/1.0` or `HTTP/1.1` at that place, and where it ends.
 #[inline]
 fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
@@ -197,10 +191,10 @@ fn version(bytes: &[u8], at: usize) -> Result<(Version, usize), Fault> {
     }
 }
 
-/// Where the name that begins at `at` ends, and whether it has an underscore (RFC 9110, 5.6.2).
+/// Where the token that begins at `at` ends, and whether it has an underscore (RFC 9110, 5.6.2).
 #[inline]
-fn name_end(bytes: &[u8], at: usize) -> Result<(usize, bool), Fault> {
-    // Most names are of letters, digits and hyphens: what is none of these mostly ends one.
+fn token_end(bytes: &[u8], at: usize) -> Result<(usize, bool), Fault> {
+    // Most are of letters, digits and hyphens: what is none of these mostly ends one.
     let mut end = find(bytes, at, |some| !is_usual(some)).ok_or(Fault::Cut)?;
     let mut underscored = false;
     while is_token_byte(bytes[end]) {
@@ -213,8 +207,8 @@ fn name_end(bytes: &[u8], at: usize) -> Result<(usize, bool), Fault> {
 /// Letters, digits and hyphens.
 #[inline(always)]
 fn is_usual(some: u8x16) -> u8x16 {
-    let within = |some: u8x16, first, last| some.max(u8x16::splat(first)).min(u8x16::splat(last)).simd_eq(some);
-    within(some | u8x16::splat(32), b'a', b'z') | within(some, b'0', b'9') | sixteen::equal(some, b'-')
+    let letters = sixteen::within(some | u8x16::splat(32), b'a', b'z');
+    letters | sixteen::within(some, b'0', b'9') | sixteen::equal(some, b'-')
 }
 
 /// Where the text that begins at `at` ends with its line: at CRLF. The tab is the only control byte in it (RFC 9110, 5.5).
@@ -239,7 +233,7 @@ fn fields(bytes: &[u8], mut at: usize, most: usize, spaced: bool) -> Result<(Lin
     u32::try_from(bytes.len()).map_err(|_| Fault::Bad)?;
     let mut lines = Lines::of(bytes);
     loop {
-        let (name_end, underscored) = name_end(bytes, at)?;
+        let (name_end, underscored) = token_end(bytes, at)?;
         let name = at..name_end;
         if name.is_empty() {
             return match bytes[at..] {

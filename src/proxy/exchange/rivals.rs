@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, Exchange, Rival};
+use super::{Attempt, Exchange, Rival, with_room};
 use crate::proxy::retry;
-use crate::steering::Avoid;
 use crate::steering::fleet::Service;
 use crate::steering::meter::Meter;
+use crate::steering::{Avoid, Walk};
 
 impl Exchange {
     /// After how long without a connection another region had better be tried beside the one of the attempt being made.
@@ -24,8 +24,8 @@ impl Exchange {
         self.has_attempts(service) && service.pools.len() > 1
     }
 
-    /// An attempt in another region to connect for beside the one being made, if there is one to make; it is counted in there. Nothing is sent over either before one
-    /// of them has its connection.
+    /// An attempt in another region to connect for beside the one being made, if there is one to make; it is counted in
+    /// there. Nothing is sent over either before one of them has its connection.
     pub fn rival(&mut self, now: Instant) -> Option<Attempt> {
         let (current, service) = (self.current?, self.record.service?);
         if now >= self.deadline {
@@ -35,13 +35,12 @@ impl Exchange {
         let mut walk = self.walk.clone()?;
         walk.look_again(self.full(published.snapshot.fleet().service(service), now));
         walk.failed(&published.snapshot, Avoid::Region);
-        let (take, in_flight) = loop {
-            let take = walk.take(&published.snapshot).ok().filter(|take| take.region != current.take.region)?;
-            match self.enter(take, now) {
-                Some(in_flight) => break (take, in_flight),
-                None => walk.had_no_room(&published.snapshot),
-            }
+        let next = |walk: &mut Walk| {
+            let take = walk.take(&published.snapshot).ok();
+            take.filter(|take| take.region != current.take.region).ok_or(())
         };
+        let enter = |take| self.enter(take, true, now);
+        let (take, in_flight) = with_room(&mut walk, &published.snapshot, next, enter).ok()?;
         let remaining = self.deadline.saturating_duration_since(now);
         let attempt = self.plan(published.snapshot.fleet().service(service), take, false, remaining);
         self.rival = Some(Box::new(Rival { walk, attempt, in_flight: Some(in_flight) }));
