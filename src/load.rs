@@ -33,8 +33,8 @@ pub struct Loader {
 }
 
 /// What the last successful load made.
-#[derive(Debug)]
-struct Last {
+#[derive(Clone, Debug)]
+pub struct Last {
     /// The configuration's own files as they were.
     config: Inputs,
     geoip: GeoFiles,
@@ -143,6 +143,16 @@ impl Loader {
         };
         self.last = Some(Last { config: config_inputs, geoip: config.geoip.clone(), data, view: view.clone() });
         Ok(Loaded { config, view, stale_data, changed })
+    }
+
+    /// What the last successful load made, for [`Loader::back_to`].
+    pub fn last(&self) -> Option<Last> {
+        self.last.clone()
+    }
+
+    /// Forgets what was made since: it was not published, and the next load starts from what is.
+    pub fn back_to(&mut self, last: Option<Last>) {
+        self.last = last;
     }
 
     /// A loader that made nothing yet and is said to have looked at `inputs`.

@@ -36,7 +36,7 @@ use crate::proxy::caught::caught;
 use crate::proxy::engine::{Gate, Served};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
-use crate::state::{self, Kept, Reader, Sender};
+use crate::state::{self, Kept, Reader, ReloadRequest, Sender};
 use crate::telemetry::{AccessLogger, Metrics, Mover, log};
 use crate::watch::Watch;
 
@@ -104,6 +104,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         put_away: tokio::sync::Mutex::new(all_put_away),
     };
     let exit = Arc::new(AtomicBool::new(false));
+    let (ask, asked) = mpsc::channel(1);
     let control = Control {
         parts: Mutex::new(Some(Parts {
             admin: Admin {
@@ -112,6 +113,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
                 token: boot.admin_token.clone(),
                 metrics: metrics.clone(),
                 draining,
+                ask: ask.clone(),
                 listen: http.local_addresses().into(),
                 config: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into(),
             },
@@ -129,6 +131,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
             metrics,
             access,
             failed,
+            ask,
+            asked,
             exit: Arc::clone(&exit),
             stopped,
             put_away,
@@ -256,6 +260,9 @@ struct Parts {
     access: AccessLogger,
     /// Said when something without which we cannot be cannot start.
     failed: mpsc::Sender<()>,
+    /// Reloads that somebody asks for.
+    ask: mpsc::Sender<ReloadRequest>,
+    asked: mpsc::Receiver<ReloadRequest>,
     exit: Arc<AtomicBool>,
     stopped: watch::Receiver<bool>,
     /// Dropped when everything is put away.
@@ -287,24 +294,27 @@ impl Service for Control {
 impl Parts {
     /// Runs until stopped.
     async fn run(self) -> Result<(), String> {
-        let Parts { admin, watch, writer, sender, reader, metrics, access, mut stopped, put_away, .. } = self;
+        let Parts { admin, watch, writer, sender, reader, metrics, access, ask, asked, mut stopped, put_away, .. } =
+            self;
         let doors = admin::open(watch.boot.admin, watch.boot.admin_socket.as_deref()).await;
         let doors = doors.map_err(|error| format!("admin: {error}"))?;
         if let Some(address) = doors.address() {
             tracing::info!(%address, "admin pages");
         }
-        let (ask, asked) = mpsc::channel(1);
         let signals = signals(ask, access).map_err(|error| format!("signals: {error}"))?;
         tokio::spawn(writer);
+        let kept = sender.kept().clone();
         tokio::select! {
             () = doors.serve(admin) => {}
             () = watch.run(asked) => {}
             () = probe::run(reader.clone(), sender.clone(), metrics) => {}
             () = resolve::run(reader.clone(), sender) => {}
             () = signals => {}
-            () = ready(reader) => {}
+            () = ready(reader.clone()) => {}
+            () = state::remember(reader.clone(), kept.clone()) => {}
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
+        state::remember_now(&reader, &kept).await;
         drop(put_away);
         Ok(())
     }
@@ -320,14 +330,14 @@ async fn ready(mut reader: Reader) {
 }
 
 /// SIGHUP asks for a reload, SIGUSR1 opens the access log anew (for log rotation).
-fn signals(ask: mpsc::Sender<()>, access: AccessLogger) -> std::io::Result<impl Future<Output = ()> + Send> {
+fn signals(ask: mpsc::Sender<ReloadRequest>, access: AccessLogger) -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut user = signal(SignalKind::user_defined1())?;
     Ok(async move {
         loop {
             tokio::select! {
                 // Full: a reload is due already.
-                _ = hangup.recv() => drop(ask.try_send(())),
+                _ = hangup.recv() => drop(ask.try_send(ReloadRequest::default())),
                 _ = user.recv() => access.reopen(),
             }
         }

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Edge;
+use crate::steering::brake::{self, Moves};
 use crate::steering::snapshot::EndpointId;
 use crate::steering::world::{LOOK, ProbeResult};
 use crate::steering::{Change, Now, Objection, Overrides, Snapshot, View, Word, World};
@@ -32,6 +33,9 @@ const BATCH: usize = 64;
 
 /// Hold, ramp and slow start move in steps of this.
 const TICK: Duration = Duration::from_millis(250);
+
+/// What was seen of clients is kept so often: it is worth hours.
+const REMEMBER: Duration = Duration::from_secs(600);
 
 /// What a request reads, all of one moment.
 #[derive(Debug)]
@@ -134,6 +138,7 @@ impl Reader {
 #[derive(Clone, Debug)]
 pub struct Sender {
     messages: mpsc::Sender<Message>,
+    current: Arc<ArcSwap<Published>>,
     keeper: Arc<Keeper>,
 }
 
@@ -164,12 +169,23 @@ pub enum Refused {
     Ending,
 }
 
+/// Somebody asks for a reload. Not for the writer: who reloads reads files first.
+#[derive(Debug, Default)]
+pub struct ReloadRequest {
+    /// Whether the brake shall let it pass.
+    pub force: bool,
+    /// Who asks; empty for a signal.
+    pub who: String,
+    /// Gets the generation that is published then, or why it is not as it was asked for.
+    pub done: Option<oneshot::Sender<Result<u64, String>>>,
+}
+
 #[derive(Debug)]
 enum Message {
     Publish { view: View, edge: Arc<Edge>, done: oneshot::Sender<u64> },
     Probed { endpoint: EndpointId, result: ProbeResult, began: Instant, next: oneshot::Sender<Option<Duration>> },
     Resolved { host: String, addresses: Vec<IpAddr> },
-    Said { word: Word, force: bool, done: oneshot::Sender<Result<Arc<Overrides>, Objection>> },
+    Said { word: Word, force: bool, moves: Vec<Moves>, done: oneshot::Sender<Result<Arc<Overrides>, Objection>> },
 }
 
 impl Sender {
@@ -192,15 +208,16 @@ impl Sender {
         let _ = self.messages.send(Message::Resolved { host, addresses }).await;
     }
 
-    /// Puts an operator's word in force and keeps it; returns once readers see it. `force` overrules [`Objection::LastRegion`]. What was begun
+    /// Puts an operator's word in force and keeps it; returns once readers see it. `force` overrules what may be overruled. What was begun
     /// is finished though the caller is dropped.
     pub async fn say(&self, word: Word, force: bool) -> Result<Lasting, Refused> {
         let sender = self.clone();
         // A task of its own: who asks over HTTP may hang up between the word and the file.
         let said = tokio::spawn(async move {
             let _turn = sender.keeper.turn.lock().await;
+            let moves = if force { Vec::new() } else { sender.moves(&word).await };
             let (done, overrides) = oneshot::channel();
-            let _ = sender.messages.send(Message::Said { word, force, done }).await;
+            let _ = sender.messages.send(Message::Said { word, force, moves, done }).await;
             let overrides = overrides.await.map_err(|_| Refused::Ending)?.map_err(Refused::Objection)?;
             let kept = sender.keeper.kept.clone();
             Ok(match kept.file() {
@@ -209,6 +226,12 @@ impl Sender {
             })
         });
         said.await.unwrap_or(Err(Refused::Ending))
+    }
+
+    /// What a word would move that is too much. Worked out here: it takes milliseconds, which the writer does not have.
+    async fn moves(&self, word: &Word) -> Vec<Moves> {
+        let (snapshot, word) = (Arc::clone(&self.current.load().snapshot), word.clone());
+        tokio::task::spawn_blocking(move || brake::word(&snapshot, &word)).await.unwrap_or_default()
     }
 
     /// The file in which operators' words are kept, if there is one.
@@ -234,6 +257,28 @@ async fn keep(kept: Kept, overrides: Arc<Overrides>) -> Lasting {
     Lasting::No(format!("{file}: {why}"))
 }
 
+/// Keeps what is seen of clients from time to time, until the future is dropped; the last is to be kept by who drops it.
+pub async fn remember(reader: Reader, kept: Kept) {
+    let mut times = interval(REMEMBER);
+    // The first is at once.
+    times.tick().await;
+    loop {
+        times.tick().await;
+        remember_now(&reader, &kept).await;
+    }
+}
+
+/// Keeps what was seen of clients until now.
+pub async fn remember_now(reader: &Reader, kept: &Kept) {
+    let (snapshot, kept) = (reader.load().snapshot.clone(), kept.clone());
+    let written = tokio::task::spawn_blocking(move || kept.write_clients(&snapshot)).await;
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "what was seen of clients cannot be kept"),
+        Err(panic) => tracing::error!(%panic, "what was seen of clients was not kept, by a mistake of ours"),
+    }
+}
+
 /// Makes the world of `view` and both doors to it, published at once as generation 1. The future is the writer: it runs until every
 /// [`Sender`] is dropped. What operators say is kept in memory only.
 pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, impl Future<Output = ()> + Send) {
@@ -251,6 +296,7 @@ pub fn start_with(
     let mut world = World::new(view, clock.now());
     recall(&mut world, &kept, clock, &metrics);
     let snapshot = world.snapshot();
+    kept.recall_clients(&snapshot);
     let handles = metrics.published(&snapshot, clock.origin_ms);
     let published = Published { snapshot: snapshot.clone(), edge: edge.clone(), handles };
     let current = Arc::new(ArcSwap::from_pointee(published));
@@ -260,7 +306,11 @@ pub fn start_with(
     let writer =
         Writer { world, edge, clock, metrics, current: current.clone(), changed: changed_sender, ready: ready_sender };
     let keeper = Arc::new(Keeper { kept, turn: tokio::sync::Mutex::new(()) });
-    (Sender { messages, keeper }, Reader { current, changed, ready, clock }, writer.run(inbox))
+    (
+        Sender { messages, current: Arc::clone(&current), keeper },
+        Reader { current, changed, ready, clock },
+        writer.run(inbox),
+    )
 }
 
 /// Puts in force what operators said before this process. What was over meanwhile is told once, and kept no longer.
@@ -363,13 +413,14 @@ impl Writer {
                 self.apply(Change::Resolved { host, addresses });
                 None
             }
-            Message::Said { word, force, done } => Some(Waiting::Word(done, self.said(word, force))),
+            Message::Said { word, force, moves, done } => Some(Waiting::Word(done, self.said(word, force, moves))),
         }
     }
 
-    fn said(&mut self, word: Word, force: bool) -> Result<(), Objection> {
-        match self.world.objection(&word) {
-            Some(objection) if !(force && matches!(objection, Objection::LastRegion(_))) => Err(objection),
+    fn said(&mut self, word: Word, force: bool, moves: Vec<Moves>) -> Result<(), Objection> {
+        let braked = (!moves.is_empty()).then_some(Objection::Brake(moves));
+        match self.world.objection(&word).or(braked) {
+            Some(objection) if !(force && objection.may_be_overruled()) => Err(objection),
             _ => {
                 self.apply(Change::Said(word));
                 Ok(())

@@ -6,7 +6,8 @@
 //! same folder reloads nothing, and a lost event (queue overflow, a folder made anew, a file system without events) costs at most the time to
 //! the next look.
 //!
-//! There is one reload at a time, in the order of the events.
+//! There is one reload at a time, in the order of the events. One that would move more clients than `[process] brake` lets pass is refused
+//! as a broken file is, unless whoever asked for it insists.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,8 +24,8 @@ use tokio::time::sleep;
 use crate::config::Boot;
 use crate::load::{Inputs, LoadError, Loaded, Loader};
 use crate::notify::{Stage, tell};
-use crate::state::{Reader, Sender};
-use crate::steering::Event;
+use crate::state::{Reader, ReloadRequest, Sender};
+use crate::steering::{Event, View, brake};
 use crate::telemetry::Metrics;
 
 /// Files must look the same for this long before they are read: nobody wants the first half of a file.
@@ -61,19 +62,19 @@ pub struct Watch {
 
 impl Watch {
     /// Reloads whenever a file changed, or on a message in `asked`, until the future is dropped.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+    pub async fn run(mut self, mut asked: mpsc::Receiver<ReloadRequest>) {
         let (events, mut event) = mpsc::channel(1);
         let mut folders = Folders::new(events);
         let mut can_be_asked = true;
         // Something may have changed between the load and the first watch, and during every load after.
         let mut look_at_once = true;
         loop {
-            let mut explicit = false;
+            let mut request = None;
             if !look_at_once {
                 tokio::select! {
-                    request = asked.recv(), if can_be_asked => {
-                        can_be_asked = request.is_some();
-                        explicit = can_be_asked;
+                    received = asked.recv(), if can_be_asked => {
+                        can_be_asked = received.is_some();
+                        request = received;
                     }
                     Some(()) = event.recv() => sleep(GATHER).await,
                     () = sleep(ANYWAY) => {}
@@ -81,24 +82,32 @@ impl Watch {
             }
             // Watched before looked at: what changes after the look makes an event. Each time, because a folder may be new.
             folders.watch(self.loader.inputs());
-            look_at_once = settled(self.loader.inputs().clone(), explicit).await;
+            look_at_once = settled(self.loader.inputs().clone(), request.is_some()).await;
             if look_at_once {
-                self.reload().await;
+                self.reload(request.unwrap_or_default()).await;
             }
         }
     }
 
     /// Read, compile, publish; says how it went to the log, the metrics and the service manager.
     #[expect(clippy::disallowed_methods, reason = "a shell: reloads are dated")]
-    async fn reload(&mut self) {
+    async fn reload(&mut self, asked: ReloadRequest) {
         // Before the first READY=1 the service manager waits for that and nothing else.
         let managed = self.reader.is_ready();
         if managed {
             tell(Stage::Reloading);
         }
         let generation = self.generation();
+        let last = self.loader.last();
         let error = match self.load().await {
-            Ok(Ok(loaded)) => self.publish(loaded).await,
+            Ok(Ok(loaded)) => match self.braked(&loaded, &asked).await {
+                None => self.publish(loaded).await,
+                Some(text) => {
+                    self.loader.back_to(last);
+                    tracing::error!(generation, "reload refused; what is published stays: {text}");
+                    Some(text)
+                }
+            },
             Ok(Err(error)) => {
                 let text = error.to_string();
                 tracing::error!(generation, "reload refused; what is published stays\n{}", text.trim_end());
@@ -113,10 +122,39 @@ impl Watch {
             let refused = Event::ReloadRefused { generation: self.generation(), error: error.clone() };
             self.metrics.event(&refused, SystemTime::now());
         }
-        self.metrics.reloaded(SystemTime::now(), error);
+        self.metrics.reloaded(SystemTime::now(), error.clone());
         if managed {
             tell(Stage::Ready(&format!("generation {}", self.generation())));
         }
+        if let Some(done) = asked.done {
+            // Who asked may have gone.
+            let _ = done.send(error.map_or_else(|| Ok(self.generation()), Err));
+        }
+    }
+
+    /// Why the brake holds it back, if it does.
+    async fn braked(&self, loaded: &Loaded, asked: &ReloadRequest) -> Option<String> {
+        if !loaded.changed {
+            return None;
+        }
+        let moves = self.moves(loaded.view.clone()).await;
+        if moves.is_empty() {
+            return None;
+        }
+        let told = moves.iter().map(brake::Moves::to_string).collect::<Vec<_>>().join("; ");
+        if asked.force {
+            tracing::warn!(who = asked.who, "reloads past the brake, which moves {told}");
+            return None;
+        }
+        let brake = loaded.view.fleet.brake;
+        Some(format!(
+            "it would move {told}; more than [process] brake = {brake} has to be forced: `meridian reload --force`, or `brake = 100`"
+        ))
+    }
+
+    async fn moves(&self, view: View) -> Vec<brake::Moves> {
+        let now = self.reader.load().snapshot.clone();
+        spawn_blocking(move || brake::reload(&now, &view)).await.unwrap_or_default()
     }
 
     fn generation(&self) -> u64 {

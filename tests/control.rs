@@ -20,7 +20,7 @@ use std::time::Duration;
 use meridian::admin::{self, Admin};
 use meridian::config::{AccessLog, Boot};
 use meridian::load::Loader;
-use meridian::state::{self, Lasting, Reader, Sender};
+use meridian::state::{self, Lasting, Reader, ReloadRequest, Sender};
 use meridian::steering::fleet::Intent;
 use meridian::steering::{Override, RegionId, ServiceId, Snapshot, TakeReason, Target, Word};
 use meridian::telemetry::{AccessLogger, AccessRecord, Metrics, Text};
@@ -28,7 +28,7 @@ use meridian::watch::Watch;
 use meridian::{probe, resolve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long anything may take on a busy machine before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -502,7 +502,7 @@ struct Watched {
     folder: tempfile::TempDir,
     reader: Reader,
     metrics: Metrics,
-    asked: mpsc::Sender<()>,
+    asked: mpsc::Sender<ReloadRequest>,
 }
 
 impl Watched {
@@ -573,11 +573,68 @@ async fn renamed_written_and_broken_files() {
         fs::write(watched.path("noise"), n.to_string()).unwrap();
     }
     let reloads = watched.value("meridian_config_reloads_total{result=\"success\"}");
-    watched.asked.send(()).await.unwrap();
+    watched.asked.send(ReloadRequest::default()).await.unwrap();
     until("the asked reload", || watched.generation() > generation).await;
     assert_eq!(watched.generation(), generation + 1);
     until("its count", || watched.value("meridian_config_reloads_total{result=\"success\"}") > reloads).await;
     assert_eq!(watched.value("meridian_config_reloads_total{result=\"success\"}"), reloads.map(|n| n + 1.0));
+}
+
+/// A split between two regions with these weights.
+fn splitting(a: u32, b: u32, process: &str) -> String {
+    weighing(a)
+        .replace("hosts =", "steering = \"split\"\nhosts =")
+        .replace("[services.web.pools.b]", &format!("[services.web.pools.b]\nweight = {b}"))
+        + "[process]\n"
+        + process
+}
+
+#[tokio::test]
+async fn a_reload_that_moves_too_many_is_refused_unless_it_is_forced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    fs::write(&path, splitting(90, 10, "")).unwrap();
+    let watched = Watched::over(folder, path.clone()).await;
+    let refused = || {
+        let last = watched.metrics.last_reload();
+        last.and_then(|last| last.error.clone()).unwrap_or_default()
+    };
+    let ask = async |force| {
+        let (done, outcome) = oneshot::channel();
+        let request = ReloadRequest { force, who: "alice".into(), done: Some(done) };
+        watched.asked.send(request).await.unwrap();
+        tokio::time::timeout(PATIENCE, outcome).await.unwrap().unwrap()
+    };
+
+    watched.rename_over("m.toml", splitting(10, 90, "").as_bytes());
+    until("the refusal", || refused().contains("`meridian reload --force`")).await;
+    let said = refused();
+    let figures = said.split("it would move ").nth(1).unwrap().split(' ').next().unwrap().parse::<u32>().unwrap();
+    assert!(
+        (76..=84).contains(&figures) && said.contains("from `a` to `b`") && said.contains("of service `web`"),
+        "{said}"
+    );
+    assert_eq!((watched.weight(), watched.generation()), (90, 1));
+    // Asking is not forcing.
+    assert_eq!(ask(false).await, Err(said.clone()));
+    assert_eq!((watched.weight(), watched.generation()), (90, 1));
+    assert_eq!(ask(true).await, Ok(2));
+    assert_eq!(watched.weight(), 10);
+    assert_eq!(watched.value("meridian_config_last_reload_success"), Some(1.0));
+
+    // Little by little nobody minds; and who writes that nothing is too much is believed at once.
+    watched.rename_over("m.toml", splitting(50, 50, "").as_bytes());
+    until("less than half", || watched.weight() == 50).await;
+    watched.rename_over("m.toml", splitting(100, 0, "brake = 40").as_bytes());
+    until("the refusal by a lower bound", || refused().contains("brake = 40")).await;
+    watched.rename_over("m.toml", splitting(1000, 0, "brake = 100").as_bytes());
+    until("no brake", || watched.weight() == 1000).await;
+    watched.rename_over("m.toml", splitting(0, 1, "brake = 100").as_bytes());
+    until("no brake again", || watched.weight() == 0).await;
+    // A broken file is no question of force.
+    watched.rename_over("m.toml", splitting(1, 0, "brakes = 100").as_bytes());
+    let why = ask(true).await.unwrap_err();
+    assert!(why.contains("did you mean `brake`?"), "{why}");
 }
 
 #[tokio::test]
@@ -684,6 +741,7 @@ async fn operators_ask() {
         token: None,
         metrics: stage.metrics.clone(),
         draining: draining.clone(),
+        ask: mpsc::channel(1).0,
         listen: Arc::new(["127.0.0.1:8080".parse().unwrap()]),
         config: path.as_path().into(),
     };
@@ -766,8 +824,13 @@ async fn operators_speak_over_tcp_only_with_the_token() {
     let path = folder.path().join("m.toml");
     let token = "0123456789abcdef-token";
     let pools = [("a", "127.0.0.1:9001"), ("b", "127.0.0.1:9002")];
-    fs::write(&path, config(&[("web", &pools)], UNPROBED) + NO_DATA + &format!("[admin]\ntoken = \"{token}\"\n"))
-        .unwrap();
+    fs::write(
+        &path,
+        config(&[("web", &pools)], UNPROBED)
+            + NO_DATA
+            + &format!("[process]\nbrake = 100\n[admin]\ntoken = \"{token}\"\n"),
+    )
+    .unwrap();
     let stage = Stage::new(&path).await;
     let serve = async |token| {
         let admin = Admin {
@@ -776,6 +839,7 @@ async fn operators_speak_over_tcp_only_with_the_token() {
             token,
             metrics: stage.metrics.clone(),
             draining: Arc::default(),
+            ask: mpsc::channel(1).0,
             listen: Arc::new([]),
             config: path.as_path().into(),
         };

@@ -440,6 +440,8 @@ const SMALL: &str = "\
 address = \"127.0.0.1:0\"
 [admin]
 address = \"\"
+[process]
+brake = 100
 [geoip]
 databases = []
 [regions.home]
@@ -483,6 +485,18 @@ impl Running {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, and its end.
+    async fn end(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(told.success());
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < PATIENCE, "it does not end\n{}", self.log());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     }
 
@@ -684,6 +698,95 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
     let (code, _, noted) = running.run(&["set", "region", "away", "maint"]);
     assert!(code == Some(0) && noted.contains("not after a restart"), "{noted}");
     assert_eq!(running.intents().await, ["ready", "maint"]);
+}
+
+#[tokio::test]
+async fn who_moves_too_many_at_once_has_to_insist() {
+    let braked = SMALL.replace("brake = 100\n", "");
+    let mut running = Running::start(&braked, true).await;
+    let (code, _, said) = running.run(&["set", "region", "home", "drain"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains(
+            "it would move 100 % of the clients, counted by addresses of service `web`: 100 % from `home` to `away`"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("brake = 50") && said.contains("--force"), "{said}");
+    assert_eq!(running.intents().await, ["ready", "ready"]);
+    // Nobody lives there.
+    assert_eq!(running.run(&["set", "region", "away", "drain"]).0, Some(0));
+    let (code, _, said) = running.run(&["set", "region", "*", "drain"]);
+    assert!(code == Some(1) && said.contains("without any ready region"), "{said}");
+    assert_eq!(running.run(&["set", "region", "away", "auto"]).0, Some(0));
+    assert_eq!(running.run(&["set", "region", "home", "drain", "--force"]).0, Some(0));
+    assert_eq!(running.intents().await, ["drain", "ready"]);
+    // And back: that moves as many.
+    assert_eq!(running.run(&["set", "region", "home", "auto"]).0, Some(1));
+    assert_eq!(running.run(&["set", "region", "home", "auto", "--force"]).0, Some(0));
+
+    // The same of a file, and of whoever asks for it to be read.
+    write(&running.path("m.toml"), &braked.replace("[regions.home]", "[regions.home]\nstate = \"drain\""));
+    running.wait("the file is refused", async || running.log().contains("reload refused")).await;
+    let (code, _, said) = running.run(&["reload"]);
+    assert!(
+        code == Some(1) && said.contains("100 % from `home` to `away`") && said.contains("`meridian reload --force`"),
+        "{said}"
+    );
+    assert_eq!(running.intents().await, ["ready", "ready"]);
+    let (code, said, _) = running.run(&["reload", "--force"]);
+    assert_eq!((code, said.as_str()), (Some(0), "reloaded: generation 2\n"));
+    assert_eq!(running.intents().await, ["drain", "ready"]);
+    assert!(running.log().contains("alice") && running.log().contains("past the brake"), "{}", running.log());
+    let events = running.get("/api/events").await.unwrap().1.to_string();
+    assert!(events.contains("reload_refused") && events.contains("it would move 100 %"), "{events}");
+
+    write(&running.path("m.toml"), &format!("{braked}nonsense = 1\n"));
+    let (code, _, said) = running.run(&["reload", "--force"]);
+    assert!(code == Some(1) && said.contains("nonsense"), "{said}");
+    let (code, _, said) = running.run(&["reload", "--admin", "127.0.0.1:1"]);
+    assert!(code == Some(2) && said.contains("cannot be reached"), "{said}");
+    running.kill();
+}
+
+/// Who was seen of a service's clients outlasts an orderly end.
+#[tokio::test]
+async fn a_sample_of_clients_is_kept() {
+    use std::os::unix::fs::PermissionsExt;
+    let text =
+        SMALL.replace("brake = 100\n", "").replace("[geoip]", "[client_ip]\ntrusted = [\"127.0.0.0/8\"]\n[geoip]");
+    let mut running = Running::start(&text, true).await;
+    let said = |line: &&str| line.contains("listening") && line.contains("address=");
+    running.wait("it says its address", async || running.log().lines().any(|line| said(&line))).await;
+    let log = running.log();
+    let address = log.lines().find(said).unwrap().rsplit("address=").next().unwrap().trim().parse().unwrap();
+    let mut connection = http::connect(address).await.unwrap();
+    for n in 0..600 {
+        let client = format!("198.51.{}.7", n % 200);
+        if connection.is_closed() {
+            connection = http::connect(address).await.unwrap();
+        }
+        // Nobody is behind it: 502, and that is an answer, too.
+        http::send(&mut connection, "GET", "/", &[("x-forwarded-for", &client)]).await.unwrap();
+    }
+    running.end().await;
+    let file = running.path("state/clients.json");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let networks = kept["services"]["web"]["networks"].as_array().unwrap();
+    assert!(networks.len() == 600 && networks.contains(&"198.51.7.0".into()), "{networks:?}");
+    running.again().await;
+    let (code, _, said) = running.run(&["set", "region", "home", "drain"]);
+    assert!(code == Some(1) && said.contains("100 % of the clients of the last hours"), "{said}");
+    // What cannot be read is not there.
+    running.kill();
+    write(&file, "{\"version\": 1, \"serv");
+    running.again().await;
+    let (_, _, said) = running.run(&["set", "region", "home", "drain"]);
+    assert!(
+        said.contains("counted by addresses") && running.log().contains("the sample of clients cannot be read"),
+        "{said}"
+    );
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! What an operator and a scraper may ask over HTTP: metrics, liveness, readiness, status, events; and what an operator may say.
 //!
-//! On a TCP address of its own and on a unix socket, never on a proxy's port. One page takes something, `/api/overrides`: from whom
-//! file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
+//! On a TCP address of its own and on a unix socket, never on a proxy's port. Two pages take something, `/api/overrides` and `/api/reload`: from
+//! whom file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
 //! do; what it could read is kept from web pages by refusing any Host that is a name (DNS rebinding).
 
 mod explain;
 mod listen;
 mod overrides;
+mod reload;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,9 +22,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 use crate::secret::Secret;
-use crate::state::{Reader, Sender};
+use crate::state::{Reader, ReloadRequest, Sender};
 use crate::telemetry::Metrics;
 
 pub use listen::{Doors, open};
@@ -41,6 +43,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// Whether this process is on its way out: not ready any more.
     pub draining: Arc<AtomicBool>,
+    /// Where reloads are asked for.
+    pub ask: mpsc::Sender<ReloadRequest>,
     /// The addresses on which requests to proxy are accepted.
     pub listen: Arc<[SocketAddr]>,
     /// The path of the configuration.
@@ -59,7 +63,7 @@ enum Door {
 type Answer = Response<Full<Bytes>>;
 
 const PAGES: &str =
-    "there are /metrics, /healthz, /readyz, /api/status, /api/explain, /api/overrides and /api/events\n";
+    "there are /metrics, /healthz, /readyz, /api/status, /api/explain, /api/overrides, /api/reload and /api/events\n";
 
 impl Admin {
     /// The answer to one request.
@@ -67,19 +71,15 @@ impl Admin {
         if matches!(door, Door::Tcp(_)) && !is_addressed_directly(request.uri(), request.headers()) {
             return text(StatusCode::MISDIRECTED_REQUEST, "the Host must be an address or localhost\n");
         }
-        let takes = request.uri().path() == "/api/overrides";
-        if takes && request.method() == Method::POST {
-            return self.operate(door, request).await;
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let (said, allow) = if takes {
-                ("only GET, HEAD and POST\n", "GET, HEAD, POST")
-            } else {
-                ("only GET and HEAD\n", "GET, HEAD")
-            };
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, said);
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-            return answer;
+        let is_post = request.method() == Method::POST;
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/api/overrides" if is_post => return self.operate(door, request).await,
+            "/api/overrides" if !reads => return not_allowed("only GET, HEAD and POST\n", "GET, HEAD, POST"),
+            "/api/reload" if is_post => return self.reload(door, request).await,
+            "/api/reload" => return not_allowed("only POST\n", "POST"),
+            _ if !reads => return not_allowed("only GET and HEAD\n", "GET, HEAD"),
+            _ => {}
         }
         match request.uri().path() {
             "/metrics" => self.metrics_page(),
@@ -138,6 +138,12 @@ impl Admin {
         }
         (!self.reader.is_ready()).then_some("waiting for the first round of probes\n")
     }
+}
+
+fn not_allowed(said: &str, allow: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, said);
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    answer
 }
 
 fn text(status: StatusCode, body: &str) -> Answer {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::config::{duration, meant, show_duration};
 use crate::state::{Lasting, Refused};
+use crate::steering::brake::Moves;
 use crate::steering::fleet::Intent;
 use crate::steering::overrides::{MOST, Shown};
 use crate::steering::{Objection, Override, Snapshot, Target, Word};
@@ -26,7 +27,7 @@ const MOST_BYTES: usize = 16 * 1024;
 /// The most characters of a name, a reason and who says it.
 const MOST_NAME: usize = 300;
 const MOST_REASON: usize = 500;
-const MOST_WHO: usize = 100;
+pub(super) const MOST_WHO: usize = 100;
 
 /// The longest time that can be asked for; for longer there is the configuration.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -85,23 +86,32 @@ impl Admin {
 
     /// Takes a word.
     pub(super) async fn operate(&self, door: Door, request: Request<Incoming>) -> Answer {
-        if let Door::Tcp(peer) = door
-            && let Some(refusal) = self.unauthorised(request.headers())
-        {
-            tracing::warn!(%peer, status = refusal.status().as_u16(), "admin: an operator's word without the token");
-            return refusal;
-        }
-        if !is_json(request.headers()) {
-            return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected content-type: application/json\n");
-        }
-        let body = match Limited::new(request.into_body(), MOST_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return text(StatusCode::PAYLOAD_TOO_LARGE, &format!("no body that can be read: {error}\n")),
+        let body = match self.accept(door, request).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
         };
         match self.word(door, &body).await {
             Ok((word, force)) => self.say(word, force).await,
             Err(wrong) => text(StatusCode::BAD_REQUEST, &format!("{wrong}\n")),
         }
+    }
+
+    /// The JSON that somebody sent who may change something, or the answer to who may not.
+    pub(super) async fn accept(&self, door: Door, request: Request<Incoming>) -> Result<Bytes, Answer> {
+        if let Door::Tcp(peer) = door
+            && let Some(refusal) = self.unauthorised(request.headers())
+        {
+            tracing::warn!(%peer, status = refusal.status().as_u16(), "admin: an operator's word without the token");
+            return Err(refusal);
+        }
+        if !is_json(request.headers()) {
+            return Err(text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected content-type: application/json\n"));
+        }
+        let body = Limited::new(request.into_body(), MOST_BYTES)
+            .collect()
+            .await
+            .map_err(|error| text(StatusCode::PAYLOAD_TOO_LARGE, &format!("no body that can be read: {error}\n")))?;
+        Ok(body.to_bytes())
     }
 
     /// The answer to who does not know the token.
@@ -239,9 +249,21 @@ fn refused(snapshot: &Snapshot, kind: Target, name: &str, objection: &Objection)
                 listed(services),
             ),
         ),
+        Objection::Brake(moves) => {
+            let brake = snapshot.fleet().brake;
+            let why = format!(
+                "refused: it would move {}; more than [process] brake = {brake} has to be forced: \"force\": true, or --force",
+                told(moves)
+            );
+            (StatusCode::CONFLICT, why)
+        }
         Objection::TooMany => (StatusCode::CONFLICT, format!("{MOST} overrides are in force: take some back first")),
     };
     text(status, &format!("{why}\n"))
+}
+
+fn told(moves: &[Moves]) -> String {
+    moves.iter().take(LISTED).map(Moves::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What targets are called, each by all its names, the shown one first.
@@ -269,7 +291,7 @@ fn listed(names: &[String]) -> String {
 }
 
 /// The text, trimmed, if a log and a terminal can show it.
-fn plain(what: &str, text: &str, most: usize) -> Result<String, String> {
+pub(super) fn plain(what: &str, text: &str, most: usize) -> Result<String, String> {
     let text = text.trim();
     if text.chars().any(char::is_control) {
         return Err(format!("{what} must be one line without control characters"));
@@ -281,7 +303,7 @@ fn plain(what: &str, text: &str, most: usize) -> Result<String, String> {
 }
 
 /// Who speaks: what the system knows of them, and what they say of themselves.
-async fn said_by(door: Door, claim: &str) -> String {
+pub(super) async fn said_by(door: Door, claim: &str) -> String {
     let known = match door {
         Door::Tcp(peer) => format!("token from {}", peer.ip()),
         Door::Unix(Some(uid)) => {

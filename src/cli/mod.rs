@@ -6,6 +6,7 @@
 mod check;
 mod explain;
 mod live;
+mod reload;
 mod set;
 mod states;
 
@@ -34,6 +35,8 @@ enum Command {
     Check(check::Check),
     /// Tell where a client's requests go, and why
     Explain(explain::Explain),
+    /// Have the running process read its files now
+    Reload(reload::Reload),
     /// Say what shall become of a region or an endpoint
     Set(set::Set),
     /// Show every service in every region: what is observed, and what operators want
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Run(file) => server::run(&file.config),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Reload(reload) => reload.run(),
         Command::Set(set) => set.run(),
         Command::States(states) => states.run(),
         Command::Demo(demo) => demo.run(),
@@ -108,4 +112,10 @@ fn or_complain(outcome: Result<ExitCode, String>) -> ExitCode {
 /// Writes `text` to standard error; where that cannot be written, nobody can be told.
 fn complain(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Who sits at this terminal: behind `sudo` the system only knows root.
+fn who() -> String {
+    let variables = ["SUDO_USER", "USER", "LOGNAME"];
+    variables.iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty())).unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::live::{Asker, Reply};
-use crate::cli::{ConfigFile, complain, or_complain, print};
+use crate::cli::{ConfigFile, complain, or_complain, print, who};
 
 /// Arguments of `meridian set`.
 #[derive(Args, Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Set {
     /// Why, for those who come after
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Even if a service is left without any ready region, or with none that is up
+    /// Even if a service is left without any ready region, or with none that is up, or more clients move than [process] brake lets pass
     #[arg(long)]
     force: bool,
     /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
@@ -72,10 +72,4 @@ impl Set {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Who sits at this terminal: behind `sudo` the system only knows root.
-fn who() -> String {
-    let variables = ["SUDO_USER", "USER", "LOGNAME"];
-    variables.iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty())).unwrap_or_default()
 }

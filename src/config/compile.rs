@@ -44,13 +44,14 @@ pub(crate) struct Context<'a> {
 pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
     let (pop, location) = edge::pop(&root.table("pop"), context);
-    let boot = boot::boot(&root, context);
+    let (boot, brake) = boot::boot(&root, context);
     let regions = region::regions(&root, context);
     let geoip = geoip::geoip(root.table("geoip"), &regions, context);
     let mut fleet = Fleet {
         pop: Pop { name: pop.clone(), location },
         geo_default: geoip.default,
         networks: geoip.networks,
+        brake,
         ..Fleet::default()
     };
     service::services(&root, &regions, &mut fleet, context);

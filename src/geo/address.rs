@@ -27,6 +27,19 @@ impl Canonical {
         self.0
     }
 
+    /// The first address of the network of a [`Canonical::network_key`]; `None`: it is none.
+    pub fn of_network_key(key: [u8; 8]) -> Option<Canonical> {
+        match key {
+            [4, a, b, c, ..] => Some(Canonical::new(IpAddr::V4([a, b, c, 0].into()))),
+            [6, _, bits @ ..] => {
+                let mut octets = [0; 16];
+                octets[..6].copy_from_slice(&bits);
+                Some(Canonical::new(IpAddr::V6(octets.into())))
+            }
+            _ => None,
+        }
+    }
+
     /// The client's network as a key for draws: the first 24 bits of IPv4, the first 48 of IPv6, in the form
     /// (family, bits): the two families never collide.
     pub fn network_key(self) -> [u8; 8] {

@@ -409,6 +409,7 @@ impl Exchange {
         }
         let affinity = self.claim.region();
         let snapshot = &published.snapshot;
+        snapshot.clients[id.index()].see(client, head.chance);
         let now = || self.shared.reader.clock().nanos(head.now);
         let full = snapshot.full(service.regions, now);
         let query = Query { client, service: id, chance: head.chance, affinity, full };

@@ -1,4 +1,4 @@
-//! Operators' words over restarts: one small file in the state directory.
+//! Operators' words over restarts: one small file in the state directory; and another one with a sample of each service's clients.
 //!
 //! It is written whole to a temporary file, synced and renamed, so that a crash leaves the old words or the new ones. It is read
 //! before anything is published. A file that cannot be read is moved aside and told; it never keeps a proxy from starting, for a
@@ -6,16 +6,27 @@
 //!
 //! Without a directory words are kept in memory only, and whoever says one is told.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::steering::{Event, Override, Overrides};
+use crate::geo::Canonical;
+use crate::steering::clients::{self, Clients};
+use crate::steering::fleet::Service;
+use crate::steering::{Event, Override, Overrides, Snapshot};
 
 /// The file's name in the state directory.
 const NAME: &str = "overrides.json";
+
+/// The same of what was seen of clients.
+const CLIENTS: &str = "clients.json";
 
 /// Grows when an older meridian would misunderstand what is written.
 const VERSION: u32 = 1;
@@ -39,6 +50,19 @@ struct Content {
 struct Written<'a> {
     version: u32,
     overrides: Vec<&'a Override>,
+}
+
+/// The networks of each service's sample.
+#[derive(Deserialize, Serialize)]
+struct Seen {
+    version: u32,
+    services: BTreeMap<String, SeenOf>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct SeenOf {
+    thin: u32,
+    networks: Vec<IpAddr>,
 }
 
 impl Kept {
@@ -80,32 +104,75 @@ impl Kept {
         let words = Written { version: VERSION, overrides: overrides.iter().map(|word| &**word).collect() };
         let mut text = serde_json::to_vec_pretty(&words)?;
         text.push(b'\n');
-        let folder = file.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let aside = file.with_extension("json.new");
-        let mut new = File::create(&aside)?;
-        new.write_all(&text)?;
-        new.sync_all()?;
-        fs::rename(&aside, file)?;
-        // The new name lasts only when the folder does.
-        File::open(folder)?.sync_all()
+        write_whole(file, 0o644, &text)
+    }
+
+    /// The sample of clients beside it.
+    fn clients(&self) -> Option<PathBuf> {
+        Some(self.file.as_ref()?.with_file_name(CLIENTS))
+    }
+
+    /// Gives the services of `snapshot` the clients that were seen of them before. They are worth something, but no more than that: what cannot be
+    /// read is not there.
+    pub(super) fn recall_clients(&self, snapshot: &Snapshot) {
+        let Some(file) = self.clients() else { return };
+        let seen = match read_json::<Seen>(&file) {
+            Ok(Some(seen)) if seen.version == VERSION => seen,
+            Ok(_) => return,
+            Err(error) => return tracing::warn!(file = %file.display(), error, "the sample of clients cannot be read"),
+        };
+        for (service, SeenOf { thin, networks }) in seen.services {
+            let Some(id) = snapshot.fleet().service_named(&service) else { continue };
+            snapshot.clients[id.index()].recall(thin, networks.into_iter().take(clients::SIZE).map(Canonical::new));
+        }
+    }
+
+    /// Writes down which clients were seen. Blocks.
+    pub fn write_clients(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let Some(file) = self.clients() else { return Ok(()) };
+        let of = |(service, clients): (&Service, &Arc<Clients>)| {
+            let networks = clients.networks().into_iter().map(Canonical::ip).collect();
+            (service.name.clone(), SeenOf { thin: clients.thin(), networks })
+        };
+        let services = snapshot.fleet().services.iter().zip(&snapshot.clients).map(of).collect();
+        write_whole(&file, 0o600, &serde_json::to_vec(&Seen { version: VERSION, services })?)
     }
 }
 
+/// Whoever reads finds the old content or the new one, never a part. `mode`: who may, as far as the umask lets them.
+fn write_whole(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let aside = file.with_extension("json.new");
+    // One of an earlier try would keep its permissions.
+    let _ = fs::remove_file(&aside);
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
+    new.write_all(content)?;
+    new.sync_all()?;
+    fs::rename(&aside, file)?;
+    // The new name lasts only when the folder does.
+    File::open(folder)?.sync_all()
+}
+
 fn read(file: &Path) -> Result<Vec<Override>, String> {
+    let Some(content) = read_json::<Content>(file)? else { return Ok(Vec::new()) };
+    if content.version != VERSION {
+        return Err(format!("it has version {}, and this meridian knows version {VERSION}", content.version));
+    }
+    Ok(content.overrides)
+}
+
+/// The content of a file; `None`: there is none.
+fn read_json<T: DeserializeOwned>(file: &Path) -> Result<Option<T>, String> {
     match fs::metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.to_string()),
         Ok(meta) if !meta.is_file() => return Err("it is not a regular file".to_owned()),
         Ok(meta) if meta.len() > MOST_BYTES => return Err(format!("it is larger than {} MiB", MOST_BYTES >> 20)),
         Ok(_) => {}
     }
     let text = fs::read(file).map_err(|error| error.to_string())?;
-    let content: Content = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    if content.version != VERSION {
-        return Err(format!("it has version {}, and this meridian knows version {VERSION}", content.version));
-    }
-    Ok(content.overrides)
+    serde_json::from_slice(&text).map(Some).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub struct Fleet {
     pub pools: Vec<Pool>,
     /// From host and path to a service.
     pub router: Router,
+    /// `[process] brake`: a change that moves more percent of a service's clients than this has to be forced; 100: none has.
+    pub brake: u8,
 }
 
 impl Fleet {

@@ -9,6 +9,8 @@
 
 pub mod accept;
 pub mod assume;
+pub mod brake;
+pub mod clients;
 pub mod decision;
 mod drains;
 pub mod ejection;

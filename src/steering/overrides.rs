@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::steering::brake::Moves;
 use crate::steering::fleet::Intent;
 use crate::steering::snapshot::EndpointView;
 use crate::text::{fits, rfc3339};
@@ -110,10 +111,19 @@ pub enum Objection {
     NoSuchName,
     /// There is nothing to take back.
     NotSet,
-    /// These services would be left without any ready region. Only this one may be overruled.
+    /// These services would be left without any ready region. May be overruled.
     LastRegion(Vec<String>),
+    /// It would move more clients than `[process] brake` lets pass. May be overruled.
+    Brake(Vec<Moves>),
     /// [`MOST`] are in force.
     TooMany,
+}
+
+impl Objection {
+    /// Whether who insists may have it all the same.
+    pub fn may_be_overruled(&self) -> bool {
+        matches!(self, Objection::LastRegion(_) | Objection::Brake(_))
+    }
 }
 
 /// All words in force, the oldest first.

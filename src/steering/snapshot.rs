@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::geo::Atlas;
+use crate::steering::clients::Clients;
 use crate::steering::fleet::{Capacity, Fleet, Intent, Region, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::load::Load;
@@ -51,6 +52,8 @@ pub struct Snapshot {
     pub pools: Box<[PoolView]>,
     /// By `RegionId`.
     pub regions: Box<[RegionView]>,
+    /// By `ServiceId`: who asks for it.
+    pub clients: Box<[Arc<Clients>]>,
     /// Operators' words in force. What they mean for each service and endpoint is in the views of these.
     pub overrides: Arc<Overrides>,
 }

@@ -21,6 +21,7 @@ mod operator;
 
 pub use crate::steering::event::Event;
 
+use crate::steering::clients::{self, Clients};
 use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
@@ -116,6 +117,8 @@ pub struct World {
     ids: Ids,
     /// The last look.
     looked: Option<Now>,
+    /// When it was last said how many requests go into the samples of clients.
+    thinned: Now,
     /// When a gap ended in which this process stood still.
     gap: Option<Now>,
     /// Everything that is probed went down at once.
@@ -136,6 +139,9 @@ struct Standing {
     stood: bool,
     /// Whether its panic was told.
     panic_told: bool,
+    clients: Arc<Clients>,
+    /// How many of them there were when it was last looked.
+    taken: u32,
 }
 
 impl World {
@@ -151,6 +157,7 @@ impl World {
             names: Names::default(),
             ids: Ids::default(),
             looked: None,
+            thinned: now,
             gap: None,
             suspects_itself: false,
             overrides: Arc::default(),
@@ -190,6 +197,7 @@ impl World {
                 services: self.services.iter().map(|standing| standing.view.clone()).collect(),
                 pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
                 regions: self.loads.iter().map(Shedding::view).collect(),
+                clients: self.services.iter().map(|standing| Arc::clone(&standing.clients)).collect(),
                 overrides: Arc::clone(&self.overrides),
             })
         };
@@ -363,6 +371,7 @@ impl World {
     fn look(&mut self, now: Now, events: &mut Vec<Event>) {
         self.looked = Some(now);
         self.shed(now, events);
+        self.thin_out(now);
         if self.gap.is_some_and(|gap| now.since(gap) < DISTRUST) {
             self.pools.iter_mut().for_each(Pool::forget);
             return;
@@ -385,6 +394,19 @@ impl World {
                 self.snapshot.take();
                 self.settle(ServiceId(index as u16), now, events);
             }
+        }
+    }
+
+    /// Has the samples of clients last as long as they should.
+    fn thin_out(&mut self, now: Now) {
+        if now.since(self.thinned) < clients::EVERY {
+            return;
+        }
+        self.thinned = now;
+        for standing in &mut self.services {
+            let taken = standing.clients.taken();
+            standing.clients.thin_out(taken.wrapping_sub(standing.taken));
+            standing.taken = taken;
         }
     }
 
@@ -571,7 +593,7 @@ impl Standing {
             leaving: none,
             panicking: true,
         };
-        Standing { view, stood: false, panic_told: false }
+        Standing { view, stood: false, panic_told: false, clients: Arc::default(), taken: 0 }
     }
 
     /// Whether a drain runs that time will end.

@@ -14,7 +14,11 @@ use crate::secret::Secret;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
+/// The default of `[process] brake`, in percent: what moves more than half of the clients is a rare thing to want.
+const BRAKE: u8 = 50;
+
+/// What is fixed at start; and `[process] brake`, which is not.
+pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8) {
     let (listen, mut taken) = listen(root, context);
     let AdminDoors { address: admin, socket: admin_socket, token: admin_token } =
         admin(root.table("admin"), &mut taken, context);
@@ -24,12 +28,13 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
     let drain_delay = process.duration("drain_delay", Duration::ZERO, Duration::ZERO..=HOUR);
     let drain_timeout = process.duration("drain_timeout", Duration::from_secs(60), Duration::ZERO..=DAY);
     let state_dir = path(&process, "state_dir", context).or_else(|| context.folder("STATE_DIRECTORY"));
+    let brake = process.integer("brake", BRAKE, 0..=100);
     process.finish();
     let log = root.table("log");
     let log_level = log_level(&log);
     let access_log = access_log(&log, context);
     log.finish();
-    Boot {
+    let boot = Boot {
         listen,
         admin,
         admin_socket,
@@ -40,7 +45,8 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> Boot {
         state_dir,
         log_level,
         access_log,
-    }
+    };
+    (boot, brake)
 }
 
 type Taken = Vec<(SocketAddr, Place)>;

@@ -36,7 +36,7 @@ impl World {
         &self.overrides
     }
 
-    /// Why an operator's word should not be taken, if anything speaks against it.
+    /// Why an operator's word should not be taken, if anything that is known here speaks against it.
     pub fn objection(&self, word: &Word) -> Option<Objection> {
         let (kind, name) = word.target();
         let mut after = Overrides::clone(&self.overrides);

@@ -1,0 +1,53 @@
+//! `/api/reload`: read the files now, and say how it went.
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::admin::overrides::{MOST_WHO, plain, said_by};
+use crate::admin::{Admin, Answer, Door, page, text};
+use crate::state::ReloadRequest;
+
+/// What is sent.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Asked {
+    force: bool,
+    who: String,
+}
+
+#[derive(Serialize)]
+struct Done {
+    /// What is published now.
+    generation: u64,
+}
+
+impl Admin {
+    /// Answers when the reload is over: 200 with the generation, or 409 and why what was published stays, as a whole or in part.
+    pub(super) async fn reload(&self, door: Door, request: Request<Incoming>) -> Answer {
+        let asked = match self.accept(door, request).await {
+            Ok(body) => asked(door, &body).await,
+            Err(refusal) => return refusal,
+        };
+        let (force, who) = match asked {
+            Ok(asked) => asked,
+            Err(wrong) => return text(StatusCode::BAD_REQUEST, &format!("{wrong}\n")),
+        };
+        let (done, outcome) = oneshot::channel();
+        let _ = self.ask.send(ReloadRequest { force, who, done: Some(done) }).await;
+        match outcome.await {
+            Ok(Ok(generation)) => page(&Done { generation }),
+            Ok(Err(why)) => text(StatusCode::CONFLICT, &format!("{}\n", why.trim_end())),
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "this process is ending\n"),
+        }
+    }
+}
+
+/// Whether it is forced, and who asks.
+async fn asked(door: Door, body: &Bytes) -> Result<(bool, String), String> {
+    let Asked { force, who } = serde_json::from_slice(body)
+        .map_err(|error| format!("{error}; expected {{}} and, as far as wanted, \"force\": true, \"who\""))?;
+    Ok((force, said_by(door, &plain("who", &who, MOST_WHO)?).await))
+}

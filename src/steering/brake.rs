@@ -1,0 +1,156 @@
+//! How many of a service's clients a change would move, before it is made.
+//!
+//! A slip of the pen (a weight, a coordinate, a pattern that fits too much, the wrong database) can move half the world at once, to regions that do
+//! not expect it. So a change is tried on a sample of clients first: each is asked for with what is in force and with what would be. Only what was
+//! changed counts: what is down is down on both sides, so that a region which fails moves nobody here.
+//!
+//! The sample is what was seen of the service's traffic; until that is enough, addresses that some database knows, each as likely as any other (a
+//! country counts by its addresses). Those are always the same, so that the same change has the same figures.
+//!
+//! It must not know who asks, nor what is done with the answer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use crate::geo::{Atlas, Canonical, Source};
+use crate::steering::clients;
+use crate::steering::ids::{RegionSet, ServiceId};
+use crate::steering::overrides::{Overrides, Word};
+use crate::steering::snapshot::{Snapshot, View};
+use crate::steering::walk::Query;
+
+/// Clients that were seen are a sample from so many on.
+const ENOUGH: usize = clients::SIZE / 4;
+
+/// Addresses, where too few clients were seen.
+const ADDRESSES: usize = 3_000;
+
+/// Addresses that are tried to find them: two fifths of all are known to a database of the world.
+const TRIES: u64 = 60_000;
+
+/// Ways that are told of one service.
+const TOLD: usize = 4;
+
+/// What a change does to the clients of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moves {
+    /// Its name.
+    pub service: String,
+    /// How many of its clients move, in percent, rounded up.
+    pub percent: u8,
+    /// From which region to which (`None`: nowhere), in percent of all its clients; the most first.
+    pub ways: Vec<(String, Option<String>, u8)>,
+    /// Whether the clients are those of its traffic; else they are addresses.
+    pub seen: bool,
+}
+
+impl fmt::Display for Moves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Moves { service, percent, ways, seen } = self;
+        let of = if *seen { "clients of the last hours" } else { "clients, counted by addresses" };
+        write!(f, "{percent} % of the {of} of service `{service}`")?;
+        for (index, (from, to, percent)) in ways.iter().take(TOLD).enumerate() {
+            let to = to.as_ref().map_or_else(|| "nowhere".to_owned(), |to| format!("`{to}`"));
+            write!(f, "{} {percent} % from `{from}` to {to}", if index == 0 { ":" } else { "," })?;
+        }
+        if ways.len() > TOLD { write!(f, " and others") } else { Ok(()) }
+    }
+}
+
+/// The services of which `view` would move more clients than its own configuration lets pass at a time, with the words that are in force now. Some
+/// milliseconds a service: not for the request path or the writer.
+pub fn reload(now: &Snapshot, view: &View) -> Vec<Moves> {
+    let before = now.supposing(now.view.clone(), Arc::clone(&now.overrides));
+    let after = now.supposing(view.clone(), Arc::clone(&now.overrides));
+    over(now, &before, &after)
+}
+
+/// The same of an operator's word.
+pub fn word(now: &Snapshot, word: &Word) -> Vec<Moves> {
+    let mut overrides = Overrides::clone(&now.overrides);
+    match word {
+        Word::Set(word) => overrides.set(word.clone()),
+        Word::Auto { kind, name, .. } => drop(overrides.take(*kind, name)),
+    }
+    let before = now.supposing(now.view.clone(), Arc::clone(&now.overrides));
+    let after = now.supposing(now.view.clone(), Arc::new(overrides));
+    over(now, &before, &after)
+}
+
+/// What is over the brake of `after`. A service that only one of them has is left out: who adds or takes away one means it.
+fn over(now: &Snapshot, before: &Snapshot, after: &Snapshot) -> Vec<Moves> {
+    let brake = after.fleet().brake;
+    if brake >= 100 {
+        return Vec::new();
+    }
+    let mut addresses = None;
+    let services = before.fleet().services.iter().zip(0..);
+    let both = services.filter_map(|(service, id)| Some((ServiceId(id), after.fleet().service_named(&service.name)?)));
+    let moves = both.filter_map(|(id, to)| {
+        let seen = now.clients[id.index()].networks();
+        let of_traffic = seen.len() >= ENOUGH;
+        let clients = if of_traffic { &seen } else { addresses.get_or_insert_with(|| sample(&before.view.atlas)) };
+        moves((before, id), (after, to), clients, of_traffic, brake)
+    });
+    moves.collect()
+}
+
+fn moves(
+    (before, id): (&Snapshot, ServiceId),
+    (after, after_id): (&Snapshot, ServiceId),
+    clients: &[Canonical],
+    seen: bool,
+    brake: u8,
+) -> Option<Moves> {
+    let mut ways: BTreeMap<(&str, Option<&str>), usize> = BTreeMap::new();
+    let (mut served, mut moved) = (0_usize, 0_usize);
+    for (client, n) in clients.iter().zip(1..) {
+        // Who is served nowhere has nothing to lose.
+        let Some(from) = region(before, id, *client, n) else { continue };
+        served += 1;
+        let to = region(after, after_id, *client, n);
+        if to != Some(from) {
+            moved += 1;
+            *ways.entry((from, to)).or_default() += 1;
+        }
+    }
+    if moved * 100 <= served * usize::from(brake) {
+        return None;
+    }
+    let percent = |count: usize| (count * 100).div_ceil(served.max(1)) as u8;
+    let mut ways: Vec<_> = ways.into_iter().collect();
+    ways.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let told =
+        |((from, to), count): ((&str, Option<&str>), usize)| (from.to_owned(), to.map(str::to_owned), percent(count));
+    Some(Moves {
+        service: before.fleet().service(id).name.clone(),
+        percent: percent(moved),
+        ways: ways.into_iter().map(told).collect(),
+        seen,
+    })
+}
+
+/// Where the `n`-th client goes first. Loads are of the moment, and no affinity says who is there already.
+fn region(snapshot: &Snapshot, service: ServiceId, client: Canonical, n: u64) -> Option<&str> {
+    let query = Query { client, service, chance: scatter(n), affinity: None, full: RegionSet::EMPTY };
+    let take = snapshot.walk(&query).take(snapshot).ok()?;
+    Some(&snapshot.fleet().region(take.region).name)
+}
+
+/// Addresses that a database knows; without one, any.
+fn sample(atlas: &Atlas) -> Vec<Canonical> {
+    let is_known = |client: &Canonical| matches!(atlas.place(atlas.locate(*client).place).source, Source::Database(_));
+    let all = || (1..=TRIES).map(|n| Canonical::new(Ipv4Addr::from((scatter(n) >> 32) as u32).into()));
+    let known: Vec<_> = all().filter(is_known).take(ADDRESSES).collect();
+    if known.is_empty() { all().take(ADDRESSES).collect() } else { known }
+}
+
+/// SplitMix64: numbers that look like chance and are always the same.
+fn scatter(n: u64) -> u64 {
+    let mut z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

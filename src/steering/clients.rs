@@ -1,0 +1,123 @@
+//! A sample of who asks for a service: the networks of its clients, of the last hours.
+//!
+//! What a change does to clients is asked of those that there are: a PoP in one country sees little of the world, and half of the world's addresses
+//! may be a twentieth of its traffic. Counted is by networks and not by places, because geo data can change, too, and then the same networks are
+//! elsewhere.
+//!
+//! Requests write into a ring, one in so many that a ring lasts for some hours; the writer says how many from time to time. A network is its
+//! first 24 bits (IPv6: 48), as for draws: more is not needed, and less of a client could not be kept.
+//!
+//! It must not know what is asked of the sample, nor where it is kept.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::geo::Canonical;
+
+/// Clients of a sample: for a half of them the error is about one in a hundred, two times in three.
+pub const SIZE: usize = 2048;
+
+/// How long a ring should last.
+const SPAN: Duration = Duration::from_secs(3 * 3600);
+
+/// How long requests are counted before the next say.
+pub const EVERY: Duration = Duration::from_secs(60);
+
+/// More than any traffic needs.
+const THINNEST: u32 = 40;
+
+/// The sample of one service. Written by many at once.
+#[derive(Debug)]
+pub struct Clients {
+    /// Network keys; 0: none yet.
+    ring: Box<[AtomicU64]>,
+    taken: AtomicU32,
+    /// See [`Clients::thin`].
+    thin: AtomicU32,
+}
+
+impl Default for Clients {
+    fn default() -> Clients {
+        let ring = (0..SIZE).map(|_| AtomicU64::new(0)).collect();
+        Clients { ring, taken: AtomicU32::new(0), thin: AtomicU32::new(0) }
+    }
+}
+
+impl Clients {
+    /// A request of that client; `chance` is the request's.
+    pub fn see(&self, client: Canonical, chance: u64) {
+        if chance.trailing_zeros() >= self.thin() {
+            let at = self.taken.fetch_add(1, Relaxed) as usize % SIZE;
+            self.ring[at].store(u64::from_be_bytes(client.network_key()), Relaxed);
+        }
+    }
+
+    /// An address of each network in the sample, in no order; a network is there as often as it was taken.
+    pub fn networks(&self) -> Vec<Canonical> {
+        let keys = self.ring.iter().map(|key| key.load(Relaxed));
+        keys.filter_map(|key| Canonical::of_network_key(key.to_be_bytes())).collect()
+    }
+
+    /// Puts what was kept of an earlier process into the ring; `thin` is its [`Clients::thin`].
+    pub fn recall(&self, thin: u32, networks: impl IntoIterator<Item = Canonical>) {
+        networks.into_iter().for_each(|network| self.see(network, 0));
+        self.thin.store(thin.min(THINNEST), Relaxed);
+    }
+
+    /// One request in 2^thin is taken.
+    pub fn thin(&self) -> u32 {
+        self.thin.load(Relaxed)
+    }
+
+    /// How many were taken so far, for [`Clients::thin_out`].
+    pub fn taken(&self) -> u32 {
+        self.taken.load(Relaxed)
+    }
+
+    /// Says how many requests are to be left out, by how many were taken over the last [`EVERY`].
+    pub fn thin_out(&self, taken: u32) {
+        let wanted = SIZE as f64 * EVERY.as_secs_f64() / SPAN.as_secs_f64();
+        let requests = f64::from(taken) * f64::from(self.thin()).exp2();
+        let thin = (requests / wanted).max(1.0).log2().ceil() as u32;
+        // A minute of silence must not let the next one fill the ring.
+        self.thin.store(thin.max(self.thin().saturating_sub(1)).min(THINNEST), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_lasts_for_hours_whatever_comes() {
+        let clients = Clients::default();
+        let mut bits = 0_u64;
+        for per_minute in [40_000_u32, 400, 40_000] {
+            let mut taken = 0;
+            for _ in 0..12 {
+                let before = clients.taken();
+                for n in 0..per_minute {
+                    bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    clients.see(Canonical::new([192, 0, 2, n as u8].into()), bits >> 20);
+                }
+                taken = clients.taken() - before;
+                clients.thin_out(taken);
+            }
+            // Eleven a minute are wanted, and half of them are enough.
+            assert!((2..=25).contains(&taken), "{taken} of {per_minute}");
+        }
+        assert!(clients.networks().iter().all(|network| network.ip().to_string() == "192.0.2.0"));
+    }
+
+    #[test]
+    fn networks_of_both_families_are_kept() {
+        let clients = Clients::default();
+        assert!(clients.networks().is_empty());
+        let all = ["198.51.100.7", "2001:db8:1:2::3"].map(|text| Canonical::new(text.parse().unwrap()));
+        clients.recall(3, all);
+        assert_eq!(clients.thin(), 3);
+        let kept: Vec<String> = clients.networks().iter().map(|network| network.ip().to_string()).collect();
+        assert_eq!(kept, ["198.51.100.0", "2001:db8:1::"]);
+        assert_eq!(clients.networks()[0].network_key(), all[0].network_key());
+    }
+}
