@@ -12,7 +12,7 @@ fn decide(c: &mut Criterion) {
     let atlas = fifty::atlas(&fifty::databases());
     let clients = fifty::clients();
     let mut group = c.benchmark_group("decide");
-    for steering in ["nearest", "split", "band"] {
+    for steering in ["nearest", "split", "band", "balanced"] {
         let snapshot = fifty::snapshot(steering, &atlas);
         let mut next = clients.iter().cycle().enumerate();
         let mut query = move || {

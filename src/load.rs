@@ -20,6 +20,7 @@ use crate::config::{self, AdminDoors, Config, DatabaseSource, Files, GeoFiles, R
 use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
 use crate::steering::View;
+use crate::steering::balance::Sample;
 
 /// Days after which data is worth a warning: an operator's file should be replaced monthly, the builtin one comes with releases.
 const OLD_FILE_DAYS: u64 = 35;
@@ -30,6 +31,7 @@ const OLD_BUILTIN_DAYS: u64 = 180;
 pub struct Loader {
     inputs: Inputs,
     last: Option<Last>,
+    sample: Sample,
 }
 
 /// What the last successful load made.
@@ -135,7 +137,8 @@ impl Loader {
             },
         };
         let changed = stale_data.is_none() || self.last.as_ref().is_none_or(|last| last.config != config_inputs);
-        let view = View::compile(config.fleet.clone(), atlas, self.last.as_ref().map(|last| &last.view));
+        let view =
+            View::compile_for(&self.sample, config.fleet.clone(), atlas, self.last.as_ref().map(|last| &last.view));
         let data = match (&stale_data, last) {
             // The atlas is still the one made of the files as they were.
             (Some(_), Some(last)) => last.data.clone(),
@@ -143,6 +146,18 @@ impl Loader {
         };
         self.last = Some(Last { config: config_inputs, geoip: config.geoip.clone(), data, view: view.clone() });
         Ok(Loaded { config, view, stale_data, changed })
+    }
+
+    /// Says who was seen to ask for services: what is balanced is balanced for them.
+    pub fn seen(&mut self, sample: Sample) {
+        self.sample = sample;
+    }
+
+    /// Says that this is published now, made of what the last load made.
+    pub fn published(&mut self, view: View) {
+        if let Some(last) = &mut self.last {
+            last.view = view;
+        }
     }
 
     /// What the last successful load made, for [`Loader::back_to`].
@@ -157,7 +172,7 @@ impl Loader {
 
     /// A loader that made nothing yet and is said to have looked at `inputs`.
     pub fn watching(inputs: Inputs) -> Loader {
-        Loader { inputs, last: None }
+        Loader { inputs, ..Loader::default() }
     }
 
     /// What the last call looked at, whether it succeeded or not.

@@ -60,6 +60,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
     let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
+    let kept = Kept::in_directory(boot.state_dir.as_deref());
+    loader.seen(kept.sample());
     let loaded = loader.load(path).map_err(|error| error.to_string())?;
     if !loaded.config.warnings.is_empty() {
         tracing::warn!("warnings of the configuration\n{}", loaded.config.warnings.to_string().trim_end());
@@ -74,7 +76,6 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     metrics.loaded(SystemTime::now());
     let (access, access_guard) =
         AccessLogger::start(&boot.access_log, &metrics).map_err(|error| format!("error: access log: {error}"))?;
-    let kept = Kept::in_directory(boot.state_dir.as_deref());
     if kept.file().is_none() {
         tracing::info!(
             "no [process] state_dir and no $STATE_DIRECTORY: what operators set is forgotten with this process"

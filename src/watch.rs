@@ -13,19 +13,20 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ::notify::event::{AccessKind, AccessMode};
 use ::notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{interval, sleep};
 
 use crate::config::Boot;
 use crate::load::{Inputs, LoadError, Loaded, Loader};
 use crate::notify::{Stage, tell};
 use crate::state::{Reader, ReloadRequest, Sender};
-use crate::steering::{Event, View, brake};
+use crate::steering::{Event, View, balance, brake};
 use crate::telemetry::Metrics;
 
 /// Files must look the same for this long before they are read: nobody wants the first half of a file.
@@ -68,6 +69,9 @@ impl Watch {
         let mut can_be_asked = true;
         // Something may have changed between the load and the first watch, and during every load after.
         let mut look_at_once = true;
+        let mut balancing = interval(balance::EVERY);
+        // The first is at once, and what was loaded is balanced.
+        balancing.tick().await;
         loop {
             let mut request = None;
             if !look_at_once {
@@ -78,6 +82,7 @@ impl Watch {
                     }
                     Some(()) = event.recv() => sleep(GATHER).await,
                     () = sleep(ANYWAY) => {}
+                    _ = balancing.tick() => self.balance().await,
                 }
             }
             // Watched before looked at: what changes after the look makes an event. Each time, because a folder may be new.
@@ -157,12 +162,25 @@ impl Watch {
         spawn_blocking(move || brake::reload(&now, &view)).await.unwrap_or_default()
     }
 
+    /// Has the offsets of balanced services follow their traffic.
+    async fn balance(&mut self) {
+        let published = self.reader.load();
+        let now = Arc::clone(&published.snapshot);
+        let moved = spawn_blocking(move || balance::follow(&now)).await.unwrap_or_default();
+        let Some(balances) = moved else { return };
+        let view = View { balances, ..published.snapshot.view.clone() };
+        self.loader.published(view.clone());
+        let generation = self.sender.publish(view, Arc::clone(&published.edge)).await;
+        tracing::info!(generation, "balanced anew, by the traffic of the last hours");
+    }
+
     fn generation(&self) -> u64 {
         self.reader.load().snapshot.generation
     }
 
     async fn load(&mut self) -> Result<Result<Loaded, LoadError>, JoinError> {
         let seen = self.loader.inputs().look();
+        self.loader.seen(balance::sample(&self.reader.load().snapshot));
         let (mut loader, path) = (std::mem::take(&mut self.loader), self.path.clone());
         let done = spawn_blocking(move || {
             let result = loader.load(&path);

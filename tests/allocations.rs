@@ -41,7 +41,7 @@ fn no_walk_allocates() {
     let mut clients = networks(50, 500);
     clients.extend(["81.2.69.142", "2a02:26f0::1", "10.0.0.1"].map(|address| address.parse::<IpAddr>().unwrap()));
     let residency = "residency = [{ from = [\"continent:EU\"], to = [\"r1\", \"r3\"] }]\nunknown = \"allow\"";
-    for steering in ["nearest", "split", "band"] {
+    for steering in ["nearest", "split", "band", "balanced"] {
         for rest in ["", residency, "draw = \"address\"", "panic = \"refuse\""] {
             let text = world(&format!("steering = \"{steering}\"\n{rest}"));
             for down in [&[][..], &["r3", "r7", "r20"]] {

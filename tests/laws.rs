@@ -105,7 +105,7 @@ fn worlds(steerings: &'static [&'static str]) -> impl Strategy<Value = World> {
     })
 }
 
-const ALL: &[&str] = &["nearest", "split", "band"];
+const ALL: &[&str] = &["nearest", "split", "band", "balanced"];
 
 /// Addresses from everywhere, IPv6 and unknown ones too.
 fn clients(seed: u64, count: usize) -> Vec<IpAddr> {

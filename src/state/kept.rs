@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::geo::Canonical;
+use crate::steering::balance::Sample;
 use crate::steering::clients::{self, Clients};
 use crate::steering::fleet::Service;
 use crate::steering::{Event, Override, Overrides, Snapshot};
@@ -110,6 +111,15 @@ impl Kept {
     /// The sample of clients beside it.
     fn clients(&self) -> Option<PathBuf> {
         Some(self.file.as_ref()?.with_file_name(CLIENTS))
+    }
+
+    /// Who was seen to ask for each service, where enough were. Blocks.
+    pub fn sample(&self) -> Sample {
+        let seen = self.clients().and_then(|file| read_json::<Seen>(&file).ok()?);
+        let services = seen.filter(|seen| seen.version == VERSION).into_iter().flat_map(|seen| seen.services);
+        let networks =
+            services.map(|(service, seen)| (service, seen.networks.into_iter().map(Canonical::new).collect()));
+        networks.filter(|(_, networks): &(_, Vec<_>)| networks.len() >= clients::ENOUGH).collect()
     }
 
     /// Gives the services of `snapshot` the clients that were seen of them before. They are worth something, but no more than that: what cannot be

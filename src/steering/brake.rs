@@ -4,31 +4,20 @@
 //! not expect it. So a change is tried on a sample of clients first: each is asked for with what is in force and with what would be. Only what was
 //! changed counts: what is down is down on both sides, so that a region which fails moves nobody here.
 //!
-//! The sample is what was seen of the service's traffic; until that is enough, addresses that some database knows, each as likely as any other (a
-//! country counts by its addresses). Those are always the same, so that the same change has the same figures.
+//! The sample is what was seen of the service's traffic, or addresses until that is enough ([`clients`]).
 //!
 //! It must not know who asks, nor what is done with the answer.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::geo::{Atlas, Canonical, Source};
+use crate::geo::Canonical;
 use crate::steering::clients;
 use crate::steering::ids::{RegionSet, ServiceId};
 use crate::steering::overrides::{Overrides, Word};
 use crate::steering::snapshot::{Snapshot, View};
 use crate::steering::walk::Query;
-
-/// Clients that were seen are a sample from so many on.
-const ENOUGH: usize = clients::SIZE / 4;
-
-/// Addresses, where too few clients were seen.
-const ADDRESSES: usize = 3_000;
-
-/// Addresses that are tried to find them: two fifths of all are known to a database of the world.
-const TRIES: u64 = 60_000;
 
 /// Ways that are told of one service.
 const TOLD: usize = 4;
@@ -90,8 +79,9 @@ fn over(now: &Snapshot, before: &Snapshot, after: &Snapshot) -> Vec<Moves> {
     let both = services.filter_map(|(service, id)| Some((ServiceId(id), after.fleet().service_named(&service.name)?)));
     let moves = both.filter_map(|(id, to)| {
         let seen = now.clients[id.index()].networks();
-        let of_traffic = seen.len() >= ENOUGH;
-        let clients = if of_traffic { &seen } else { addresses.get_or_insert_with(|| sample(&before.view.atlas)) };
+        let of_traffic = seen.len() >= clients::ENOUGH;
+        let clients =
+            if of_traffic { &seen } else { addresses.get_or_insert_with(|| clients::addresses(&before.view.atlas)) };
         moves((before, id), (after, to), clients, of_traffic, brake)
     });
     moves.collect()
@@ -134,23 +124,7 @@ fn moves(
 
 /// Where the `n`-th client goes first. Loads are of the moment, and no affinity says who is there already.
 fn region(snapshot: &Snapshot, service: ServiceId, client: Canonical, n: u64) -> Option<&str> {
-    let query = Query { client, service, chance: scatter(n), affinity: None, full: RegionSet::EMPTY };
+    let query = Query { client, service, chance: clients::scatter(n), affinity: None, full: RegionSet::EMPTY };
     let take = snapshot.walk(&query).take(snapshot).ok()?;
     Some(&snapshot.fleet().region(take.region).name)
-}
-
-/// Addresses that a database knows; without one, any.
-fn sample(atlas: &Atlas) -> Vec<Canonical> {
-    let is_known = |client: &Canonical| matches!(atlas.place(atlas.locate(*client).place).source, Source::Database(_));
-    let all = || (1..=TRIES).map(|n| Canonical::new(Ipv4Addr::from((scatter(n) >> 32) as u32).into()));
-    let known: Vec<_> = all().filter(is_known).take(ADDRESSES).collect();
-    if known.is_empty() { all().take(ADDRESSES).collect() } else { known }
-}
-
-/// SplitMix64: numbers that look like chance and are always the same.
-fn scatter(n: u64) -> u64 {
-    let mut z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -9,10 +9,11 @@
 //!
 //! It must not know what is asked of the sample, nor where it is kept.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::geo::Canonical;
+use crate::geo::{Atlas, Canonical, Source};
 
 /// Clients of a sample: for a half of them the error is about one in a hundred, two times in three.
 pub const SIZE: usize = 2048;
@@ -22,6 +23,15 @@ const SPAN: Duration = Duration::from_secs(3 * 3600);
 
 /// How long requests are counted before the next say.
 pub const EVERY: Duration = Duration::from_secs(60);
+
+/// What was seen is a sample from so many on.
+pub const ENOUGH: usize = SIZE / 4;
+
+/// Addresses, where too few clients were seen.
+const ADDRESSES: usize = 3_000;
+
+/// Addresses that are tried to find them: two fifths of all are known to a database of the world.
+const TRIES: u64 = 60_000;
 
 /// More than any traffic needs.
 const THINNEST: u32 = 40;
@@ -82,6 +92,23 @@ impl Clients {
         // A minute of silence must not let the next one fill the ring.
         self.thin.store(thin.max(self.thin().saturating_sub(1)).min(THINNEST), Relaxed);
     }
+}
+
+/// Addresses that stand for clients until enough were seen: some that a database knows (without one, any), each as likely as any other, so that a country
+/// counts by its addresses. They are always the same, so that the same question has the same figures.
+pub fn addresses(atlas: &Atlas) -> Vec<Canonical> {
+    let is_known = |client: &Canonical| matches!(atlas.place(atlas.locate(*client).place).source, Source::Database(_));
+    let all = || (1..=TRIES).map(|n| Canonical::new(Ipv4Addr::from((scatter(n) >> 32) as u32).into()));
+    let known: Vec<_> = all().filter(is_known).take(ADDRESSES).collect();
+    if known.is_empty() { all().take(ADDRESSES).collect() } else { known }
+}
+
+/// SplitMix64: a number for the n-th client that looks like chance and is always the same.
+pub fn scatter(n: u64) -> u64 {
+    let mut z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub enum TakeReason {
     Split,
     /// Chosen by weight among those about as near as the nearest.
     Band,
+    /// By weight, with the least distances in all.
+    Balanced,
     /// The client was here before.
     Affinity,
     /// A region before it is unhealthy, coming back, stale, taken out by an operator, or was tried in vain.
@@ -29,12 +31,13 @@ pub enum TakeReason {
 
 impl TakeReason {
     /// Every reason, for metrics.
-    pub const ALL: [TakeReason; 10] = [
+    pub const ALL: [TakeReason; 11] = [
         TakeReason::Nearest,
         TakeReason::Pin,
         TakeReason::Network,
         TakeReason::Split,
         TakeReason::Band,
+        TakeReason::Balanced,
         TakeReason::Affinity,
         TakeReason::Failover,
         TakeReason::Spillover,
@@ -50,6 +53,7 @@ impl TakeReason {
             TakeReason::Network => "network",
             TakeReason::Split => "split",
             TakeReason::Band => "band",
+            TakeReason::Balanced => "balanced",
             TakeReason::Affinity => "affinity",
             TakeReason::Failover => "failover",
             TakeReason::Spillover => "spillover",

@@ -52,7 +52,7 @@ pub struct Explanation {
     pub affinity: Option<String>,
     /// The service, unless none was found.
     pub service: Option<String>,
-    /// `nearest`, `split` or `band`.
+    /// `nearest`, `split`, `band` or `balanced`.
     pub steering: Option<String>,
     /// All regions, best first.
     pub order: Vec<ExplainedRegion>,
@@ -96,6 +96,9 @@ pub struct ExplainedRegion {
     pub km: Option<f64>,
     /// Its bias, if any; the order counts with it.
     pub bias: i8,
+    /// Kilometres that its distances are shortened by, where the service is balanced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<f64>,
     /// What operators want of it, for the service asked for: by the configuration, or since.
     #[serde(default)]
     pub intent: Intent,
@@ -195,6 +198,10 @@ impl Snapshot {
                     if fleet.service(service).regions.contains(*id) {
                         region.intent = self.service(service).intent(*id);
                     }
+                    if fleet.service(service).weighted.contains(*id) {
+                        let balance = self.view.balances[service.index()].as_ref();
+                        region.offset = balance.map(|balance| balance.offset(*id).round());
+                    }
                 }
                 let affinity = question.affinity(fleet, service);
                 answer.affinity = affinity.map(|region| fleet.region(region).name.clone());
@@ -222,6 +229,7 @@ impl Snapshot {
                 region: region.name.clone(),
                 km: point.zip(region.location).map(|(a, b)| (a.distance_km(b) * 10.0).round() / 10.0),
                 bias: region.bias,
+                offset: None,
                 intent: self.intent(id),
                 word: self.overrides.of_region(&region.name).map(|word| Shown::from(&**word)),
             })
@@ -293,6 +301,9 @@ impl fmt::Display for Explanation {
             }
             if region.bias != 0 {
                 write!(f, "  bias {:+}", region.bias)?;
+            }
+            if let Some(offset) = region.offset {
+                write!(f, "  less {offset:.0} km")?;
             }
             match (&region.word, region.intent) {
                 (Some(word), _) => write!(f, "  {word}")?,

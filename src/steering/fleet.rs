@@ -204,6 +204,8 @@ pub enum Steering {
     Split,
     /// By weight among those within this many kilometres of the nearest.
     Band(f64),
+    /// By weight, with the least distances in all; see [`balance`](crate::steering::balance).
+    Balanced,
 }
 
 impl Steering {
@@ -213,6 +215,7 @@ impl Steering {
             Steering::Nearest => "nearest",
             Steering::Split => "split",
             Steering::Band(_) => "band",
+            Steering::Balanced => "balanced",
         }
     }
 }

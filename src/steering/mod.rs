@@ -9,6 +9,7 @@
 
 pub mod accept;
 pub mod assume;
+pub mod balance;
 pub mod brake;
 pub mod clients;
 pub mod decision;

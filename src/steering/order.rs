@@ -61,6 +61,11 @@ impl Topology {
         sorter.order
     }
 
+    /// A region's bias.
+    pub fn bias(&self, region: RegionId) -> i8 {
+        self.regions[region.index()].1
+    }
+
     fn key(&self, from: &HalfAngles, region: RegionId) -> f64 {
         let haversine = self.haversine(from, region);
         match self.biased && haversine.is_finite() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::geo::Atlas;
+use crate::steering::balance::{Balance, Ground, Sample};
 use crate::steering::clients::Clients;
 use crate::steering::fleet::{Capacity, Fleet, Intent, Region, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
@@ -25,15 +26,29 @@ pub struct View {
     pub orders: Arc<Orders>,
     /// Place to what pins and residency say of it.
     pub areas: Arc<Areas>,
+    /// By `ServiceId`: the offsets of those that are balanced.
+    pub balances: Arc<[Option<Balance>]>,
 }
 
 impl View {
     /// Compiles the tables, taking over from `previous` those whose inputs did not change. Up to half a second of work
     /// for the largest databases with 50 regions when nothing can be taken over: never call it on the request path or in the writer.
     pub fn compile(fleet: Arc<Fleet>, atlas: Arc<Atlas>, previous: Option<&View>) -> View {
+        View::compile_for(&Sample::default(), fleet, atlas, previous)
+    }
+
+    /// The same, balanced for these clients.
+    pub fn compile_for(sample: &Sample, fleet: Arc<Fleet>, atlas: Arc<Atlas>, previous: Option<&View>) -> View {
         let orders = Orders::compile(&fleet, &atlas, previous.map(|v| (&v.orders, &v.atlas)));
         let areas = Areas::compile(&fleet, &atlas, previous.map(|v| (&v.areas, &v.atlas)));
-        View { fleet, atlas, orders, areas }
+        let ground = Ground { fleet: &fleet, atlas: &atlas, orders: &orders, areas: &areas };
+        let balances = ground.balances(sample, previous);
+        View { fleet, atlas, orders, areas, balances }
+    }
+
+    /// What offsets are worked out from.
+    pub fn ground(&self) -> Ground<'_> {
+        Ground { fleet: &self.fleet, atlas: &self.atlas, orders: &self.orders, areas: &self.areas }
     }
 }
 

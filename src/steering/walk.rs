@@ -17,11 +17,13 @@ use arrayvec::ArrayVec;
 use crate::geo::location::{angle_km, km_angle};
 use crate::geo::{Canonical, HalfAngles, Located, PlaceId};
 use crate::steering::accept::{DrawKey, Tag, accepts};
+use crate::steering::balance::{Balance, distance};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
 use crate::steering::fleet::{Panic, Pool, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, PoolId, RegionId, RegionSet, ServiceId};
+use crate::steering::order::Topology;
 use crate::steering::select::{Heed, select};
-use crate::steering::snapshot::Snapshot;
+use crate::steering::snapshot::{Snapshot, View};
 
 /// The most attempts a configuration may allow for one request.
 pub const MAX_ATTEMPTS: usize = 10;
@@ -110,6 +112,14 @@ enum Pass {
     /// One that was tried, once more.
     Again,
     Done,
+}
+
+/// What regions are scored by; the least wins.
+enum Scale<'s> {
+    /// By weight.
+    Draw,
+    /// By distance from there, less what is shifted for balance.
+    Distance(&'s Topology, HalfAngles, &'s Balance),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,14 +333,15 @@ impl Walk {
     fn rank(&mut self, snapshot: &Snapshot, service: &Service) {
         let members = match service.steering {
             Steering::Nearest => return,
-            Steering::Split => service.weighted,
+            Steering::Split | Steering::Balanced => service.weighted,
             Steering::Band(km) => service.weighted.and(self.band(snapshot, km)),
         };
         let mut best = (f64::INFINITY, 0);
+        let scale = self.scale(snapshot, service);
         for pool in &service.pools {
             let pool = snapshot.fleet().pool(*pool);
             if members.contains(pool.region) {
-                let score = self.score(service, pool);
+                let score = self.score(service, pool, &scale);
                 if score < best.0 {
                     best = (score, self.ranked.len());
                 }
@@ -344,17 +355,35 @@ impl Walk {
 
     fn sort_ranked(&mut self, snapshot: &Snapshot) {
         let service = snapshot.fleet().service(self.service);
+        let scale = self.scale(snapshot, service);
         let scored = self.ranked.iter().filter_map(|region| {
             let pool = service.pool_of[region.index()]?;
-            Some((self.score(service, snapshot.fleet().pool(pool)), *region))
+            Some((self.score(service, snapshot.fleet().pool(pool), &scale), *region))
         });
         let mut scored: ArrayVec<(f64, RegionId), MAX_REGIONS> = scored.collect();
         scored.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         self.ranked = scored.into_iter().map(|(_, region)| region).collect();
     }
 
-    fn score(&self, service: &Service, pool: &Pool) -> f64 {
-        self.draw.score(service.seeds[pool.region.index()][Tag::Split as usize], pool.weight)
+    /// What regions are scored by.
+    fn scale<'s>(&self, snapshot: &'s Snapshot, service: &Service) -> Scale<'s> {
+        let View { atlas, orders, balances, .. } = &snapshot.view;
+        let balance = balances[self.service.index()].as_ref().filter(|_| service.steering == Steering::Balanced);
+        let point = balance.and_then(|_| orders.topology().point_of(&atlas.place(self.place)));
+        match (balance, point) {
+            (Some(balance), Some(point)) => Scale::Distance(orders.topology(), HalfAngles::of(point), balance),
+            _ => Scale::Draw,
+        }
+    }
+
+    fn score(&self, service: &Service, pool: &Pool, scale: &Scale<'_>) -> f64 {
+        let seed = service.seeds[pool.region.index()][Tag::Split as usize];
+        match scale {
+            Scale::Draw => self.draw.score(seed, pool.weight),
+            Scale::Distance(topology, from, balance) => {
+                distance(topology, from, pool.region, || self.draw.draw(seed)) - balance.offset(pool.region)
+            }
+        }
     }
 
     /// The regions about as near as the nearest in the sets, whether they are in the sets themselves or not.
@@ -495,6 +524,7 @@ impl Walk {
                 Steering::Nearest => TakeReason::Nearest,
                 Steering::Split => TakeReason::Split,
                 Steering::Band(_) => TakeReason::Band,
+                Steering::Balanced => TakeReason::Balanced,
             },
         }
     }

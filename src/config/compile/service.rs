@@ -151,9 +151,10 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let members: RegionSet = pools.iter().map(|pool| pool.region).collect();
     let own = Own { regions, members, complete, context };
     let band_km = section.number("band_km", 500.0, 0.0..=20_038.0);
-    let steering = match section.choice("steering", 0, &[("nearest", 0), ("split", 1), ("band", 2)]) {
+    let steering = match section.choice("steering", 0, &[("nearest", 0), ("split", 1), ("band", 2), ("balanced", 3)]) {
         0 => Steering::Nearest,
         1 => Steering::Split,
+        3 => Steering::Balanced,
         _ => Steering::Band(band_km),
     };
     let routes = hosts(&section).zip(paths(&section)).map(|(hosts, paths)| Routes { hosts, paths });
@@ -228,7 +229,7 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
             format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
         );
     }
-    if several && !matches!(service.steering, Steering::Split) {
+    if several && !matches!(service.steering, Steering::Split | Steering::Balanced) {
         for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
             let name = &own.regions.list[pool.region.index()].name;
             scribe
@@ -237,6 +238,17 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
                     format!("region `{name}` has no location: for `{}` it comes last", service.name),
                 )
                 .hint("add `location = [latitude, longitude]`");
+        }
+    }
+    if service.steering == Steering::Balanced {
+        for pool in pools.iter().filter(|pool| pool.weight > 0 && own.regions.is_nowhere(pool.region)) {
+            let name = &own.regions.list[pool.region.index()].name;
+            scribe
+                .error(
+                    own.regions.place(pool.region),
+                    format!("region `{name}` has no location: `{}` cannot balance distances to it", service.name),
+                )
+                .hint("add `location = [latitude, longitude]`, or give its pool `weight = 0`");
         }
     }
     let mut positive = pools.iter().filter(|pool| pool.weight > 0);
@@ -248,14 +260,15 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
                 other.weight_place,
                 "weights differ, but `steering = \"nearest\"` only asks whether they are above 0",
             )
-            .hint("use `steering = \"split\"` or `\"band\"`, or a `dial`");
+            .hint("use `steering = \"split\"`, `\"band\"` or `\"balanced\"`, or a `dial`");
     }
-    if let Steering::Split = service.steering {
+    if let Steering::Split | Steering::Balanced = service.steering {
+        let steering = service.steering.as_str();
         let mut dials: Vec<Place> = pools.iter().filter(|pool| pool.dial < 100).map(|pool| pool.dial_place).collect();
         dials.dedup();
         for place in dials {
             scribe
-                .warning(place, "a dial under `steering = \"split\"` moves clients against their weights")
+                .warning(place, format!("a dial under `steering = \"{steering}\"` moves clients against their weights"))
                 .hint("change the `weight` instead");
         }
     }
