@@ -409,6 +409,24 @@ async fn what_answers_to_probes_ask_for_is_in_force_and_shown() {
 }
 
 #[tokio::test]
+async fn probes_tell_how_far_a_region_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.toml");
+    let origin = Origin::start().await;
+    let address = origin.address.to_string();
+    let text = config(&[("web", &[("a", address.as_str())]), ("far", &[("a", address.as_str())])], QUICK) + NO_DATA;
+    fs::write(&path, text.replace("[services.web]", "[services.web]\nrtt_weight = 0.5")).unwrap();
+    let stage = Stage::new(&path).await;
+    tokio::spawn(probe::run(stage.reader.clone(), stage.sender.clone(), stage.metrics.clone()));
+    until("a round trip", || snapshot(&stage.reader).pools[0].rtt_ms.is_some()).await;
+    let rtt_ms = snapshot(&stage.reader).pools[0].rtt_ms.unwrap();
+    assert!(rtt_ms > 0.0 && rtt_ms < 1000.0, "{rtt_ms}");
+    let series = "meridian_region_rtt_seconds{region=\"a\",service=\"web\"}";
+    assert_eq!(stage.scrape().value(series), Some(rtt_ms / 1000.0));
+    assert_eq!(stage.scrape().value(&series.replace("web", "far")), None, "it does not count there");
+}
+
+#[tokio::test]
 async fn the_end_of_a_certificate_is_a_metric_while_it_is_probed_for() {
     use tokio_rustls::rustls::ServerConfig;
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;

@@ -63,6 +63,8 @@ struct Region {
     ramp: f64,
     /// 0 … 1.
     spill: f64,
+    /// The round trip as it counts; `null`: it does not, or is not known.
+    rtt_ms: Option<f64>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -162,6 +164,7 @@ fn region(published: &Published, clock: Clock, id: PoolId) -> Region {
         dial: pool.dial,
         ramp: view.ramp,
         spill: view.spill,
+        rtt_ms: view.rtt_ms,
         endpoints: view.endpoints.iter().map(|view| endpoint(snapshot, view, clock)).collect(),
     }
 }

@@ -32,6 +32,7 @@ use crate::state::{Reader, Sender};
 use crate::steering::Snapshot;
 use crate::steering::fleet::{HealthPolicy, Probe};
 use crate::steering::snapshot::{Asked, EndpointId};
+use crate::steering::trip::Trips;
 use crate::steering::world::ProbeResult;
 use crate::telemetry::Metrics;
 
@@ -60,6 +61,8 @@ struct Target {
     /// The endpoint as configured, for the Host field.
     name: Arc<str>,
     policy: HealthPolicy,
+    /// Where connects are counted.
+    trips: Arc<Trips>,
     /// How often its traffic ejected it: each time it is probed at once.
     ejections: u32,
 }
@@ -116,6 +119,7 @@ fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
                 address,
                 name: endpoint.name.clone(),
                 policy: service.health.clone(),
+                trips: Arc::clone(endpoint.meter.trips()),
                 ejections: endpoint.ejected.count,
             };
             targets.insert(endpoint.id, target);
@@ -251,7 +255,9 @@ async fn probe(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Res
 }
 
 async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Result<(), String> {
+    let began = Instant::now();
     let stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
+    target.trips.record(began.elapsed());
     // A small request must not wait for anything; without the option it is only slower.
     let _ = stream.set_nodelay(true);
     let stream = Bounded { stream, left: ANSWER };
@@ -423,6 +429,7 @@ mod tests {
             address,
             name: "origin.example:80".into(),
             policy,
+            trips: Arc::default(),
             ejections: 0,
         }
     }

@@ -21,7 +21,7 @@ impl Snapshot {
     /// nobody resolved, have the unspecified address; their `name` tells them apart.
     pub fn assuming(view: View, down: RegionSet) -> Snapshot {
         let is_down = |pool: &Pool| down.contains(pool.region);
-        build(view, Arc::default(), is_down, |_| None)
+        build(view, Arc::default(), is_down, |_| None, |_| None)
     }
 
     /// This world with another view and other words. Pools that are down here are down there, by the names of service and region; all else is
@@ -40,7 +40,8 @@ impl Snapshot {
             let endpoints = &self.pool(id).endpoints;
             (!endpoints.is_empty()).then(|| Arc::clone(endpoints))
         };
-        build(view, overrides, is_down, known)
+        let rtt_ms = |pool: &Pool| self.pool(same(pool)?).rtt_ms;
+        build(view, overrides, is_down, known, rtt_ms)
     }
 }
 
@@ -50,6 +51,7 @@ fn build(
     overrides: Arc<Overrides>,
     is_down: impl Fn(&Pool) -> bool,
     known: impl Fn(&Pool) -> Option<Arc<[EndpointView]>>,
+    rtt_ms: impl Fn(&Pool) -> Option<f64>,
 ) -> Snapshot {
     let fleet = Arc::clone(&view.fleet);
     let regions: Box<[RegionView]> = fleet
@@ -77,6 +79,7 @@ fn build(
             spill: if down { 0.0 } else { 1.0 },
             epoch: 0,
             changed_ms: 0,
+            rtt_ms: rtt_ms(pool),
         }
     };
     let pools: Box<[PoolView]> = fleet.pools.iter().map(&mut pool_view).collect();

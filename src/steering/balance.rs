@@ -19,13 +19,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::geo::location::angle_km;
 use crate::geo::{Atlas, Canonical, HalfAngles};
 use crate::steering::accept::{DrawKey, Tag};
 use crate::steering::clients;
 use crate::steering::fleet::{Fleet, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, RegionId, ServiceId};
-use crate::steering::order::{Areas, Orders, Topology, biased};
+use crate::steering::order::{Areas, Orders, Topology};
 use crate::steering::snapshot::{Snapshot, View};
 
 /// How far the distances of two networks of one place may lie apart. Small beside what regions lie apart, and large enough that offsets of
@@ -57,12 +56,7 @@ impl Balance {
 
 /// A network's distance to a region for balanced steering, without the region's offset: that of its place, with the region's bias, and its own.
 pub fn distance(topology: &Topology, from: &HalfAngles, region: RegionId, draw: impl FnOnce() -> f64) -> f64 {
-    let haversine = topology.haversine(from, region);
-    if haversine.is_finite() {
-        biased(angle_km(haversine), topology.bias(region)) + SPREAD_KM * draw()
-    } else {
-        f64::INFINITY
-    }
+    topology.biased_km(from, region) + SPREAD_KM * draw()
 }
 
 /// How often it is looked whether the traffic is where it was.

@@ -100,6 +100,8 @@ pub(crate) struct Endpoint {
     /// How often it was ejected in its life.
     ejections: u32,
     stall: Stall,
+    /// Connects that were looked at: microseconds and count.
+    trips: (u64, u64),
     /// Its last probe did not count: the next one is due at once.
     pub(crate) anew: bool,
     /// When the probes turned it down, if they did.
@@ -142,6 +144,7 @@ impl Endpoint {
             down_for: None,
             ejections: 0,
             stall: Stall::default(),
+            trips: (0, 0),
             anew: false,
             down_since: None,
             asked: Asked::default(),
@@ -186,9 +189,17 @@ impl Endpoint {
 
     /// Forgets what its traffic told: it was not told in time.
     pub(crate) fn forget(&mut self) {
+        self.take_trips();
         self.stall.forget();
         self.meter.succeeded();
         self.meter.take_tripped();
+    }
+
+    /// Connects since the last call: microseconds in all, and how many.
+    pub(crate) fn take_trips(&mut self) -> (u64, u64) {
+        let total = self.meter.trips().total();
+        let before = std::mem::replace(&mut self.trips, total);
+        (total.0.wrapping_sub(before.0), total.1.wrapping_sub(before.1))
     }
 
     /// Ejects it; returns for how long.

@@ -99,6 +99,9 @@ pub struct ExplainedRegion {
     /// Kilometres that its distances are shortened by, where the service is balanced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<f64>,
+    /// The round trip from here in milliseconds, where that counts for the service and is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
     /// What operators want of it, for the service asked for: by the configuration, or since.
     #[serde(default)]
     pub intent: Intent,
@@ -198,6 +201,9 @@ impl Snapshot {
                     if fleet.service(service).regions.contains(*id) {
                         region.intent = self.service(service).intent(*id);
                     }
+                    let pool = fleet.service(service).pool_of[id.index()];
+                    let rtt_ms = pool.and_then(|pool| self.pool(pool).rtt_ms);
+                    region.rtt_ms = rtt_ms.map(|rtt_ms| (rtt_ms * 10.0).round() / 10.0);
                     if fleet.service(service).weighted.contains(*id) {
                         let balance = self.view.balances[service.index()].as_ref();
                         region.offset = balance.map(|balance| balance.offset(*id).round());
@@ -230,6 +236,7 @@ impl Snapshot {
                 km: point.zip(region.location).map(|(a, b)| (a.distance_km(b) * 10.0).round() / 10.0),
                 bias: region.bias,
                 offset: None,
+                rtt_ms: None,
                 intent: self.intent(id),
                 word: self.overrides.of_region(&region.name).map(|word| Shown::from(&**word)),
             })
@@ -304,6 +311,9 @@ impl fmt::Display for Explanation {
             }
             if let Some(offset) = region.offset {
                 write!(f, "  less {offset:.0} km")?;
+            }
+            if let Some(rtt_ms) = region.rtt_ms {
+                write!(f, "  {rtt_ms:.1} ms")?;
             }
             match (&region.word, region.intent) {
                 (Some(word), _) => write!(f, "  {word}")?,

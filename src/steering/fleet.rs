@@ -155,6 +155,8 @@ pub struct Service {
     pub name: String,
     /// How a region is chosen.
     pub steering: Steering,
+    /// Whether and how round trips count beside distances, for [`Steering::Nearest`].
+    pub blend: Option<Blend>,
     /// What a draw is keyed by.
     pub draw: Draw,
     /// Residency rules; a place in several must satisfy all of them.
@@ -217,6 +219,23 @@ impl Steering {
             Steering::Band(_) => "band",
             Steering::Balanced => "balanced",
         }
+    }
+}
+
+/// How round trips count beside distances.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Blend {
+    /// Above 0, up to 1: distances alone to round trips alone.
+    pub weight: f64,
+    /// Kilometres that a millisecond stands for.
+    pub km_per_ms: f64,
+}
+
+impl Blend {
+    /// What stands for the distance to a region `km` away from the client and `rtt_ms` from here.
+    pub fn km(self, km: f64, rtt_ms: f64) -> f64 {
+        let far = if self.weight < 1.0 { (1.0 - self.weight) * km } else { 0.0 };
+        far + self.weight * self.km_per_ms * rtt_ms
     }
 }
 

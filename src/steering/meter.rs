@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::steering::fleet::Capacity;
 use crate::steering::load::Load;
+use crate::steering::trip::Trips;
 
 /// Counters of one endpoint, shared by every snapshot that holds it; kept over reloads.
 #[derive(Debug, Default)]
@@ -30,6 +31,7 @@ pub struct Meter {
     heard: AtomicU32,
     first_bytes: Histogram,
     connects: Histogram,
+    trips: Arc<Trips>,
 }
 
 /// What a meter says of requests that wait, read at one look.
@@ -157,9 +159,20 @@ impl Meter {
         &self.first_bytes
     }
 
-    /// How long connecting takes.
+    /// How long connecting takes, of those who move requests.
     pub fn connects(&self) -> &Histogram {
         &self.connects
+    }
+
+    /// The same in all, of probes too.
+    pub fn trips(&self) -> &Arc<Trips> {
+        &self.trips
+    }
+
+    /// A connection for requests was opened, in this time.
+    pub fn connected(&self, took: Duration) {
+        self.connects.record(took);
+        self.trips.record(took);
     }
 }
 

@@ -33,6 +33,7 @@ pub mod select;
 mod shed;
 pub mod snapshot;
 pub mod stall;
+pub mod trip;
 pub mod walk;
 pub mod world;
 

@@ -61,17 +61,14 @@ impl Topology {
         sorter.order
     }
 
-    /// A region's bias.
-    pub fn bias(&self, region: RegionId) -> i8 {
-        self.regions[region.index()].1
+    /// The distance to a region in kilometres, with its bias; infinite for one without coordinates.
+    pub fn biased_km(&self, from: &HalfAngles, region: RegionId) -> f64 {
+        let haversine = self.haversine(from, region);
+        if haversine.is_finite() { biased(angle_km(haversine), self.regions[region.index()].1) } else { haversine }
     }
 
     fn key(&self, from: &HalfAngles, region: RegionId) -> f64 {
-        let haversine = self.haversine(from, region);
-        match self.biased && haversine.is_finite() {
-            true => biased(angle_km(haversine), self.regions[region.index()].1),
-            false => haversine,
-        }
+        if self.biased { self.biased_km(from, region) } else { self.haversine(from, region) }
     }
 }
 

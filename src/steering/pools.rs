@@ -11,6 +11,7 @@ use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::load::Load;
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
+use crate::steering::trip::Trip;
 use crate::steering::world::{Now, ProbeResult};
 
 /// A pool, its endpoints and their health.
@@ -21,6 +22,7 @@ pub(crate) struct Pool {
     health: PoolHealth,
     view: PoolView,
     moves: bool,
+    trip: Trip,
 }
 
 impl Pool {
@@ -34,8 +36,9 @@ impl Pool {
             spill: 0.0,
             epoch: health.epoch(),
             changed_ms: now.0,
+            rtt_ms: None,
         };
-        Pool { endpoints: Vec::new(), tally: Tally::default(), health, view, moves: false }
+        Pool { endpoints: Vec::new(), tally: Tally::default(), health, view, moves: false, trip: Trip::default() }
     }
 
     /// Gives it the endpoints that `specs` stand for.
@@ -198,11 +201,22 @@ impl Pool {
             spill: self.tally.spill(policy.overprovision),
             epoch: self.health.epoch(),
             changed_ms: self.health.changed().0,
+            rtt_ms: self.trip.shown_ms(),
         };
         let numbers = |view: &PoolView| (view.state, view.ramp, view.spill, view.epoch, view.changed_ms);
         let changed = numbers(&view) != numbers(&self.view);
         self.view = view;
         (from, changed)
+    }
+
+    /// Looks at how long connections to it took to open; returns whether the view changed.
+    pub(crate) fn look_at_trips(&mut self, policy: &HealthPolicy, now: Now) -> bool {
+        let sum = self.endpoints.iter_mut().map(Endpoint::take_trips);
+        let sum = sum.fold((0_u64, 0_u64), |(a, b), (micros, count)| (a.saturating_add(micros), b + count));
+        let interval = (self.view.state != PoolState::Down).then_some(policy.interval);
+        let changed = self.trip.look(sum, interval, now);
+        self.view.rtt_ms = self.trip.shown_ms();
+        changed
     }
 
     /// Whether time alone moves it.

@@ -19,7 +19,7 @@ use crate::geo::{Canonical, HalfAngles, Located, PlaceId};
 use crate::steering::accept::{DrawKey, Tag, accepts};
 use crate::steering::balance::{Balance, distance};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
-use crate::steering::fleet::{Panic, Pool, Service, Steering};
+use crate::steering::fleet::{Blend, Panic, Pool, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::order::Topology;
 use crate::steering::select::{Heed, select};
@@ -118,6 +118,8 @@ enum Pass {
 enum Scale<'s> {
     /// By weight.
     Draw,
+    /// By distance from there, if that is known, and round trips.
+    Blend(&'s Topology, Option<HalfAngles>, Blend),
     /// By distance from there, less what is shifted for balance.
     Distance(&'s Topology, HalfAngles, &'s Balance),
 }
@@ -332,7 +334,8 @@ impl Walk {
     /// is sorted by [`Walk::sort_ranked`] when it is asked for.
     fn rank(&mut self, snapshot: &Snapshot, service: &Service) {
         let members = match service.steering {
-            Steering::Nearest => return,
+            Steering::Nearest if self.blend(snapshot, service).is_none() => return,
+            Steering::Nearest => service.regions,
             Steering::Split | Steering::Balanced => service.weighted,
             Steering::Band(km) => service.weighted.and(self.band(snapshot, km)),
         };
@@ -341,7 +344,7 @@ impl Walk {
         for pool in &service.pools {
             let pool = snapshot.fleet().pool(*pool);
             if members.contains(pool.region) {
-                let score = self.score(service, pool, &scale);
+                let score = self.score(snapshot, service, pool, &scale);
                 if score < best.0 {
                     best = (score, self.ranked.len());
                 }
@@ -358,7 +361,7 @@ impl Walk {
         let scale = self.scale(snapshot, service);
         let scored = self.ranked.iter().filter_map(|region| {
             let pool = service.pool_of[region.index()]?;
-            Some((self.score(service, snapshot.fleet().pool(pool), &scale), *region))
+            Some((self.score(snapshot, service, snapshot.fleet().pool(pool), &scale), *region))
         });
         let mut scored: ArrayVec<(f64, RegionId), MAX_REGIONS> = scored.collect();
         scored.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -368,6 +371,10 @@ impl Walk {
     /// What regions are scored by.
     fn scale<'s>(&self, snapshot: &'s Snapshot, service: &Service) -> Scale<'s> {
         let View { atlas, orders, balances, .. } = &snapshot.view;
+        if let Some(blend) = self.blend(snapshot, service) {
+            let point = orders.topology().point_of(&atlas.place(self.place));
+            return Scale::Blend(orders.topology(), point.map(HalfAngles::of), blend);
+        }
         let balance = balances[self.service.index()].as_ref().filter(|_| service.steering == Steering::Balanced);
         let point = balance.and_then(|_| orders.topology().point_of(&atlas.place(self.place)));
         match (balance, point) {
@@ -376,10 +383,24 @@ impl Walk {
         }
     }
 
-    fn score(&self, service: &Service, pool: &Pool, scale: &Scale<'_>) -> f64 {
+    /// How round trips count for this client: not if that of a region that it could go to is not known.
+    fn blend(&self, snapshot: &Snapshot, service: &Service) -> Option<Blend> {
+        let blend = service.blend.filter(|_| service.steering == Steering::Nearest)?;
+        let is_known =
+            |region: RegionId| service.pool_of[region.index()].is_some_and(|p| snapshot.pool(p).rtt_ms.is_some());
+        self.sets.open.iter().all(is_known).then_some(blend)
+    }
+
+    fn score(&self, snapshot: &Snapshot, service: &Service, pool: &Pool, scale: &Scale<'_>) -> f64 {
         let seed = service.seeds[pool.region.index()][Tag::Split as usize];
         match scale {
             Scale::Draw => self.draw.score(seed, pool.weight),
+            Scale::Blend(topology, from, blend) => {
+                let km = from.as_ref().map_or(0.0, |from| topology.biased_km(from, pool.region));
+                let rtt_ms = service.pool_of[pool.region.index()].and_then(|pool| snapshot.pool(pool).rtt_ms);
+                // Not known is not open: it comes after all that are.
+                rtt_ms.map_or(f64::INFINITY, |rtt_ms| blend.km(km, rtt_ms))
+            }
             Scale::Distance(topology, from, balance) => {
                 distance(topology, from, pool.region, || self.draw.draw(seed)) - balance.offset(pool.region)
             }

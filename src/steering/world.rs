@@ -31,6 +31,7 @@ use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
 use crate::steering::shed::Shedding;
 use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, ServiceView, Snapshot, View};
+use crate::steering::trip;
 
 /// Milliseconds of the writer's monotonic clock, from any origin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +120,8 @@ pub struct World {
     looked: Option<Now>,
     /// When it was last said how many requests go into the samples of clients.
     thinned: Now,
+    /// When round trips were looked at last.
+    trips_looked: Now,
     /// When a gap ended in which this process stood still.
     gap: Option<Now>,
     /// Everything that is probed went down at once.
@@ -158,6 +161,7 @@ impl World {
             ids: Ids::default(),
             looked: None,
             thinned: now,
+            trips_looked: now,
             gap: None,
             suspects_itself: false,
             overrides: Arc::default(),
@@ -372,6 +376,7 @@ impl World {
         self.looked = Some(now);
         self.shed(now, events);
         self.thin_out(now);
+        self.look_at_trips(now);
         if self.gap.is_some_and(|gap| now.since(gap) < DISTRUST) {
             self.pools.iter_mut().for_each(Pool::forget);
             return;
@@ -393,6 +398,22 @@ impl World {
             if ejected {
                 self.snapshot.take();
                 self.settle(ServiceId(index as u16), now, events);
+            }
+        }
+    }
+
+    /// Looks at the round trips of the services for which they count.
+    fn look_at_trips(&mut self, now: Now) {
+        if now.since(self.trips_looked) < trip::EVERY {
+            return;
+        }
+        self.trips_looked = now;
+        let fleet = Arc::clone(&self.view.fleet);
+        for service in fleet.services.iter().filter(|service| service.blend.is_some()) {
+            for pool in &service.pools {
+                if self.pools[pool.index()].look_at_trips(&service.health, now) {
+                    self.snapshot.take();
+                }
             }
         }
     }

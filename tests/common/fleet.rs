@@ -202,6 +202,7 @@ fn default_service(name: &str) -> Service {
     Service {
         name: name.to_owned(),
         steering: Steering::Nearest,
+        blend: None,
         draw: Draw::Network,
         residency: Vec::new(),
         unknown_allowed: false,

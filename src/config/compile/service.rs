@@ -13,8 +13,8 @@ use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Affinity, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service, Steering,
-    Timeouts, Upstream,
+    Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service,
+    Steering, Timeouts, Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -157,6 +157,10 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         3 => Steering::Balanced,
         _ => Steering::Band(band_km),
     };
+    let weight = section.number("rtt_weight", 0.0, 0.0..=1.0);
+    let km_per_ms = section.number("rtt_km_per_ms", 100.0, 1.0..=10_000.0);
+    let blend = (weight > 0.0).then_some(Blend { weight, km_per_ms });
+    let rtt_place = section.place_of("rtt_weight");
     let routes = hosts(&section).zip(paths(&section)).map(|(hosts, paths)| Routes { hosts, paths });
     let draw = [("network", Draw::Network), ("address", Draw::Address), ("request", Draw::Request)];
     let residency = areas::residency(&section, &own);
@@ -177,6 +181,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let service = Service {
         name: name.to_owned(),
         steering,
+        blend,
         draw,
         residency,
         unknown_allowed,
@@ -198,8 +203,27 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         seeds: regions.list.iter().map(|region| seeds(name, &region.name)).collect(),
     };
     warn(&service, &pools, &own, health_place);
+    warn_of_blend(&service, rtt_place, context);
     section.finish();
     Read { service, pools, routes, affinity_place }
+}
+
+fn warn_of_blend(service: &Service, place: Place, context: &Context<'_>) {
+    if service.blend.is_none() {
+        return;
+    }
+    if service.steering != Steering::Nearest {
+        let steering = service.steering.as_str();
+        context
+            .scribe
+            .warning(place, format!("`rtt_weight` counts for `steering = \"nearest\"` only, not for `\"{steering}\"`"))
+            .hint("leave it out");
+    } else if service.health.probe == Probe::None {
+        context
+            .scribe
+            .warning(place, "without health checks round trips are known from new connections of requests only")
+            .hint(format!("add `[services.{}.health]`", service.name));
+    }
 }
 
 /// What is probably a mistake in how a service uses its regions.

@@ -64,7 +64,7 @@ impl<C: Connect> Connecting<C> {
     /// Has its connection: an upstream.
     pub(super) fn done(self, stream: C::Stream) -> Box<Upstream<C::Stream>> {
         let now = now();
-        self.meter.connects().record(now.saturating_duration_since(self.began));
+        self.meter.connected(now.saturating_duration_since(self.began));
         Upstream::new(stream, &self.attempt, self.place, now)
     }
 
