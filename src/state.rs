@@ -228,10 +228,17 @@ impl Sender {
         said.await.unwrap_or(Err(Refused::Ending))
     }
 
+    /// Whose turn it is to change what operators decide: no word comes into force until what is returned is dropped.
+    pub async fn turn(&self) -> impl Drop + '_ {
+        self.keeper.turn.lock().await
+    }
+
     /// What a word would move that is too much. Worked out here: it takes milliseconds, which the writer does not have.
     async fn moves(&self, word: &Word) -> Vec<Moves> {
         let (snapshot, word) = (Arc::clone(&self.current.load().snapshot), word.clone());
-        tokio::task::spawn_blocking(move || brake::word(&snapshot, &word)).await.unwrap_or_default()
+        let moves = tokio::task::spawn_blocking(move || brake::word(&snapshot, &word)).await;
+        // Who takes a region out in need must not be kept from it by a mistake of ours.
+        moves.inspect_err(|panic| tracing::error!(%panic, "what a word would move cannot be told")).unwrap_or_default()
     }
 
     /// The file in which operators' words are kept, if there is one.

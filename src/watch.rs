@@ -20,7 +20,7 @@ use ::notify::event::{AccessKind, AccessMode};
 use ::notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::config::Boot;
 use crate::load::{Inputs, LoadError, Loaded, Loader};
@@ -70,6 +70,7 @@ impl Watch {
         // Something may have changed between the load and the first watch, and during every load after.
         let mut look_at_once = true;
         let mut balancing = interval(balance::EVERY);
+        balancing.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first is at once, and what was loaded is balanced.
         balancing.tick().await;
         loop {
@@ -104,7 +105,10 @@ impl Watch {
         }
         let generation = self.generation();
         let last = self.loader.last();
-        let error = match self.load().await {
+        let loaded = self.load().await;
+        // No word comes into force between the look at what it moves and its publication.
+        let turn = self.sender.turn().await;
+        let error = match loaded {
             Ok(Ok(loaded)) => match self.braked(&loaded, &asked).await {
                 None => self.publish(loaded).await,
                 Some(text) => {
@@ -123,6 +127,7 @@ impl Watch {
                 Some(panic.to_string())
             }
         };
+        drop(turn);
         if let Some(error) = &error {
             let refused = Event::ReloadRefused { generation: self.generation(), error: error.clone() };
             self.metrics.event(&refused, SystemTime::now());
@@ -142,10 +147,16 @@ impl Watch {
         if !loaded.changed {
             return None;
         }
-        let moves = self.moves(loaded.view.clone()).await;
-        if moves.is_empty() {
-            return None;
-        }
+        let moves = match self.moves(loaded.view.clone()).await {
+            Ok(moves) if moves.is_empty() => return None,
+            Ok(moves) => moves,
+            Err(panic) => {
+                tracing::error!(%panic, "what a reload would move cannot be told, by a mistake of ours");
+                return (!asked.force).then(|| {
+                    format!("what it would move cannot be told: {panic}; `meridian reload --force` passes it")
+                });
+            }
+        };
         let told = moves.iter().map(brake::Moves::to_string).collect::<Vec<_>>().join("; ");
         if asked.force {
             tracing::warn!(who = asked.who, "reloads past the brake, which moves {told}");
@@ -157,17 +168,18 @@ impl Watch {
         ))
     }
 
-    async fn moves(&self, view: View) -> Vec<brake::Moves> {
+    async fn moves(&self, view: View) -> Result<Vec<brake::Moves>, JoinError> {
         let now = self.reader.load().snapshot.clone();
-        spawn_blocking(move || brake::reload(&now, &view)).await.unwrap_or_default()
+        spawn_blocking(move || brake::reload(&now, &view)).await
     }
 
     /// Has the offsets of balanced services follow their traffic.
     async fn balance(&mut self) {
         let published = self.reader.load();
         let now = Arc::clone(&published.snapshot);
-        let moved = spawn_blocking(move || balance::follow(&now)).await.unwrap_or_default();
-        let Some(balances) = moved else { return };
+        let moved = spawn_blocking(move || balance::follow(&now)).await;
+        let moved = moved.inspect_err(|panic| tracing::error!(%panic, "not balanced anew, by a mistake of ours"));
+        let Ok(Some(balances)) = moved else { return };
         let view = View { balances, ..published.snapshot.view.clone() };
         self.loader.published(view.clone());
         let generation = self.sender.publish(view, Arc::clone(&published.edge)).await;

@@ -163,7 +163,7 @@ fn a_city_is_shared_by_its_networks() {
     let city: Vec<Canonical> =
         clients.iter().filter(|client| place(client) == *largest).map(|client| Canonical::new(*client)).collect();
     assert!(city.len() > 100, "{} networks of one place", city.len());
-    let sample: Sample = BTreeMap::from([("web".to_owned(), city.clone())]);
+    let sample: Sample = BTreeMap::from([("web".to_owned(), city.iter().copied().cycle().take(1500).collect())]);
     let view = View::compile_for(&sample, compile(&text("", [30, 70, 0])).fleet, atlas(), None);
     let snapshot = Snapshot::assuming(view, RegionSet::EMPTY);
     let us = city.iter().filter(|client| region(&snapshot, client.ip()) == 0).count() as f64 / city.len() as f64;
@@ -201,4 +201,42 @@ fn what_did_not_change_is_taken_over_and_traffic_is_followed_slowly() {
         assert!(steps < 30);
     }
     assert!((before - 0.5).abs() <= 0.035 && steps >= 5, "{before} after {steps} steps");
+}
+
+/// Networks that the geo data cannot place say nothing of distances.
+#[test]
+fn a_sample_without_places_is_none() {
+    let private: Vec<Canonical> =
+        (0..2000_u32).map(|n| Canonical::new(IpAddr::from((0x0a00_0000 + (n << 8)).to_be_bytes()))).collect();
+    let sample: Sample = BTreeMap::from([("web".to_owned(), private)]);
+    let fleet = || compile(&text("", [9, 1, 0])).fleet;
+    let with = View::compile_for(&sample, fleet(), atlas(), None);
+    assert_eq!(with.balances, View::compile(fleet(), atlas(), None).balances);
+}
+
+/// A pin to a region without a share, or one that residency forbids, is passed by the walk, and so it is here.
+#[test]
+fn pins_that_lead_nowhere_do_not_count() {
+    let clients = clients();
+    let pinned = snapshot(&(text("", [1, 1, 0]) + "[services.web.pins]\n\"country:US\" = [\"ap\"]"), &[]);
+    let (parts, _) = spread(&pinned, &clients);
+    assert!((parts[0] - 0.5).abs() < 0.035 && (parts[1] - 0.5).abs() < 0.035, "{parts:?}");
+}
+
+/// Shares that cannot be had are no reason to move anybody.
+#[test]
+fn what_pins_keep_away_is_not_followed() {
+    let text = text("", [1, 1, 1]) + "[services.web.pins]\n\"country:US\" = [\"us\"]";
+    let american = clients().into_iter().filter(|client| {
+        let place = atlas().place(atlas().locate(Canonical::new(*client)).place);
+        place.country.is_some_and(|country| country.as_str() == "US")
+    });
+    let mut sample: Vec<Canonical> = american.map(Canonical::new).take(1200).collect();
+    sample.extend(clients().iter().map(|client| Canonical::new(*client)).take(800));
+    let view =
+        View::compile_for(&BTreeMap::from([("web".to_owned(), sample.clone())]), compile(&text).fleet, atlas(), None);
+    let now = Snapshot::assuming(view, RegionSet::EMPTY);
+    let mut chances = random(5);
+    sample.iter().for_each(|client| now.clients[0].see(*client, chances.next().unwrap()));
+    assert!(balance::follow(&now).is_none());
 }

@@ -10,7 +10,8 @@ use common::world::{random, snapshot, view};
 use meridian::geo::Canonical;
 use meridian::steering::brake::{self, Moves};
 use meridian::steering::fleet::Intent;
-use meridian::steering::{Override, Snapshot, Target, Word};
+use meridian::steering::snapshot::PoolState;
+use meridian::steering::{Override, RegionId, Snapshot, Target, Word};
 
 const REGIONS: &str = "
 [regions.us]
@@ -156,4 +157,59 @@ fn supposing_what_is_so_changes_no_answer() {
             }
         }
     }
+}
+
+/// What is known of health holds on both sides, and nothing that may help is held back.
+#[test]
+fn who_is_served_by_what_is_down_has_nothing_to_lose() {
+    let text = text("", "", [1, 1, 0]).replace("[regions.eu]\n", "[regions.eu]\nstate = \"drain\"\n");
+    let ready = word(Target::Region, "eu", Intent::Ready);
+    // All there is is down, and the standby is called in.
+    assert_eq!(brake::word(&snapshot(&text, &["us", "ap"]), &ready), []);
+    assert!(brake::word(&snapshot(&text.replace("[process]", "[process]\nbrake = 20"), &[]), &ready).len() == 1);
+}
+
+#[test]
+fn who_holds_or_leaves_has_no_clients_to_move() {
+    let text = text("", "steering = \"split\"", [1, 1, 0]);
+    let mut now = snapshot(&text, &[]);
+    let drain = |now: &Snapshot, region| brake::word(now, &word(Target::Region, region, Intent::Drain));
+    assert_eq!((drain(&now, "eu").len(), drain(&now, "ap").len()), (usize::from(half(&now, 1) > 0.5), 0));
+    // It came back, and nobody has come back to it.
+    now.pools[1].state = PoolState::Holding;
+    now.pools[1].ramp = 0.0;
+    assert_eq!(drain(&now, "us").pop().unwrap().percent, 100);
+    assert_eq!(drain(&now, "eu"), []);
+    // The same of one whose every endpoint asks to be drained.
+    now.pools[1].state = PoolState::Up;
+    now.pools[1].ramp = 1.0;
+    now.services[0].leaving.insert(RegionId(1));
+    assert_eq!(drain(&now, "us").pop().unwrap().percent, 100);
+    assert_eq!(drain(&now, "eu"), []);
+}
+
+/// Part of the addresses that go to that region.
+fn half(now: &Snapshot, region: u8) -> f64 {
+    let clients = meridian::steering::clients::addresses(&now.view.atlas);
+    let there =
+        clients.iter().filter(|client| common::world::region(now, client.ip()) == Some(RegionId(region))).count();
+    there as f64 / clients.len() as f64
+}
+
+#[test]
+fn round_trips_that_begin_to_count_move_clients_too() {
+    let plain = text("", "", [1, 1, 1]);
+    let mut now = snapshot(&plain, &[]);
+    for (pool, rtt_ms) in now.pools.iter_mut().zip([90.0, 90.0, 1.0]) {
+        pool.rtt_ms = Some(rtt_ms);
+    }
+    let then = text("", "rtt_weight = 1", [1, 1, 1]);
+    let moves = brake::reload(&now, &view(&then)).pop().unwrap();
+    assert!(moves.percent > 60 && moves.ways.iter().all(|(_, to, _)| to.as_deref() == Some("ap")), "{moves}");
+    // One that nobody has measured yet changes nothing for those who are there.
+    let mut now = snapshot(&then, &[]);
+    now.pools.iter_mut().for_each(|pool| pool.rtt_ms = Some(10.0));
+    let more = then.replace("[services.web]", "[regions.af]\nlocation = [-33.9, 18.4]\n[services.web]")
+        + "[services.web.pools.af]\nendpoints = [\"10.0.9.1:80\"]\n";
+    assert_eq!(brake::reload(&now, &view(&more.replace("[process]", "[process]\nbrake = 1"))), []);
 }

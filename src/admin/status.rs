@@ -164,7 +164,7 @@ fn region(published: &Published, clock: Clock, id: PoolId) -> Region {
         dial: pool.dial,
         ramp: view.ramp,
         spill: view.spill,
-        rtt_ms: view.rtt_ms,
+        rtt_ms: view.rtt_ms.filter(|_| snapshot.fleet().service(pool.service).blend.is_some()),
         endpoints: view.endpoints.iter().map(|view| endpoint(snapshot, view, clock)).collect(),
     }
 }

@@ -35,6 +35,9 @@ const VERSION: u32 = 1;
 /// More than any operator can have said.
 const MOST_BYTES: u64 = 16 << 20;
 
+/// Twice what as many services as there can be have.
+const MOST_CLIENTS: u64 = 64 << 20;
+
 /// Where words are kept.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
@@ -115,10 +118,11 @@ impl Kept {
 
     /// Who was seen to ask for each service, where enough were. Blocks.
     pub fn sample(&self) -> Sample {
-        let seen = self.clients().and_then(|file| read_json::<Seen>(&file).ok()?);
+        let seen = self.clients().and_then(|file| read_json::<Seen>(&file, MOST_CLIENTS).ok()?);
         let services = seen.filter(|seen| seen.version == VERSION).into_iter().flat_map(|seen| seen.services);
-        let networks =
-            services.map(|(service, seen)| (service, seen.networks.into_iter().map(Canonical::new).collect()));
+        let networks = services.map(|(service, seen)| {
+            (service, seen.networks.into_iter().take(clients::SIZE).map(Canonical::new).collect())
+        });
         networks.filter(|(_, networks): &(_, Vec<_>)| networks.len() >= clients::ENOUGH).collect()
     }
 
@@ -126,7 +130,7 @@ impl Kept {
     /// read is not there.
     pub(super) fn recall_clients(&self, snapshot: &Snapshot) {
         let Some(file) = self.clients() else { return };
-        let seen = match read_json::<Seen>(&file) {
+        let seen = match read_json::<Seen>(&file, MOST_CLIENTS) {
             Ok(Some(seen)) if seen.version == VERSION => seen,
             Ok(_) => return,
             Err(error) => return tracing::warn!(file = %file.display(), error, "the sample of clients cannot be read"),
@@ -165,20 +169,20 @@ fn write_whole(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 }
 
 fn read(file: &Path) -> Result<Vec<Override>, String> {
-    let Some(content) = read_json::<Content>(file)? else { return Ok(Vec::new()) };
+    let Some(content) = read_json::<Content>(file, MOST_BYTES)? else { return Ok(Vec::new()) };
     if content.version != VERSION {
         return Err(format!("it has version {}, and this meridian knows version {VERSION}", content.version));
     }
     Ok(content.overrides)
 }
 
-/// The content of a file; `None`: there is none.
-fn read_json<T: DeserializeOwned>(file: &Path) -> Result<Option<T>, String> {
+/// The content of a file of at most so many bytes; `None`: there is none.
+fn read_json<T: DeserializeOwned>(file: &Path, most: u64) -> Result<Option<T>, String> {
     match fs::metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.to_string()),
         Ok(meta) if !meta.is_file() => return Err("it is not a regular file".to_owned()),
-        Ok(meta) if meta.len() > MOST_BYTES => return Err(format!("it is larger than {} MiB", MOST_BYTES >> 20)),
+        Ok(meta) if meta.len() > most => return Err(format!("it is larger than {} MiB", most >> 20)),
         Ok(_) => {}
     }
     let text = fs::read(file).map_err(|error| error.to_string())?;

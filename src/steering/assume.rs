@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crate::steering::clients::Clients;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, Intent, Pool, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet};
 use crate::steering::load::Load;
@@ -20,39 +21,60 @@ impl Snapshot {
     /// A snapshot in which every endpoint is up, but in the regions of `down`. Endpoints configured by name, which
     /// nobody resolved, have the unspecified address; their `name` tells them apart.
     pub fn assuming(view: View, down: RegionSet) -> Snapshot {
-        let is_down = |pool: &Pool| down.contains(pool.region);
-        build(view, Arc::default(), is_down, |_| None, |_| None)
+        let health = |pool: &Pool| {
+            let state = if down.contains(pool.region) { PoolState::Down } else { PoolState::Up };
+            Observed { state, ..Observed::default() }
+        };
+        build(view, Arc::default(), health)
     }
 
-    /// This world with another view and other words. Pools that are down here are down there, by the names of service and region; all else is
-    /// up, and nothing holds, ramps or sheds, so that two such snapshots differ by what was changed alone.
+    /// This world with another view and other words: what was observed of a pool here is observed there, by the names of service and region. What is
+    /// new is up, and nothing sheds, so that two such snapshots differ by what was changed alone.
     pub fn supposing(&self, view: View, overrides: Arc<Overrides>) -> Snapshot {
-        let fleet = Arc::clone(&view.fleet);
-        let same = |pool: &Pool| {
-            let service = self.fleet().service_named(&fleet.service(pool.service).name)?;
-            let region = self.fleet().region_named(&fleet.region(pool.region).name)?;
-            self.fleet().service(service).pool_of[region.index()]
+        let (before, after) = (self.fleet(), Arc::clone(&view.fleet));
+        let services: Vec<_> = after.services.iter().map(|service| before.service_named(&service.name)).collect();
+        let regions: Vec<_> = after.regions.iter().map(|region| before.region_named(&region.name)).collect();
+        let health = |pool: &Pool| {
+            let here =
+                || before.service(services[pool.service.index()]?).pool_of[regions[pool.region.index()]?.index()];
+            // How far it is will be seen; until then it must not keep others from being compared.
+            let Some(id) = here() else { return Observed { rtt_ms: Some(f64::INFINITY), ..Observed::default() } };
+            let view = self.pool(id);
+            let same_lines = before.pool(id).endpoints == pool.endpoints && !view.endpoints.is_empty();
+            let leaves = self.service(before.pool(id).service).leaving.contains(before.pool(id).region);
+            Observed {
+                // Without a verdict it will soon be up.
+                state: if view.state == PoolState::Unknown { PoolState::Up } else { view.state },
+                ramp: if view.state.is_up() { view.ramp } else { 1.0 },
+                spill: if view.state.is_up() { view.spill } else { 1.0 },
+                rtt_ms: view.rtt_ms,
+                leaves,
+                endpoints: same_lines.then(|| Arc::clone(&view.endpoints)),
+            }
         };
-        let is_down = |pool: &Pool| same(pool).is_some_and(|id| self.pool(id).state == PoolState::Down);
-        // Where the lines are the same, names have resolved already, and words may be over what they stand for.
-        let known = |pool: &Pool| {
-            let id = same(pool).filter(|id| self.fleet().pool(*id).endpoints == pool.endpoints)?;
-            let endpoints = &self.pool(id).endpoints;
-            (!endpoints.is_empty()).then(|| Arc::clone(endpoints))
-        };
-        let rtt_ms = |pool: &Pool| self.pool(same(pool)?).rtt_ms;
-        build(view, overrides, is_down, known, rtt_ms)
+        Snapshot { suspects_itself: self.suspects_itself, ..build(view, overrides, health) }
     }
 }
 
-/// The snapshot of that view and those words, of pools that are down and of endpoints that are `known`; others are those of the lines.
-fn build(
-    view: View,
-    overrides: Arc<Overrides>,
-    is_down: impl Fn(&Pool) -> bool,
-    known: impl Fn(&Pool) -> Option<Arc<[EndpointView]>>,
-    rtt_ms: impl Fn(&Pool) -> Option<f64>,
-) -> Snapshot {
+/// What is known of a pool.
+struct Observed {
+    state: PoolState,
+    ramp: f64,
+    spill: f64,
+    rtt_ms: Option<f64>,
+    /// Whether its endpoints ask to be drained.
+    leaves: bool,
+    /// `None`: those of its lines.
+    endpoints: Option<Arc<[EndpointView]>>,
+}
+
+impl Default for Observed {
+    fn default() -> Observed {
+        Observed { state: PoolState::Up, ramp: 1.0, spill: 1.0, rtt_ms: None, leaves: false, endpoints: None }
+    }
+}
+
+fn build(view: View, overrides: Arc<Overrides>, observed: impl Fn(&Pool) -> Observed) -> Snapshot {
     let fleet = Arc::clone(&view.fleet);
     let regions: Box<[RegionView]> = fleet
         .regions
@@ -60,27 +82,24 @@ fn build(
         .map(|_| RegionView { load: Arc::default(), shed: 1.0, intake: 1.0, from: RegionSet::EMPTY })
         .collect();
     let mut next_id = 0;
+    let mut leaving = vec![RegionSet::EMPTY; fleet.services.len()];
     let mut pool_view = |pool: &Pool| {
-        let state = if is_down(pool) { EndpointState::Down } else { EndpointState::Up };
+        let Observed { state, ramp, spill, rtt_ms, leaves, endpoints } = observed(pool);
+        let down = state == PoolState::Down;
+        if leaves {
+            leaving[pool.service.index()].insert(pool.region);
+        }
         let load = &regions[pool.region.index()].load;
-        let mut views: Vec<EndpointView> = match known(pool) {
+        let mut views: Vec<EndpointView> = match endpoints {
             Some(views) => views.to_vec(),
             None => pool.endpoints.iter().map(|line| endpoint_view(line, load, &mut next_id)).collect(),
         };
         for view in &mut views {
-            (view.state, view.asked) = (state, Asked::default());
+            view.state = if down { EndpointState::Down } else { EndpointState::Up };
             view.intent = overrides.of_endpoint(view).map_or(Intent::Ready, |word| word.state);
         }
-        let down = state == EndpointState::Down;
-        PoolView {
-            endpoints: views.into(),
-            state: if down { PoolState::Down } else { PoolState::Up },
-            ramp: 1.0,
-            spill: if down { 0.0 } else { 1.0 },
-            epoch: 0,
-            changed_ms: 0,
-            rtt_ms: rtt_ms(pool),
-        }
+        let spill = if down { 0.0 } else { spill };
+        PoolView { endpoints: views.into(), state, ramp, spill, epoch: 0, changed_ms: 0, rtt_ms }
     };
     let pools: Box<[PoolView]> = fleet.pools.iter().map(&mut pool_view).collect();
     let intent_of = |id: PoolId| {
@@ -89,14 +108,20 @@ fn build(
         let of_endpoints = pools[id.index()].endpoints.iter().map(|endpoint| endpoint.intent).min();
         of_region.max(of_endpoints.unwrap_or_default())
     };
-    let service_view = |service: &Service| {
+    let service_view = |(service, leaving): (&Service, &RegionSet)| {
         let intent = |region: RegionId| service.pool_of[region.index()].map_or(Intent::Ready, intent_of);
-        let is_up = |id: &&PoolId| pools[id.index()].state == PoolState::Up;
-        let up = service.pools.iter().filter(is_up).map(|id| fleet.pool(*id).region).collect();
-        ServiceView::new(service, intent, up, RegionSet::EMPTY)
+        let with = |is: fn(PoolState) -> bool| {
+            let with = service.pools.iter().filter(|id| is(pools[id.index()].state));
+            with.map(|id| fleet.pool(*id).region).collect::<RegionSet>()
+        };
+        let up = with(PoolState::is_up);
+        let view = ServiceView::new(service, intent, up, with(|state| state == PoolState::Holding));
+        ServiceView { leaving: leaving.and(up), ..view }
     };
-    let services = fleet.services.iter().map(service_view).collect();
-    let clients = fleet.services.iter().map(|_| Arc::default()).collect();
+    let services = fleet.services.iter().zip(&leaving).map(service_view).collect();
+    // Nobody writes into it.
+    let nobody = Arc::<Clients>::default();
+    let clients = fleet.services.iter().map(|_| Arc::clone(&nobody)).collect();
     Snapshot { generation: 1, suspects_itself: false, view, services, pools, regions, clients, overrides }
 }
 

@@ -26,6 +26,7 @@ use crate::steering::fleet::{Fleet, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, RegionId, ServiceId};
 use crate::steering::order::{Areas, Orders, Topology};
 use crate::steering::snapshot::{Snapshot, View};
+use crate::steering::walk::{Head, head};
 
 /// How far the distances of two networks of one place may lie apart. Small beside what regions lie apart, and large enough that offsets of
 /// doubles can tell the networks of a city from each other.
@@ -34,9 +35,14 @@ pub const SPREAD_KM: f64 = 10.0;
 /// Networks of clients by the name of the service that they asked for; services that too few asked for are not in it.
 pub type Sample = BTreeMap<String, Vec<Canonical>>;
 
-/// Who asks for the services of a snapshot, as far as enough were seen.
+/// Clients that are assigned in all, as far as that leaves [`LEAST`] for each balanced service: some seconds for fifty regions.
+const CLIENTS: usize = 60_000;
+const LEAST: usize = 300;
+
+/// Who asks for the balanced services of a snapshot, as far as enough were seen.
 pub fn sample(snapshot: &Snapshot) -> Sample {
     let seen = snapshot.fleet().services.iter().zip(&snapshot.clients);
+    let seen = seen.filter(|(service, _)| service.steering == Steering::Balanced);
     let enough = seen.map(|(service, clients)| (service.name.clone(), clients.networks()));
     enough.filter(|(_, networks)| networks.len() >= clients::ENOUGH).collect()
 }
@@ -73,23 +79,46 @@ const STEP: f64 = 0.05;
 pub fn follow(now: &Snapshot) -> Option<Arc<[Option<Balance>]>> {
     let (ground, sample) = (now.view.ground(), sample(now));
     let mut balances = now.view.balances.to_vec();
+    let most = (CLIENTS / sample.len().max(1)).max(LEAST);
     let mut moved = false;
     for ((service, id), balance) in now.fleet().services.iter().zip(0..).zip(&mut balances) {
         let (Some(balance), Some(clients)) = (balance.as_mut(), sample.get(&service.name)) else { continue };
         let Some(wanted) = ground.shares(service) else { continue };
-        let rows = ground.rows(ServiceId(id), clients);
+        let rows = ground.rows(ServiceId(id), clients, most);
+        if rows.len() < clients::ENOUGH.min(most) {
+            continue;
+        }
+        // As near as pins and residency let it come.
+        let can = loads(&transport(&rows, &wanted).to, wanted.len());
         let is = shares_of(&rows, balance);
-        let off: f64 = is.iter().zip(&wanted).map(|(is, wanted)| (wanted - is).max(0.0)).sum();
+        let off: f64 = is.iter().zip(&can).map(|(is, can)| (can - is).max(0.0)).sum();
         if off <= TOLERANCE {
             continue;
         }
         let part = (STEP / off).min(1.0);
-        let next: Vec<f64> = is.iter().zip(&wanted).map(|(is, wanted)| is + (wanted - is) * part).collect();
+        let next: Vec<f64> = is.iter().zip(&can).map(|(is, can)| is + (can - is) * part).collect();
         let offsets = transport(&rows, &next).offsets();
         moved |= offsets != balance.offsets;
         balance.offsets = offsets;
     }
     moved.then(|| balances.into())
+}
+
+/// The part of the clients that goes to each region.
+fn loads(to: &[usize], count: usize) -> Vec<f64> {
+    let mut shares = vec![0.0; count];
+    to.iter().for_each(|region| shares[*region] += 1.0 / to.len() as f64);
+    shares
+}
+
+/// The shares `is`, shifted as those `before` are to become those `after`.
+fn shifted(is: &[f64], before: &[f64], after: &[f64]) -> Vec<f64> {
+    let shifted = is.iter().zip(before).zip(after);
+    // A share of nothing is nothing, whatever has drifted there.
+    let shifted = shifted.map(|((is, before), after)| if *after > 0.0 { (is + after - before).max(0.0) } else { 0.0 });
+    let shifted: Vec<f64> = shifted.collect();
+    let sum: f64 = shifted.iter().sum();
+    if sum > 0.0 { shifted.iter().map(|share| share / sum).collect() } else { after.to_vec() }
 }
 
 /// How the offsets share out these clients.
@@ -122,31 +151,44 @@ impl Ground<'_> {
     /// second for a service in the worst case.
     pub fn balances(&self, sample: &Sample, previous: Option<&View>) -> Arc<[Option<Balance>]> {
         let mut addresses = None;
+        let balanced = self.fleet.services.iter().filter(|service| service.steering == Steering::Balanced).count();
+        let most = (CLIENTS / balanced.max(1)).max(LEAST);
         let services = self.fleet.services.iter().zip(0..);
         let balances = services.map(|(service, id)| {
             let wanted = self.shares(service)?;
-            if let Some(balance) = previous.and_then(|previous| self.unchanged(service, &wanted, previous)) {
-                return Some(balance);
+            let before = previous.and_then(|previous| self.comparable(service, previous));
+            if let Some((balance, shares)) = &before
+                && *shares == wanted
+            {
+                return Some(balance.clone());
             }
-            let clients = sample.get(&service.name);
-            let clients = clients.unwrap_or_else(|| addresses.get_or_insert_with(|| clients::addresses(self.atlas)));
-            Some(Balance { offsets: transport(&self.rows(ServiceId(id), clients), &wanted).offsets() })
+            let seen = sample.get(&service.name).map(|clients| self.rows(ServiceId(id), clients, most));
+            let rows = seen.filter(|rows| rows.len() >= clients::ENOUGH.min(most)).unwrap_or_else(|| {
+                let clients = addresses.get_or_insert_with(|| clients::addresses(self.atlas));
+                self.rows(ServiceId(id), clients, most)
+            });
+            // Who changes a share moves that, and not what traffic has drifted: that is followed slowly.
+            let wanted = match before {
+                Some((balance, shares)) => shifted(&shares_of(&rows, &balance), &shares, &wanted),
+                None => wanted,
+            };
+            Some(Balance { offsets: transport(&rows, &wanted).offsets() })
         });
         balances.collect()
     }
 
-    /// What `previous` has for the service, if it would be the same again.
-    fn unchanged(&self, service: &Service, wanted: &[f64], previous: &View) -> Option<Balance> {
+    /// What `previous` has for the service, and the shares that it was for, if nothing else is different now.
+    fn comparable(&self, service: &Service, previous: &View) -> Option<(Balance, Vec<f64>)> {
         let before = previous.ground();
         let id = before.fleet.service_named(&service.name)?;
         let old = before.fleet.service(id);
         let is_same = std::ptr::eq(self.atlas, before.atlas)
             && self.orders.topology() == before.orders.topology()
             && self.fleet.networks == before.fleet.networks
-            && before.shares(old).as_deref() == Some(wanted)
             && (&service.seeds, service.draw, &service.pins, &service.residency, service.unknown_allowed)
                 == (&old.seeds, old.draw, &old.pins, &old.residency, old.unknown_allowed);
-        previous.balances[id.index()].clone().filter(|_| is_same)
+        let balance = previous.balances[id.index()].clone().filter(|_| is_same)?;
+        Some((balance, before.shares(old)?))
     }
 
     /// The share of each region that a service wants; `None`: it is not balanced.
@@ -166,7 +208,7 @@ impl Ground<'_> {
 
     /// The distances of clients to the regions that they could go to by them; those who could not go anywhere else, or who have no place, are left out or
     /// have one region only.
-    fn rows(&self, id: ServiceId, clients: &[Canonical]) -> Vec<Row> {
+    fn rows(&self, id: ServiceId, clients: &[Canonical], most: usize) -> Vec<Row> {
         let (fleet, topology) = (self.fleet, self.orders.topology());
         let service = fleet.service(id);
         let row = |(client, n): (&Canonical, u64)| {
@@ -174,10 +216,14 @@ impl Ground<'_> {
             let policy = self.areas.policy(id, located.place);
             let from = HalfAngles::of(topology.point_of(&self.atlas.place(located.place))?);
             let mut open = service.weighted.and(policy.residency);
-            let network = fleet.networks.lookup(*client).map(|(region, _)| region);
-            let pinned = policy.pin.and_then(|pin| service.pins[usize::from(pin)].to.first().copied());
-            if let Some(region) = network.filter(|region| service.regions.contains(*region)).or(pinned) {
-                open = open.and([region].into_iter().collect());
+            let sent = |region: &RegionId| open.contains(*region);
+            let sent = match head(fleet, service, *client, located, policy.pin) {
+                Head::None => None,
+                Head::Network(region) => Some(region).filter(sent),
+                Head::Pin(pin) => service.pins[usize::from(pin)].to.iter().copied().find(sent),
+            };
+            if let Some(region) = sent {
+                open = [region].into_iter().collect();
             }
             let key = DrawKey::new(service.draw, *client, clients::scatter(n));
             let km = |region: RegionId| {
@@ -188,7 +234,8 @@ impl Ground<'_> {
             let row: Row = (0..fleet.regions.len()).map(|index| km(RegionId(index as u8))).collect();
             row.iter().any(|km| km.is_finite()).then_some(row)
         };
-        clients.iter().zip(1..).filter_map(row).collect()
+        let every = clients.len().div_ceil(most.max(1)).max(1);
+        clients.iter().zip(1..).step_by(every).filter_map(row).collect()
     }
 }
 
@@ -357,7 +404,7 @@ mod tests {
         rows.iter().zip(to).map(|(row, to)| row[*to]).sum()
     }
 
-    fn loads(to: &[usize], count: usize) -> Vec<usize> {
+    fn counts(to: &[usize], count: usize) -> Vec<usize> {
         (0..count).map(|region| to.iter().filter(|at| **at == region).count()).collect()
     }
 
@@ -432,7 +479,7 @@ mod tests {
         fn nothing_is_cheaper((rows, shares) in case()) {
             let done = transport(&rows, &shares);
             let wanted = apportion(rows.len(), &shares);
-            prop_assert_eq!(loads(&done.to, shares.len()), wanted.clone());
+            prop_assert_eq!(counts(&done.to, shares.len()), wanted.clone());
             let (cost, least) = (total(&rows, &done.to), linear_program(&rows, &wanted));
             prop_assert!(cost <= least * (1.0 + 1e-6) + 1e-3, "{} instead of {}", cost, least);
             let offsets = done.offsets();

@@ -2,7 +2,8 @@
 //!
 //! A slip of the pen (a weight, a coordinate, a pattern that fits too much, the wrong database) can move half the world at once, to regions that do
 //! not expect it. So a change is tried on a sample of clients first: each is asked for with what is in force and with what would be. Only what was
-//! changed counts: what is down is down on both sides, so that a region which fails moves nobody here.
+//! changed counts: what was observed is so on both sides, and a region that fails moves nobody here. Who is served in panic only has nothing to lose either:
+//! nothing that may help them is held back.
 //!
 //! The sample is what was seen of the service's traffic, or addresses until that is enough ([`clients`]).
 //!
@@ -18,6 +19,10 @@ use crate::steering::ids::{RegionSet, ServiceId};
 use crate::steering::overrides::{Overrides, Word};
 use crate::steering::snapshot::{Snapshot, View};
 use crate::steering::walk::Query;
+
+/// Walks in all, as far as that leaves [`LEAST`] clients for each service: a fraction of a second.
+const WALKS: usize = 600_000;
+const LEAST: usize = 300;
 
 /// Ways that are told of one service.
 const TOLD: usize = 4;
@@ -75,6 +80,7 @@ fn over(now: &Snapshot, before: &Snapshot, after: &Snapshot) -> Vec<Moves> {
         return Vec::new();
     }
     let mut addresses = None;
+    let most = (WALKS / 2 / before.fleet().services.len().max(1)).max(LEAST);
     let services = before.fleet().services.iter().zip(0..);
     let both = services.filter_map(|(service, id)| Some((ServiceId(id), after.fleet().service_named(&service.name)?)));
     let moves = both.filter_map(|(id, to)| {
@@ -82,7 +88,9 @@ fn over(now: &Snapshot, before: &Snapshot, after: &Snapshot) -> Vec<Moves> {
         let of_traffic = seen.len() >= clients::ENOUGH;
         let clients =
             if of_traffic { &seen } else { addresses.get_or_insert_with(|| clients::addresses(&before.view.atlas)) };
-        moves((before, id), (after, to), clients, of_traffic, brake)
+        // Evenly from all of it: a ring has the hours one after the other.
+        let some: Vec<Canonical> = clients.iter().step_by(clients.len().div_ceil(most).max(1)).copied().collect();
+        moves((before, id), (after, to), &some, of_traffic, brake)
     });
     moves.collect()
 }
@@ -97,10 +105,10 @@ fn moves(
     let mut ways: BTreeMap<(&str, Option<&str>), usize> = BTreeMap::new();
     let (mut served, mut moved) = (0_usize, 0_usize);
     for (client, n) in clients.iter().zip(1..) {
-        // Who is served nowhere has nothing to lose.
-        let Some(from) = region(before, id, *client, n) else { continue };
+        // Who is served nowhere, or by what is known to be down, has nothing to lose.
+        let (Some(from), false) = region(before, id, *client, n) else { continue };
         served += 1;
-        let to = region(after, after_id, *client, n);
+        let (to, _) = region(after, after_id, *client, n);
         if to != Some(from) {
             moved += 1;
             *ways.entry((from, to)).or_default() += 1;
@@ -122,9 +130,10 @@ fn moves(
     })
 }
 
-/// Where the `n`-th client goes first. Loads are of the moment, and no affinity says who is there already.
-fn region(snapshot: &Snapshot, service: ServiceId, client: Canonical, n: u64) -> Option<&str> {
+/// Where the `n`-th client goes first, and whether only because of panic. Loads are of the moment, and no affinity says who is there already.
+fn region(snapshot: &Snapshot, service: ServiceId, client: Canonical, n: u64) -> (Option<&str>, bool) {
     let query = Query { client, service, chance: clients::scatter(n), affinity: None, full: RegionSet::EMPTY };
-    let take = snapshot.walk(&query).take(snapshot).ok()?;
-    Some(&snapshot.fleet().region(take.region).name)
+    let mut walk = snapshot.walk(&query);
+    let take = walk.take(snapshot).ok();
+    (take.map(|take| snapshot.fleet().region(take.region).name.as_str()), walk.panics() && !snapshot.suspects_itself)
 }

@@ -70,7 +70,9 @@ impl Clients {
 
     /// Puts what was kept of an earlier process into the ring; `thin` is its [`Clients::thin`].
     pub fn recall(&self, thin: u32, networks: impl IntoIterator<Item = Canonical>) {
-        networks.into_iter().for_each(|network| self.see(network, 0));
+        for (place, network) in self.ring.iter().zip(networks) {
+            place.store(u64::from_be_bytes(network.network_key()), Relaxed);
+        }
         self.thin.store(thin.min(THINNEST), Relaxed);
     }
 
@@ -84,13 +86,19 @@ impl Clients {
         self.taken.load(Relaxed)
     }
 
-    /// Says how many requests are to be left out, by how many were taken over the last [`EVERY`].
-    pub fn thin_out(&self, taken: u32) {
-        let wanted = SIZE as f64 * EVERY.as_secs_f64() / SPAN.as_secs_f64();
+    /// Says how many requests are to be left out, by how many were taken within this time; asked every second or so. More are left out at once,
+    /// so that a burst does not fill the ring; fewer only by what came within [`EVERY`], and little by little.
+    pub fn thin_out(&self, taken: u32, within: Duration) {
+        let wanted = SIZE as f64 * within.as_secs_f64() / SPAN.as_secs_f64();
         let requests = f64::from(taken) * f64::from(self.thin()).exp2();
         let thin = (requests / wanted).max(1.0).log2().ceil() as u32;
-        // A minute of silence must not let the next one fill the ring.
-        self.thin.store(thin.max(self.thin().saturating_sub(1)).min(THINNEST), Relaxed);
+        let least = match within >= EVERY {
+            true => self.thin().saturating_sub(1),
+            // A second tells of few, so it has to tell of far too many.
+            false if f64::from(taken) < wanted * 30.0 => return,
+            false => self.thin(),
+        };
+        self.thin.store(thin.max(least).min(THINNEST), Relaxed);
     }
 }
 
@@ -128,12 +136,33 @@ mod tests {
                     clients.see(Canonical::new([192, 0, 2, n as u8].into()), bits >> 20);
                 }
                 taken = clients.taken() - before;
-                clients.thin_out(taken);
+                clients.thin_out(taken, EVERY);
             }
             // Eleven a minute are wanted, and half of them are enough.
             assert!((2..=25).contains(&taken), "{taken} of {per_minute}");
         }
         assert!(clients.networks().iter().all(|network| network.ip().to_string() == "192.0.2.0"));
+    }
+
+    #[test]
+    fn a_burst_takes_little_of_the_ring() {
+        let clients = Clients::default();
+        (0..SIZE).for_each(|_| clients.see(Canonical::new([192, 0, 2, 1].into()), 0));
+        for _ in 0..12 {
+            clients.thin_out(10, EVERY);
+        }
+        let mut bits = 7_u64;
+        for _ in 0..60 {
+            let before = clients.taken();
+            for _ in 0..2000 {
+                bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                clients.see(Canonical::new([203, 0, 113, 1].into()), bits >> 20);
+            }
+            clients.thin_out(clients.taken() - before, Duration::from_secs(1));
+        }
+        let burst = clients.networks().iter().filter(|network| network.ip().to_string() == "203.0.113.0").count();
+        assert!(burst < SIZE * 11 / 10 && burst > 0, "{burst}");
+        assert!(clients.thin() >= 10, "{}", clients.thin());
     }
 
     #[test]

@@ -202,7 +202,8 @@ impl Snapshot {
                         region.intent = self.service(service).intent(*id);
                     }
                     let pool = fleet.service(service).pool_of[id.index()];
-                    let rtt_ms = pool.and_then(|pool| self.pool(pool).rtt_ms);
+                    let blended = pool.filter(|_| fleet.service(service).blend.is_some());
+                    let rtt_ms = blended.and_then(|pool| self.pool(pool).rtt_ms);
                     region.rtt_ms = rtt_ms.map(|rtt_ms| (rtt_ms * 10.0).round() / 10.0);
                     if fleet.service(service).weighted.contains(*id) {
                         let balance = self.view.balances[service.index()].as_ref();

@@ -251,7 +251,7 @@ pub struct PoolView {
     pub epoch: u32,
     /// Milliseconds of the writer's clock at the last change of `state`.
     pub changed_ms: u64,
-    /// The round trip to it in milliseconds, as it counts for where clients go; `None`: it is not known, or does not count for the service.
+    /// The round trip to it in milliseconds, as it counts for where clients go; `None`: it is not known.
     pub rtt_ms: Option<f64>,
 }
 

@@ -25,6 +25,9 @@ const BAND: f64 = 0.2;
 const OUTLIER: f64 = 3.0;
 const OUTLIER_MS: f64 = 10.0;
 
+/// Of so many first ones the least counts.
+const FIRST: u32 = 3;
+
 /// What was not measured for this long, and for this many intervals of its probes, is not known.
 const STALE: Duration = Duration::from_secs(30);
 const STALE_INTERVALS: u32 = 5;
@@ -61,7 +64,8 @@ impl PartialEq for Trips {
 pub(crate) struct Trip {
     average_ms: Option<f64>,
     measured: Option<Now>,
-    looked: Option<Now>,
+    /// Times that it was measured since it was not known.
+    times: u32,
     shown_ms: Option<f64>,
 }
 
@@ -69,21 +73,26 @@ impl Trip {
     /// Takes what was counted since the last look: microseconds in all, and connects; `interval` is that of its probes; `None`: it is
     /// down, and what was known of it stays. Returns whether what is shown changed.
     pub(crate) fn look(&mut self, (micros, count): (u64, u64), interval: Option<Duration>, now: Now) -> bool {
-        let since = self.looked.replace(now).map_or(EVERY, |looked| now.since(looked));
         if count > 0 {
-            self.measured = Some(now);
+            let since = self.measured.replace(now).map_or(EVERY, |measured| now.since(measured));
             let mean = micros as f64 / count as f64 / 1000.0;
-            self.average_ms = Some(self.average_ms.map_or(mean, |average| {
-                let part = 1.0 - (-since.as_secs_f64() / MEMORY.as_secs_f64()).exp();
-                average + (mean.min(average * OUTLIER + OUTLIER_MS) - average) * part
-            }));
+            self.times = self.times.saturating_add(1);
+            self.average_ms = Some(match self.average_ms {
+                None => mean,
+                // The first may be the one that was sent twice.
+                Some(average) if self.times <= FIRST => average.min(mean),
+                Some(average) => {
+                    let part = 1.0 - (-since.as_secs_f64() / MEMORY.as_secs_f64()).exp();
+                    average + (mean.min(average * OUTLIER + OUTLIER_MS) - average) * part
+                }
+            });
         }
         let is_stale = |interval| {
             let stale = STALE.max(interval * STALE_INTERVALS);
             self.measured.is_none_or(|measured| now.since(measured) > stale)
         };
         if interval.is_some_and(is_stale) {
-            self.average_ms = None;
+            (self.average_ms, self.times) = (None, 0);
         }
         let before = self.shown_ms;
         self.shown_ms = match (self.average_ms, before) {

@@ -19,7 +19,7 @@ use crate::geo::{Canonical, HalfAngles, Located, PlaceId};
 use crate::steering::accept::{DrawKey, Tag, accepts};
 use crate::steering::balance::{Balance, distance};
 use crate::steering::decision::{PassReason, Refusal, Step, Take, TakeReason};
-use crate::steering::fleet::{Blend, Panic, Pool, Service, Steering};
+use crate::steering::fleet::{Blend, Fleet, Panic, Pool, Service, Steering};
 use crate::steering::ids::{MAX_REGIONS, PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::order::Topology;
 use crate::steering::select::{Heed, select};
@@ -83,7 +83,7 @@ pub struct Walk {
 
 /// The regions before everything else but affinity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Head {
+pub(super) enum Head {
     None,
     /// A line of `[geoip.networks]`.
     Network(RegionId),
@@ -150,7 +150,7 @@ impl Snapshot {
             chance: query.chance,
             draw,
             affinity: query.affinity,
-            head: head(self, service, query.client, located, policy.pin),
+            head: head(self.fleet(), service, query.client, located, policy.pin),
             ranked: ArrayVec::new(),
             sets,
             full: query.full,
@@ -174,8 +174,8 @@ fn start(affinity: Option<RegionId>) -> Position {
 }
 
 /// A network's region if the service has it, else the pin of the place.
-fn head(snapshot: &Snapshot, service: &Service, client: Canonical, located: Located, pin: Option<u16>) -> Head {
-    let network = snapshot.fleet().networks.lookup(client);
+pub(super) fn head(fleet: &Fleet, service: &Service, client: Canonical, located: Located, pin: Option<u16>) -> Head {
+    let network = fleet.networks.lookup(client);
     // Longest prefix wins between networks and geofeeds; at equal length the operator's own line does.
     let network = network
         .filter(|(region, len)| located.feed_len.is_none_or(|feed| feed <= *len) && service.regions.contains(*region));
@@ -388,7 +388,8 @@ impl Walk {
         let blend = service.blend.filter(|_| service.steering == Steering::Nearest)?;
         let is_known =
             |region: RegionId| service.pool_of[region.index()].is_some_and(|p| snapshot.pool(p).rtt_ms.is_some());
-        self.sets.open.iter().all(is_known).then_some(blend)
+        // A region that only failover goes to may be unknown: it comes last.
+        self.sets.open.and(service.weighted).iter().all(is_known).then_some(blend)
     }
 
     fn score(&self, snapshot: &Snapshot, service: &Service, pool: &Pool, scale: &Scale<'_>) -> f64 {

@@ -52,6 +52,9 @@ impl Now {
 /// How far looks ([`Change::Look`]) lie apart as a rule.
 pub const LOOK: Duration = Duration::from_millis(50);
 
+/// Requests are counted for samples this often.
+const SECOND: Duration = Duration::from_secs(1);
+
 /// A writer that is so much late was stopped, or its machine was: what came of the time between says nothing of endpoints.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -143,8 +146,11 @@ struct Standing {
     /// Whether its panic was told.
     panic_told: bool,
     clients: Arc<Clients>,
-    /// How many of them there were when it was last looked.
+    /// How many were taken when it was last looked.
     taken: u32,
+    /// The same a minute ago, and how long ago that is.
+    taken_before: u32,
+    minute: Duration,
 }
 
 impl World {
@@ -253,7 +259,7 @@ impl World {
             let mut standing = same.and_then(|id| old_services[id.index()].take()).unwrap_or_else(Standing::new);
             // Its ids were those of another configuration: all that is still asked for is what of it may be lost.
             let (up, panicking) = (same_regions(&before, &fleet, standing.view.taking()), standing.view.panicking);
-            standing.view = ServiceView { up, panicking, ..Standing::new().view };
+            standing.view = ServiceView { up, panicking, ..nothing() };
             self.services.push(standing);
         }
         let mut old_pools: Vec<Option<Pool>> = self.pools.drain(..).map(Some).collect();
@@ -324,6 +330,10 @@ impl World {
             return;
         }
         let passed = matches!(result, ProbeResult::Pass(_));
+        // Where it is has to be known before anybody is sent there.
+        if passed && pool.view().rtt_ms.is_none() && pool.look_at_trips(&service.health, now) {
+            self.snapshot.take();
+        }
         let drained = pool.endpoints()[index].asked.drain;
         let (turned, changed) = pool.observe(index, result, &service.health, now);
         if turned.is_none() && !changed {
@@ -402,32 +412,36 @@ impl World {
         }
     }
 
-    /// Looks at the round trips of the services for which they count.
+    /// Looks at the round trips to all regions. Few services ask for them, but one that will has to be told from the start.
     fn look_at_trips(&mut self, now: Now) {
         if now.since(self.trips_looked) < trip::EVERY {
             return;
         }
         self.trips_looked = now;
-        let fleet = Arc::clone(&self.view.fleet);
-        for service in fleet.services.iter().filter(|service| service.blend.is_some()) {
-            for pool in &service.pools {
-                if self.pools[pool.index()].look_at_trips(&service.health, now) {
-                    self.snapshot.take();
-                }
+        for (spec, pool) in self.view.fleet.pools.iter().zip(&mut self.pools) {
+            if pool.look_at_trips(&self.view.fleet.service(spec.service).health, now) {
+                self.snapshot.take();
             }
         }
     }
 
     /// Has the samples of clients last as long as they should.
     fn thin_out(&mut self, now: Now) {
-        if now.since(self.thinned) < clients::EVERY {
+        let since = now.since(self.thinned);
+        if since < SECOND {
             return;
         }
         self.thinned = now;
         for standing in &mut self.services {
-            let taken = standing.clients.taken();
-            standing.clients.thin_out(taken.wrapping_sub(standing.taken));
+            let clients = &standing.clients;
+            let taken = clients.taken();
+            clients.thin_out(taken.wrapping_sub(standing.taken), since);
             standing.taken = taken;
+            standing.minute = standing.minute.saturating_add(since);
+            if standing.minute >= clients::EVERY {
+                clients.thin_out(taken.wrapping_sub(standing.taken_before), standing.minute);
+                (standing.minute, standing.taken_before) = (Duration::ZERO, taken);
+            }
         }
     }
 
@@ -602,19 +616,25 @@ impl World {
     }
 }
 
+/// Of a service of which nothing is known.
+fn nothing() -> ServiceView {
+    let none = RegionSet::EMPTY;
+    let (drained, finishing, maint) = (none, none, none);
+    ServiceView { drained, finishing, maint, up: none, holding: none, leaving: none, panicking: true }
+}
+
 impl Standing {
     fn new() -> Standing {
-        let none = RegionSet::EMPTY;
-        let view = ServiceView {
-            drained: none,
-            finishing: none,
-            maint: none,
-            up: none,
-            holding: none,
-            leaving: none,
-            panicking: true,
-        };
-        Standing { view, stood: false, panic_told: false, clients: Arc::default(), taken: 0 }
+        let view = nothing();
+        Standing {
+            view,
+            stood: false,
+            panic_told: false,
+            clients: Arc::default(),
+            taken: 0,
+            taken_before: 0,
+            minute: Duration::ZERO,
+        }
     }
 
     /// Whether a drain runs that time will end.

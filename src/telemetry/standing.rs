@@ -108,7 +108,10 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
         "meridian_region_rtt_seconds",
         "The round trip to the region as it counts for where clients go, where it does and is known.",
         pool,
-        pools.iter().filter_map(|(names, _, view)| Some((names.clone(), view.rtt_ms? / 1000.0))),
+        pools.iter().filter_map(|(names, pool, view)| {
+            fleet.service(pool.service).blend?;
+            Some((names.clone(), view.rtt_ms? / 1000.0))
+        }),
     );
     let regions: Vec<_> =
         fleet.regions.iter().zip(&snapshot.regions).map(|(r, view)| (vec![r.name.clone()], r, view)).collect();

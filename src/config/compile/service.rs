@@ -221,7 +221,7 @@ fn warn_of_blend(service: &Service, place: Place, context: &Context<'_>) {
     } else if service.health.probe == Probe::None {
         context
             .scribe
-            .warning(place, "without health checks round trips are known from new connections of requests only")
+            .error(place, "`rtt_weight` needs health checks: they measure the regions that nobody goes to")
             .hint(format!("add `[services.{}.health]`", service.name));
     }
 }
