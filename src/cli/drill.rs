@@ -183,9 +183,8 @@ impl Drill {
                 format!("{who} {version}, {fault}: {about}")
             };
             let titles: Vec<String> = all.iter().map(title).collect();
-            let panel = |(title, played): (&'_ String, &'_ Played)| (title.clone(), played.seen.clone());
-            let panels: Vec<(String, Seen)> = titles.iter().zip(all).map(panel).collect();
-            let panels: Vec<Panel<'_>> = panels.iter().map(|(title, seen)| Panel { title, seen }).collect();
+            let panels = titles.iter().zip(all).map(|(title, played)| Panel { title, seen: &played.seen });
+            let panels: Vec<Panel<'_>> = panels.collect();
             std::fs::write(path, svg::render(&panels)).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())

@@ -291,7 +291,8 @@ pub const FAULTS: &[Fault] = &[
         name: "retry-storm",
         about: "half of all regions' answers are 503, at 80 % of what they can carry",
         what: What::TroubleEverywhere("half"),
-        lasts: SIX,
+        // Its last ten seconds count, when what was spared before it began is spent.
+        lasts: Duration::from_secs(20),
         stage: Stage::Bounded(80),
         bars: Bars {
             // Half of what is asked fails at first, and what may be tried again is bounded.

@@ -2,13 +2,14 @@
 //!
 //! Pure. Latency counts from the moment at which a request was due, whatever it waited for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::drill::fault::{Bars, CAPACITY, Fault, Stage};
-use crate::drill::seen::{Answer, REGIONS, Request, Seen, VICTIM};
+use crate::drill::seen::{Answer, Mark, REGIONS, Request, Seen, VICTIM};
 
 /// What was due or under way while a fault lasted, in figures.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,11 +40,11 @@ pub struct Figures {
     pub late_attempts: Option<u64>,
     /// The most that was at each survivor at once ÷ its limit.
     pub peak: Option<f64>,
-    /// Requests that origins executed ÷ requests.
+    /// What origins executed ÷ requests, of those that were due in the last ten seconds of the fault: a budget of retries looks back so far.
     pub attempts: f64,
     /// What was served a second ÷ what survivors can or what was asked, whichever is less.
     pub goodput: Option<f64>,
-    /// 99th percentile of what was served, less the same before the fault.
+    /// 99th percentile of what was served, less the same of the two seconds before the fault.
     pub added_p99_ms: f64,
     /// Answers from elsewhere than the region nearest to the client.
     pub away: usize,
@@ -86,6 +87,12 @@ impl Failed {
 /// A request that took longer than this is trouble.
 const TROUBLE_MS: f64 = 200.0;
 
+/// So long before the fault is what latency is compared with.
+const BEFORE_MS: f64 = 2_000.0;
+
+/// How far a budget of retries looks back.
+const BUDGET_MS: f64 = 10_000.0;
+
 /// From so long after a fault on an origin surely does what it was told to.
 const TOLD_MS: f64 = 200.0;
 
@@ -94,9 +101,6 @@ impl Figures {
     pub fn of(fault: &Fault, seen: &Seen) -> Figures {
         let during: Vec<&Request> = seen.during().collect();
         let count = |is: &dyn Fn(&Request) -> bool| during.iter().filter(|request| is(request)).count();
-        let due_within =
-            during.iter().filter(|request| request.due_ms >= seen.fault_ms && request.due_ms < seen.end_ms);
-        let asked = due_within.count();
         let trouble: Vec<f64> = during
             .iter()
             .filter(|request| !(request.is_served() || request.is_refused()) || request.took_ms > TROUBLE_MS)
@@ -124,9 +128,9 @@ impl Figures {
             down_ms: down(seen),
             late_attempts: seen.late_attempts,
             peak: peak(fault, seen),
-            attempts: attempts(seen, asked),
+            attempts: attempts(seen),
             goodput: goodput(fault, seen),
-            added_p99_ms: p99(&|r| r.due_ms >= seen.fault_ms, seen) - p99(&|r| r.due_ms < seen.fault_ms, seen),
+            added_p99_ms: p99(seen, seen.fault_ms..f64::INFINITY) - p99(seen, seen.fault_ms - BEFORE_MS..seen.fault_ms),
             away: count(&elsewhere),
             looked_whole: count(&|request| is_late(request) && from_victim(request)),
             events,
@@ -151,7 +155,7 @@ fn duplicates(seen: &Seen) -> usize {
 /// From the fault on: until the proxy said that the region is down; or, of one that says nothing, until the last request that reached it.
 fn down(seen: &Seen) -> Option<f64> {
     if seen.marks.iter().any(|mark| !mark.kind.is_empty()) {
-        let is = |mark: &&crate::drill::seen::Mark| {
+        let is = |mark: &&Mark| {
             mark.at_ms >= seen.fault_ms && mark.kind == "region" && mark.region == REGIONS[VICTIM] && mark.to == "down"
         };
         return seen.marks.iter().find(is).map(|mark| mark.at_ms - seen.fault_ms);
@@ -171,12 +175,12 @@ fn peak(fault: &Fault, seen: &Seen) -> Option<f64> {
     Some(*most as f64 / f64::from(CAPACITY.limit))
 }
 
-/// Of requests that were due while the fault lasted: how often origins executed them.
-fn attempts(seen: &Seen, asked: usize) -> f64 {
-    let numbers = seen.requests.iter().filter(|r| r.due_ms >= seen.fault_ms && r.due_ms < seen.end_ms).map(|r| r.n);
-    let numbers: std::collections::HashSet<u64> = numbers.collect();
+fn attempts(seen: &Seen) -> f64 {
+    let from = seen.fault_ms.max(seen.end_ms - BUDGET_MS);
+    let due = seen.requests.iter().filter(|request| request.due_ms >= from && request.due_ms < seen.end_ms);
+    let numbers: HashSet<u64> = due.map(|request| request.n).collect();
     let attempts = seen.executed.iter().filter(|executed| numbers.contains(&executed.n)).count();
-    attempts as f64 / asked.max(1) as f64
+    attempts as f64 / numbers.len().max(1) as f64
 }
 
 fn goodput(fault: &Fault, seen: &Seen) -> Option<f64> {
@@ -189,8 +193,8 @@ fn goodput(fault: &Fault, seen: &Seen) -> Option<f64> {
     Some(served as f64 / can.max(1.0))
 }
 
-fn p99(which: &dyn Fn(&Request) -> bool, seen: &Seen) -> f64 {
-    let served = seen.requests.iter().filter(|request| request.is_served() && which(request));
+fn p99(seen: &Seen, due: Range<f64>) -> f64 {
+    let served = seen.requests.iter().filter(|request| request.is_served() && due.contains(&request.due_ms));
     let mut took: Vec<f64> = served.map(|request| request.took_ms).collect();
     took.sort_unstable_by(f64::total_cmp);
     took.get((took.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or(0.0)
@@ -306,7 +310,7 @@ fn measured(of: &Figures, bars: &Bars, bounded: &mut dyn FnMut((bool, String), &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drill::seen::{Executed, Mark};
+    use crate::drill::seen::Executed;
 
     fn request(n: u64, due_ms: f64, took_ms: f64, answer: Answer) -> Request {
         Request { n, post: n.is_multiple_of(4), home: VICTIM, due_ms, took_ms, answer }

@@ -20,8 +20,8 @@ use crate::geo::builtin;
 /// So many answers of a region tell what is slow there.
 const KNOWN: u64 = 130;
 
-/// With few requests a second that would take for ever.
-const WARM_MS: f64 = 15_000.0;
+/// That takes so long at least, so that there is a quiet time to compare with; with few requests a second it would take for ever.
+const WARM_MS: std::ops::Range<f64> = 3_000.0..15_000.0;
 
 /// How much of the proxy's log is kept for people.
 const LOG_BYTES: usize = 64 << 10;
@@ -42,7 +42,11 @@ pub(super) async fn play(setup: &Setup, fault: &Fault, who: Who) -> Result<Seen,
     let mut scene = Scene::build(setup, fault, who).await?;
     let load = Load::start(scene.proxy.listen, fault.rate(setup.rate));
     if fault.stage != Stage::Idle {
-        until("traffic in every region", async || load.now_ms() > WARM_MS || scene.is_warm().await).await?;
+        let is_warm = async || match load.now_ms() {
+            now if now < WARM_MS.start => false,
+            now => now > WARM_MS.end || scene.is_warm().await,
+        };
+        until("traffic in every region", is_warm).await?;
     }
     for origin in &scene.origins {
         origin.control("peak=0").await?;

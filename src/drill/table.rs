@@ -90,8 +90,13 @@ fn line(row: &Row) -> Vec<String> {
         or_none(of.down_ms.map(seconds)),
         or_none(of.peak.map(|peak| format!("{peak:.2}"))),
         if of.requests == 0 { "–".to_owned() } else { format!("{:.2}", of.attempts) },
-        if of.requests == 0 { "–".to_owned() } else { format!("{:.0}", of.added_p99_ms) },
+        if of.requests == 0 { "–".to_owned() } else { whole(of.added_p99_ms) },
     ]
+}
+
+/// Without a sign where there is nothing.
+fn whole(number: f64) -> String {
+    format!("{}", number.round() as i64)
 }
 
 /// `3: 2 status, 1 broken`.
