@@ -81,7 +81,7 @@ impl Scale {
         let span = (seen.end_ms - from_ms).max(1.0);
         // A tenth of a second, or as much as gives three hundred bars.
         let bin_ms = (span / 300.0 / 100.0).ceil().max(1.0) * 100.0;
-        Scale { from_ms, bin_ms, bins: (span / bin_ms).ceil() as usize, most: 1 }
+        Scale { from_ms, bin_ms, bins: (span / bin_ms).floor().max(1.0) as usize, most: 1 }
     }
 
     fn bin(&self, at_ms: f64) -> Option<usize> {
