@@ -248,7 +248,7 @@ fn cut(text: &str) -> &str {
     for (at, c) in text.char_indices() {
         quotes += u32::from(c == '"');
         if at >= text.len() / 2 && quotes % 2 == 1 {
-            return &text[..=at];
+            return &text[..at + c.len_utf8()];
         }
     }
     text
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_cut_is_within_quotes() {
         assert_eq!(cut("a = \"b\"\nc = \"de\"\n"), "a = \"b\"\nc = \"");
-        assert_eq!(cut("a = \"bcdefgh\"\n"), "a = \"bc");
+        assert_eq!(cut("a = \"bcdéfgh\"\n"), "a = \"bcd");
         assert_eq!(cut("abc"), "abc");
     }
 
