@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange cookie
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
+.PHONY: help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -21,6 +21,12 @@ run: setup
 demo: setup
 	$(CARGO) build --locked
 	target/debug/meridian demo --play
+
+## make drill      every fault, beside nginx, HAProxy and Envoy (which it installs), an hour; see docs/drill.md
+drill: setup
+	$(CARGO) build --locked
+	envoy=$$(python3 benches/compare/install.py) && target/debug/meridian drill --against nginx,haproxy,envoy --envoy "$$envoy" \
+		--runs 3 --json target/drill.json --svg target/drill.svg
 
 ## make build      the binary for production: target/release/meridian
 build: setup

@@ -15,6 +15,7 @@
 //! - [`text`]: numbers, addresses and names as bytes. [`secret`]: keys and tokens, never shown. [`memory`]: what is asked of the allocator.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
+//! - [`drill`]: outages played with real processes, measured from outside, beside peers.
 
 #![deny(unsafe_code)]
 
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod disk;
+pub mod drill;
 pub mod geo;
 pub mod listen;
 pub mod load;

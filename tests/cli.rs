@@ -167,3 +167,27 @@ fn all_data_that_cannot_be_used_is_named_and_old_data_is_warned_of() {
     assert_eq!(code, Some(0));
     assert!(said.contains("City-Test.mmdb is ") && said.contains("days old"), "{said}");
 }
+
+#[test]
+fn a_drill_names_its_faults() {
+    let drill = |args: &[&str]| {
+        let output = meridian().arg("drill").args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for args in [&["--list"][..], &["--fault", "list"]] {
+        let (code, said, _) = drill(args);
+        assert_eq!((code, said.lines().count()), (Some(0), meridian::drill::FAULTS.len()));
+        assert!(said.lines().any(|line| line.starts_with("kill ") && line.contains("process is killed")), "{said}");
+    }
+    for (args, want) in [
+        (&["--fault", "kill,kil"][..], "there is no fault `kil`; did you mean `kill`?"),
+        (&["--fault", "earthquake"], "there is no fault `earthquake`; `meridian drill --list` names them all"),
+        (&["--against", "apache"], "invalid value 'apache'"),
+        (&["--against", "envoy", "--envoy", "/nowhere"], "--envoy: there is no /nowhere"),
+    ] {
+        let (code, said, errors) = drill(args);
+        assert_eq!((code, said.as_str()), (Some(2), ""), "{args:?}");
+        assert!(errors.contains(want), "{errors}");
+    }
+}

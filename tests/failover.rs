@@ -1,133 +1,86 @@
 //! A region fails in every way that regions fail, under a load that does not wait, and nothing that could be saved is lost.
 //!
-//! Real processes on loopback: meridian, and three origins as regions whose journals tell what was executed. Each fault has bars:
-//! how many may fail, how slow the slowest may be, when the region is left alone. `FAILOVER_RUNS=n` takes medians of n runs.
+//! Real processes on loopback, played and judged as `meridian drill` does it: each fault, its bars and what they mean are in
+//! `src/drill/fault.rs`. `FAILOVER_RUNS=n` takes medians of n runs.
 
-#![allow(clippy::unwrap_used, unreachable_pub, dead_code, reason = "a test")]
-#![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
-mod common;
-#[path = "failover/hole.rs"]
-mod hole;
-#[path = "failover/load.rs"]
-mod load;
-#[path = "failover/scene.rs"]
-mod scene;
-
-use std::time::Duration;
-
-use load::Done;
-use scene::{Bars, Fault, judge};
+use meridian::drill::{self, Fault, Figures, RATE, Setup, Who};
 use tokio::sync::Mutex;
 
 /// One scene at a time: what is measured is time.
 static STAGE: Mutex<()> = Mutex::const_new(());
 
-/// What every fault has to stay within, unless it says otherwise.
-const BARS: Bars =
-    Bars { failed_gets: 0, failed_posts: 3, slower: 0, quiet_after: Some(Duration::from_millis(700)), attempts: None };
+/// Plays a fault as often as is asked for, and holds it to its bars.
+async fn judge(name: &str) {
+    let _alone = STAGE.lock().await;
+    let runs = std::env::var("FAILOVER_RUNS").map_or(1, |text| text.parse().unwrap());
+    let fault = Fault::named(name).unwrap();
+    let setup = Setup { program: env!("CARGO_BIN_EXE_meridian").into(), envoy: None, rate: RATE };
+    let (mut figures, mut told) = (Vec::new(), String::new());
+    for _ in 0..runs {
+        let seen = drill::play(&setup, fault, Who::Meridian).await.unwrap();
+        figures.push(Figures::of(fault, &seen));
+        let failures: Vec<_> = seen.requests.iter().filter(|request| !request.is_served()).take(50).collect();
+        told += &format!("{failures:?}\n{}\n", seen.log);
+    }
+    let misses = drill::judge(fault, &figures);
+    println!("{figures:?}");
+    assert!(misses.is_empty(), "{name}: {misses:#?}\n{figures:#?}\n{told}");
+}
 
 macro_rules! faults {
-    ($($name:ident: $fault:expr, $bars:expr;)*) => {
+    ($($(#[$attribute:meta])* $test:ident: $name:literal;)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                let _alone = STAGE.lock().await;
-                judge($fault, &$bars).await;
+            $(#[$attribute])*
+            async fn $test() {
+                judge($name).await;
             }
         )*
+
+        const PLAYED: &[&str] = &[$($name),*];
     };
 }
 
+// What is ignored is played by `make test-all`.
 faults! {
-    killed: Fault::Kill, BARS;
-    every_answer_a_503: Fault::Trouble("503"), Bars { failed_posts: 8, ..BARS };
-    frozen: Fault::Stop, Bars { slower: 10, failed_posts: 12, ..BARS };
-    executed_then_reset: Fault::Trouble("executed"), Bars { failed_posts: 8, ..BARS };
-    accepted_and_closed: Fault::Trouble("close"), Bars { failed_posts: 8, ..BARS };
-    garbage: Fault::Trouble("garbage"), Bars { failed_posts: 8, ..BARS };
-    half_of_the_answers_503: Fault::Trouble("half"), Bars { failed_posts: 160, quiet_after: None, attempts: Some(1.2), ..BARS };
-    a_byte_a_second: Fault::Trouble("drip"), Bars { slower: 60, failed_posts: 30, quiet_after: None, ..BARS };
-    bad_health_and_good_traffic: Fault::Health("500"), Bars { quiet_after: Some(Duration::from_millis(1500)), failed_posts: 0, ..BARS };
+    killed: "kill";
+    frozen: "stop";
+    a_black_hole: "vanish";
+    every_answer_a_503: "gray";
+    half_of_the_answers_503: "half";
+    executed_then_reset: "executed";
+    a_reset_in_the_body_is_seen: "body";
+    accepted_and_closed: "close";
+    garbage: "garbage";
+    a_byte_a_second: "drip";
+    bad_health_and_good_traffic: "health";
+    bad_health_everywhere_and_good_traffic: "health-everywhere";
+    flapping_is_bounded: "flap";
+    meridian_stopped_and_continued_blames_nobody: "pause";
+    a_hundred_reloads_during_a_failover: "reloads";
+    probes_alone_find_a_region_that_refuses: "kill-idle";
+    probes_alone_find_a_black_hole: "vanish-idle";
+    a_lost_region_does_not_drown_the_others: "overload";
+    #[ignore = "for make test-all"]
+    nobody_listens_any_more: "refuse";
+    #[ignore = "for make test-all"]
+    every_answer_and_the_health_page_a_503: "503";
+    #[ignore = "for make test-all"]
+    a_cut_configuration_is_refused: "cut-config";
+    #[ignore = "for make test-all"]
+    swapped_geo_data: "swap-mmdb";
+    #[ignore = "for make test-all"]
+    deleted_geo_data: "delete-mmdb";
+    #[ignore = "takes half a minute"]
+    retries_do_not_multiply: "retry-storm";
+    #[ignore = "takes more than a minute"]
+    a_cold_region_comes_back: "cold-return";
 }
 
-/// Not one region's health page says 200, and all of them answer: they serve on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_health_everywhere_and_good_traffic() {
-    let _alone = STAGE.lock().await;
-    let seen = scene::run(Fault::HealthEverywhere("500")).await;
-    let failed: Vec<_> = seen.all.iter().filter(|done| done.failed()).collect();
-    assert!(failed.is_empty(), "{failed:?}\n{}", seen.log);
-    assert!(seen.log.contains("self_suspicion") || seen.log.contains("\"panic\""), "{}", seen.log);
-}
-
-/// The configuration changes a hundred times while the region is dead.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_reloads_during_a_failover() {
-    let _alone = STAGE.lock().await;
-    judge(Fault::KillAndReload, &Bars { quiet_after: None, ..BARS }).await;
-}
-
-/// A health page that goes good and bad as often as it can: the region's state does not follow.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flapping_is_bounded() {
-    let _alone = STAGE.lock().await;
-    let seen = scene::run(Fault::Flap).await;
-    let failed: Vec<_> = seen.all.iter().filter(|done| done.failed()).collect();
-    assert!(failed.is_empty(), "{failed:?}\n{}", seen.log);
-    let turns = seen.log.matches("\"kind\":\"region\"").count();
-    assert!(turns <= 3 + 8, "{turns} turns of regions\n{}", seen.log);
-}
-
-/// What came of the answer before it broke is with the client, and it can see that there is something missing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_in_the_body_is_seen() {
-    let _alone = STAGE.lock().await;
-    let seen = scene::run(Fault::Trouble("body")).await;
-    // From when the origin was surely told.
-    let told = seen.fault + Duration::from_millis(200);
-    let whole = |done: &&Done| done.due > told && matches!(&done.result, Ok((200, origin)) if *origin == seen.victim);
-    let troubled = seen.during().filter(whole).count();
-    assert_eq!(troubled, 0, "broken answers that looked whole");
-    assert!(seen.during().filter(|done| done.failed()).count() > 10, "nothing broke");
-    assert_eq!(seen.duplicates(), Vec::<String>::new());
-}
-
-/// A process that stood still finds its regions where it left them.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn meridian_stopped_and_continued_blames_nobody() {
-    let _alone = STAGE.lock().await;
-    let seen = scene::run(Fault::Ourselves).await;
-    let failed: Vec<_> = seen.all.iter().filter(|done| done.failed()).collect();
-    assert!(failed.is_empty(), "{failed:?}\n{}", seen.log);
-    assert!(seen.log.contains("stood still"), "{}", seen.log);
-    assert!(!seen.log.contains("ejected") && !seen.log.contains("region down"), "{}", seen.log);
-}
-
-/// No request tells of the fault: probes find it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn probes_alone_find_a_region_that_refuses() {
-    let _alone = STAGE.lock().await;
-    let took = scene::found_by_probes().await;
-    assert!(took <= Duration::from_millis(1500), "{took:?}");
-}
-
-/// A machine that vanishes: no refusal, no reset, nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_black_hole() {
-    let _alone = STAGE.lock().await;
-    hole::outside();
-}
-
-/// The same from inside of the network namespace that [`a_black_hole`] makes.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "runs in a network namespace of its own, started by a_black_hole"]
-async fn inside_of_the_hole() {
-    if std::env::var_os(hole::INSIDE).is_none() {
-        return;
-    }
-    judge(Fault::Vanish, &Bars { slower: 10, failed_posts: 12, ..BARS }).await;
-    let took = scene::found_by_probes_in_the_hole().await;
-    hole::close();
-    assert!(took <= Duration::from_millis(2500), "{took:?}");
+#[test]
+fn every_fault_is_played() {
+    let missing: Vec<_> = drill::FAULTS.iter().map(|fault| fault.name).filter(|name| !PLAYED.contains(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

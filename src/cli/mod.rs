@@ -4,6 +4,7 @@
 //! usage or something that could not be read.
 
 mod check;
+mod drill;
 mod explain;
 mod live;
 mod reload;
@@ -43,6 +44,8 @@ enum Command {
     States(states::States),
     /// Run with embedded data and three demo regions on loopback
     Demo(demo::Demo),
+    /// Play outages with real processes on loopback, and measure what becomes of the requests
+    Drill(drill::Drill),
     /// A small origin server for demos and tests
     #[command(hide = true)]
     Origin(Origin),
@@ -66,7 +69,7 @@ struct Origin {
     /// Allow an address that is not loopback: it shows what it sees to everybody
     #[arg(long)]
     anywhere: bool,
-    /// Fail as `POST /_control?trouble=WORD` tells: executed, body, close, garbage, drip, half, or a status
+    /// Fail as `POST /_control?trouble=WORD` tells: executed, body, close, refuse, garbage, drip, half, or a status
     #[arg(long)]
     troubled: bool,
     /// With --troubled: a file that gets a line for each request that was executed
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Set(set) => set.run(),
         Command::States(states) => states.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Drill(drill) => drill.run(),
         Command::Origin(Origin { name, listen, anywhere, troubled, journal }) => {
             let troubles = troubled.then_some(origin::Troubles { journal });
             origin::main(&name, listen, anywhere, troubles)

@@ -47,21 +47,6 @@ impl Origin {
         Origin::of(name, command)
     }
 
-    /// One that fails as it is told, and writes down in `journal` what it executed; `before`: a command to run it by.
-    pub fn troubled(name: &str, address: SocketAddr, journal: &Path, before: &[&str]) -> Origin {
-        let mut command = match before {
-            [] => meridian(),
-            [program, rest @ ..] => {
-                let mut command = Command::new(program);
-                command.args(rest).arg(env!("CARGO_BIN_EXE_meridian"));
-                command
-            }
-        };
-        command.args(["origin", name, "--anywhere", "--listen", &address.to_string(), "--troubled", "--journal"]);
-        command.arg(journal);
-        Origin::of(name, command)
-    }
-
     fn of(name: &str, mut command: Command) -> Origin {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the origin starts");
         let mut line = String::new();
