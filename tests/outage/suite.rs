@@ -27,7 +27,11 @@ fn clients() -> Arc<Vec<IpAddr>> {
     Arc::new(clients)
 }
 
+/// What is turned here moves everybody, on purpose.
 const REGIONS: &str = r#"
+[process]
+brake = 100
+
 [client_ip]
 trusted = ["127.0.0.0/8"]
 
