@@ -7,11 +7,11 @@ mod trouble;
 
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::process::ExitCode;
+use std::process::{Child, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -52,6 +52,17 @@ pub fn main(name: &str, address: SocketAddr, anywhere: bool, troubles: Option<Tr
             eprintln!("error: origin {name} at {address}: {error}");
             ExitCode::from(1)
         }
+    }
+}
+
+/// The address that an origin started as a child says it listens at; an error is what it said instead.
+pub fn announced(child: &mut Child) -> Result<SocketAddr, String> {
+    let mut line = String::new();
+    let read = child.stdout.take().map(|stdout| io::BufReader::new(stdout).read_line(&mut line));
+    let address = line.trim().strip_prefix("listening ").and_then(|address| address.parse().ok());
+    match (read, address) {
+        (Some(Ok(_)), Some(address)) => Ok(address),
+        _ => Err(format!("did not say where it listens (it said {line:?})")),
     }
 }
 

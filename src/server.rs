@@ -61,7 +61,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
     let kept = Kept::in_directory(boot.state_dir.as_deref());
-    loader.seen(kept.sample());
+    let remembered = kept.remembered();
+    loader.seen(remembered.sample());
     let loaded = loader.load(path).map_err(|error| error.to_string())?;
     if !loaded.config.warnings.is_empty() {
         tracing::warn!("warnings of the configuration\n{}", loaded.config.warnings.to_string().trim_end());
@@ -81,7 +82,8 @@ fn start(path: &Path) -> Result<ExitCode, String> {
             "no [process] state_dir and no $STATE_DIRECTORY: what operators set is forgotten with this process"
         );
     }
-    let (sender, reader, writer) = state::start_with(loaded.view, loaded.config.edge, metrics.clone(), kept);
+    let (sender, reader, writer) =
+        state::start_with(loaded.view, loaded.config.edge, metrics.clone(), kept, remembered);
 
     let threads = match boot.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),

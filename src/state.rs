@@ -23,7 +23,7 @@ use crate::steering::world::{LOOK, ProbeResult};
 use crate::steering::{Change, Now, Objection, Overrides, Snapshot, View, Word, World};
 use crate::telemetry::{Handles, Metrics};
 
-pub use kept::Kept;
+pub use kept::{Kept, Remembered};
 
 /// Messages that may wait for the writer; senders beyond that wait in turn.
 const QUEUE: usize = 1024;
@@ -289,7 +289,7 @@ pub async fn remember_now(reader: &Reader, kept: &Kept) {
 /// Makes the world of `view` and both doors to it, published at once as generation 1. The future is the writer: it runs until every
 /// [`Sender`] is dropped. What operators say is kept in memory only.
 pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, impl Future<Output = ()> + Send) {
-    start_with(view, edge, metrics, Kept::default())
+    start_with(view, edge, metrics, Kept::default(), Remembered::default())
 }
 
 /// The same, with what operators said before in force from the first snapshot on, and what they will say kept there. Reads a file.
@@ -298,12 +298,13 @@ pub fn start_with(
     edge: Arc<Edge>,
     metrics: Metrics,
     kept: Kept,
+    remembered: Remembered,
 ) -> (Sender, Reader, impl Future<Output = ()> + Send) {
     let clock = Clock::start();
     let mut world = World::new(view, clock.now());
     recall(&mut world, &kept, clock, &metrics);
     let snapshot = world.snapshot();
-    kept.recall_clients(&snapshot);
+    remembered.recall(&snapshot);
     let handles = metrics.published(&snapshot, clock.origin_ms);
     let published = Published { snapshot: snapshot.clone(), edge: edge.clone(), handles };
     let current = Arc::new(ArcSwap::from_pointee(published));

@@ -157,7 +157,7 @@ impl Watch {
                 });
             }
         };
-        let told = moves.iter().map(brake::Moves::to_string).collect::<Vec<_>>().join("; ");
+        let told = brake::told(&moves);
         if asked.force {
             tracing::warn!(who = asked.who, "reloads past the brake, which moves {told}");
             return None;

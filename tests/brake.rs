@@ -6,12 +6,12 @@ mod common;
 
 use std::sync::Arc;
 
-use common::world::{random, snapshot, view};
+use common::world::{over, random, snapshot, view};
 use meridian::geo::Canonical;
 use meridian::steering::brake::{self, Moves};
 use meridian::steering::fleet::Intent;
 use meridian::steering::snapshot::PoolState;
-use meridian::steering::{Override, RegionId, Snapshot, Target, Word};
+use meridian::steering::{RegionId, Snapshot, Target, Word};
 
 const REGIONS: &str = "
 [regions.us]
@@ -34,8 +34,7 @@ fn text(process: &str, service: &str, weights: [u32; 3]) -> String {
 }
 
 fn word(kind: Target, name: &str, state: Intent) -> Word {
-    let (name, who) = (name.to_owned(), "alice".to_owned());
-    Word::Set(Override { kind, name, state, reason: String::new(), who, set_ms: 0, until_ms: None })
+    Word::Set(over(kind, name, state))
 }
 
 /// What moves, whatever it is.
@@ -123,19 +122,12 @@ fn words_over_endpoints_count_too_and_words_in_force_are_in_force() {
     let out = |name| word(Target::Endpoint, name, Intent::Maint);
     assert_eq!(moved(&now, &out("10.0.1.1:80")), 0, "another one is left");
     assert!(moved(&now, &out("*")) == 100);
-    let one_out = Arc::new([override_of(out("10.0.1.1:80"))].into_iter().collect());
+    let one_out = Arc::new([over(Target::Endpoint, "10.0.1.1:80", Intent::Maint)].into_iter().collect());
     let now = now.supposing(now.view.clone(), one_out);
     assert!(moved(&now, &out("eu.test:80")) > 20, "that was the last one");
     let back =
         Word::Auto { kind: Target::Endpoint, name: "10.0.1.1:80".into(), reason: String::new(), who: String::new() };
     assert_eq!(moved(&now, &back), 0);
-}
-
-fn override_of(word: Word) -> Override {
-    match word {
-        Word::Set(word) => word,
-        Word::Auto { .. } => unreachable!(),
-    }
 }
 
 /// An assumed world and the same supposed are one.

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use common::dice::Dice;
 use common::process::{PATIENCE, meridian, write};
+use common::world::over;
 use common::{http, world as worlds};
 use meridian::steering::fleet::Intent;
 use meridian::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState};
@@ -47,11 +48,6 @@ endpoints = [\"10.1.0.1:80\", \"10.1.0.2:80\"]
 [services.api.pools.eu]
 endpoints = [\"10.1.1.1:80\", \"10.1.1.2:80\"]
 ";
-
-fn over(kind: Target, name: &str, state: Intent) -> Override {
-    let (name, who) = (name.to_owned(), "alice".to_owned());
-    Override { kind, name, state, reason: "test".to_owned(), who, set_ms: 0, until_ms: None }
-}
 
 fn region(name: &str, state: Intent) -> Word {
     Word::Set(over(Target::Region, name, state))

@@ -4,6 +4,7 @@
 //! whom file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
 //! do; what it could read is kept from web pages by refusing any Host that is a name (DNS rebinding).
 
+mod accept;
 mod explain;
 mod listen;
 mod overrides;

@@ -1,33 +1,26 @@
 //! `/api/overrides`: which of operators' words are in force, and a new one.
 //!
-//! Whoever may use the socket may say one; over TCP the token is asked for, which no web page can know. A word comes as JSON with its
-//! content type, which a page's form cannot send either. What is wrong with it is answered in words that say what was expected.
+//! From whom one is taken is in `accept`. What is wrong with it is answered in words that say what was expected.
 
-use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
+use crate::admin::accept::{MOST_WHO, plain, said_by};
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::config::{duration, meant, show_duration};
 use crate::state::{Lasting, Refused};
-use crate::steering::brake::Moves;
+use crate::steering::brake;
 use crate::steering::fleet::Intent;
 use crate::steering::overrides::{MOST, Shown};
 use crate::steering::{Objection, Override, Snapshot, Target, Word};
 
-/// The largest body of a word.
-const MOST_BYTES: usize = 16 * 1024;
-
-/// The most characters of a name, a reason and who says it.
+/// The most characters of a name and of a reason.
 const MOST_NAME: usize = 300;
 const MOST_REASON: usize = 500;
-pub(super) const MOST_WHO: usize = 100;
 
 /// The longest time that can be asked for; for longer there is the configuration.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -94,45 +87,6 @@ impl Admin {
             Ok((word, force)) => self.say(word, force).await,
             Err(wrong) => text(StatusCode::BAD_REQUEST, &format!("{wrong}\n")),
         }
-    }
-
-    /// The JSON that somebody sent who may change something, or the answer to who may not.
-    pub(super) async fn accept(&self, door: Door, request: Request<Incoming>) -> Result<Bytes, Answer> {
-        if let Door::Tcp(peer) = door
-            && let Some(refusal) = self.unauthorised(request.headers())
-        {
-            tracing::warn!(%peer, status = refusal.status().as_u16(), "admin: an operator's word without the token");
-            return Err(refusal);
-        }
-        if !is_json(request.headers()) {
-            return Err(text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected content-type: application/json\n"));
-        }
-        let body = Limited::new(request.into_body(), MOST_BYTES)
-            .collect()
-            .await
-            .map_err(|error| text(StatusCode::PAYLOAD_TOO_LARGE, &format!("no body that can be read: {error}\n")))?;
-        Ok(body.to_bytes())
-    }
-
-    /// The answer to who does not know the token.
-    fn unauthorised(&self, headers: &HeaderMap) -> Option<Answer> {
-        let Some(token) = &self.token else {
-            let why = "without a token in [admin] nothing can be changed over TCP; set one, or use the admin socket (`socket` in [admin]; by default admin.sock in $RUNTIME_DIRECTORY, as systemd sets it)\n";
-            return Some(text(StatusCode::FORBIDDEN, why));
-        };
-        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
-            let (scheme, rest) = value.split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
-        });
-        if given.is_some_and(|given| token.is(given)) {
-            return None;
-        }
-        let mut answer = text(
-            StatusCode::UNAUTHORIZED,
-            "expected authorization: Bearer and the token of [admin]; `meridian set` takes it from the configuration, or from $MERIDIAN_ADMIN_TOKEN\n",
-        );
-        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"meridian\""));
-        Some(answer)
     }
 
     /// What `body` says, and whether it is forced.
@@ -250,20 +204,16 @@ fn refused(snapshot: &Snapshot, kind: Target, name: &str, objection: &Objection)
             ),
         ),
         Objection::Brake(moves) => {
-            let brake = snapshot.fleet().brake;
             let why = format!(
-                "refused: it would move {}; more than [process] brake = {brake} has to be forced: \"force\": true, or --force",
-                told(moves)
+                "refused: it would move {}; more than [process] brake = {} has to be forced: \"force\": true, or --force",
+                brake::told(&moves[..moves.len().min(LISTED)]),
+                snapshot.fleet().brake
             );
             (StatusCode::CONFLICT, why)
         }
         Objection::TooMany => (StatusCode::CONFLICT, format!("{MOST} overrides are in force: take some back first")),
     };
     text(status, &format!("{why}\n"))
-}
-
-fn told(moves: &[Moves]) -> String {
-    moves.iter().take(LISTED).map(Moves::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// What targets are called, each by all its names, the shown one first.
@@ -288,45 +238,4 @@ fn listed(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
     let more = names.len().saturating_sub(LISTED);
     if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
-}
-
-/// The text, trimmed, if a log and a terminal can show it.
-pub(super) fn plain(what: &str, text: &str, most: usize) -> Result<String, String> {
-    let text = text.trim();
-    if text.chars().any(char::is_control) {
-        return Err(format!("{what} must be one line without control characters"));
-    }
-    if text.chars().count() > most {
-        return Err(format!("{what} can have at most {most} characters"));
-    }
-    Ok(text.to_owned())
-}
-
-/// Who speaks: what the system knows of them, and what they say of themselves.
-pub(super) async fn said_by(door: Door, claim: &str) -> String {
-    let known = match door {
-        Door::Tcp(peer) => format!("token from {}", peer.ip()),
-        Door::Unix(Some(uid)) => {
-            // A file of the system's, but a file.
-            let name = tokio::task::spawn_blocking(move || user_name(uid)).await.ok().flatten();
-            name.unwrap_or_else(|| format!("uid {uid}"))
-        }
-        Door::Unix(None) => "socket".to_owned(),
-    };
-    if claim.is_empty() || claim == known { known } else { format!("{claim} ({known})") }
-}
-
-fn user_name(uid: u32) -> Option<String> {
-    let passwd = fs::read_to_string("/etc/passwd").ok()?;
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
-        let usable = !name.is_empty() && !name.chars().any(char::is_control);
-        (usable && id.parse() == Ok(uid)).then(|| name.to_owned())
-    })
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
 }

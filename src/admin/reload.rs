@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::admin::overrides::{MOST_WHO, plain, said_by};
+use crate::admin::accept::{MOST_WHO, plain, said_by};
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::state::ReloadRequest;
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -10,9 +11,11 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::cli::{Process, complain};
 use crate::config::AdminDoors;
 use crate::load::admin_doors;
 use crate::secret::Secret;
@@ -32,10 +35,29 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
 }
 
+impl Reply {
+    /// What a process says that took what it was sent; or the exit code of one that says no, whose words are on standard error.
+    pub(super) fn taken(self) -> Result<Result<Value, ExitCode>, String> {
+        let text = String::from_utf8_lossy(&self.body);
+        if !self.status.is_success() {
+            complain(&format!("error: {}\n", text.trim_end()));
+            // It understood and says no, or it cannot take such a thing at all.
+            return Ok(Err(ExitCode::from(if matches!(self.status.as_u16(), 404 | 409) { 1 } else { 2 })));
+        }
+        let answer = serde_json::from_str(&text).map_err(|error| format!("error: an answer that is none: {error}"))?;
+        Ok(Ok(answer))
+    }
+}
+
 /// A token for a process whose configuration this shell cannot read.
 const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";
 
 impl Asker {
+    /// Connects to that process.
+    pub(super) fn of(process: &Process) -> Result<Asker, String> {
+        Asker::new(&process.file.config, process.admin.as_deref())
+    }
+
     /// Connects to the process that runs `config`: its admin socket first, then its admin address; or to `admin`.
     pub(super) fn new(config: &Path, admin: Option<&str>) -> Result<Asker, String> {
         let Doors { socket, guessed, address, token } = doors(config, admin)?;

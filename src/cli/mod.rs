@@ -59,6 +59,16 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// Which running process is meant.
+#[derive(Args, Debug)]
+struct Process {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
+    #[arg(long, value_name = "SOCKET|ADDRESS")]
+    admin: Option<String>,
+}
+
 #[derive(Args, Debug)]
 struct Origin {
     /// The name it answers with

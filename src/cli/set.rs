@@ -5,14 +5,12 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::live::{Asker, Reply};
-use crate::cli::{ConfigFile, complain, or_complain, print, who};
+use crate::cli::live::Asker;
+use crate::cli::{Process, complain, or_complain, print, who};
 
 /// Arguments of `meridian set`.
 #[derive(Args, Debug)]
 pub(super) struct Set {
-    #[command(flatten)]
-    file: ConfigFile,
     /// What it is over
     #[arg(value_parser = ["region", "endpoint"])]
     kind: String,
@@ -30,9 +28,8 @@ pub(super) struct Set {
     /// Even if a service is left without any ready region, or with none that is up, or more clients move than [process] brake lets pass
     #[arg(long)]
     force: bool,
-    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
-    #[arg(long, value_name = "SOCKET|ADDRESS")]
-    admin: Option<String>,
+    #[command(flatten)]
+    process: Process,
 }
 
 impl Set {
@@ -47,16 +44,11 @@ impl Set {
         if let Some(lasting) = &self.lasting {
             word["for"] = json!(lasting);
         }
-        let mut asker = Asker::new(&self.file.config, self.admin.as_deref())?;
-        let Reply { status, body } = asker.post("/api/overrides", word.to_string())?;
-        let text = String::from_utf8_lossy(&body);
-        if !status.is_success() {
-            complain(&format!("error: {}\n", text.trim_end()));
-            // The process understood and says no, or it cannot take such a word at all.
-            return Ok(ExitCode::from(if matches!(status.as_u16(), 404 | 409) { 1 } else { 2 }));
-        }
-        let answer: Value =
-            serde_json::from_str(&text).map_err(|error| format!("error: an answer that is none: {error}"))?;
+        let mut asker = Asker::of(&self.process)?;
+        let answer = match asker.post("/api/overrides", word.to_string())?.taken()? {
+            Ok(answer) => answer,
+            Err(refused) => return Ok(refused),
+        };
         let mut line = format!("{} {}: {}", self.kind, self.name, self.state);
         if let Some(until) = answer["override"]["until"].as_str() {
             line += &format!(" until {until}");

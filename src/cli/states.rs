@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::live::Asker;
-use crate::cli::{ConfigFile, or_complain, print};
+use crate::cli::{Process, or_complain, print};
 use crate::steering::fleet::{Capacity, Intent};
 use crate::steering::overrides::Shown;
 use crate::steering::snapshot::Carried;
@@ -16,14 +16,11 @@ use crate::steering::snapshot::Carried;
 /// Arguments of `meridian states`.
 #[derive(Args, Debug)]
 pub(super) struct States {
-    #[command(flatten)]
-    file: ConfigFile,
     /// Print JSON: `services` and `regions` of `/api/status`, and `/api/overrides`
     #[arg(long)]
     json: bool,
-    /// Where the running process answers: its admin socket's path or its admin address (default: as configured)
-    #[arg(long, value_name = "SOCKET|ADDRESS")]
-    admin: Option<String>,
+    #[command(flatten)]
+    process: Process,
 }
 
 #[derive(Deserialize)]
@@ -69,7 +66,7 @@ impl States {
     }
 
     fn show(&self) -> Result<ExitCode, String> {
-        let mut asker = Asker::new(&self.file.config, self.admin.as_deref())?;
+        let mut asker = Asker::of(&self.process)?;
         let mut read = |page: &str| {
             let body = asker.get(page)?;
             serde_json::from_slice::<Value>(&body).map_err(|error| format!("error: an answer that is none: {error}"))

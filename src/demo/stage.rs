@@ -3,11 +3,12 @@
 #![expect(clippy::disallowed_methods, reason = "a shell: it waits for its children")]
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::origin;
 
 /// Name, latitude, longitude, and the city for people.
 const PLACES: [(&str, f64, f64, &str); 3] = [
@@ -33,17 +34,12 @@ impl Origin {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("origin {name} did not start: {error}"))?;
-        let mut line = String::new();
-        let read = child.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut line));
-        let address = line.trim().strip_prefix("listening ").and_then(|address| address.parse().ok());
-        match (read, address) {
-            (Some(Ok(_)), Some(address)) => Ok(Origin { name: name.to_owned(), address, child }),
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(format!("origin {name} did not say where it listens (it said {line:?})"))
-            }
-        }
+        let announced = origin::announced(&mut child).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        });
+        let address = announced.map_err(|error| format!("origin {name} {error}"))?;
+        Ok(Origin { name: name.to_owned(), address, child })
     }
 
     /// Its process id.

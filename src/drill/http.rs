@@ -1,4 +1,5 @@
-//! One request at a time to the proxy, an origin or the proxy's admin socket, by hyper's client: another HTTP than the one under test.
+//! One request at a time to the proxy, an origin or the proxy's admin socket, by hyper's client: another HTTP than the one under test. The tests
+//! use it as well.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,22 +7,39 @@ use std::path::Path;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{HeaderMap, Request, StatusCode};
+use hyper::{HeaderMap, Request};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connection that is kept.
-pub(super) type Connection = SendRequest<Full<Bytes>>;
+pub type Connection = SendRequest<Full<Bytes>>;
 
 /// A whole answer.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its fields.
+    pub headers: HeaderMap,
+    /// Its body, whole.
+    pub body: Bytes,
 }
 
-pub(super) async fn connect(address: SocketAddr) -> Result<Connection, String> {
+impl Answer {
+    /// Its body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The origin that answered.
+    pub fn origin(&self) -> Option<String> {
+        Some(self.headers.get("x-origin")?.to_str().ok()?.to_owned())
+    }
+}
+
+/// Opens a connection; an error says what was wrong, here and below.
+pub async fn connect(address: SocketAddr) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     over(stream).await
@@ -33,14 +51,17 @@ async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> 
     Ok(sender)
 }
 
-/// One request on an open connection.
-pub(super) async fn send(
+/// One request on an open connection; `Host: drill` unless given.
+pub async fn send(
     connection: &mut Connection,
     method: &str,
     target: &str,
     headers: &[(&str, &str)],
 ) -> Result<Answer, String> {
-    let mut request = Request::builder().method(method).uri(target).header("host", "drill");
+    let mut request = Request::builder().method(method).uri(target);
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        request = request.header("host", "drill");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -49,16 +70,16 @@ pub(super) async fn send(
     let answer = connection.send_request(request).await.map_err(|error| format!("{error:?}"))?;
     let (head, body) = answer.into_parts();
     let body = body.collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
-    Ok(Answer { status: head.status, headers: head.headers, body })
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
 }
 
 /// One request on a connection of its own.
-pub(super) async fn request(address: SocketAddr, method: &str, target: &str) -> Result<Answer, String> {
+pub async fn request(address: SocketAddr, method: &str, target: &str) -> Result<Answer, String> {
     send(&mut connect(address).await?, method, target, &[]).await
 }
 
 /// A GET over a unix socket.
-pub(super) async fn get_unix(socket: &Path, target: &str) -> Result<Answer, String> {
+pub async fn get_unix(socket: &Path, target: &str) -> Result<Answer, String> {
     let stream = UnixStream::connect(socket).await.map_err(|error| format!("connect: {error}"))?;
     send(&mut over(stream).await?, "GET", target, &[]).await
 }

@@ -135,10 +135,9 @@ async fn ask(
     let (client, id) = (client.to_string(), format!("r{n}"));
     let answer = send(&mut connection, method, "/", &[("x-forwarded-for", &client), ("x-id", &id)]).await?;
     lock(idle).push(connection);
-    let region = answer.headers.get("x-origin").and_then(|name| name.to_str().ok());
     Ok(Answer::Whole {
-        status: answer.status.as_u16(),
-        region: region.and_then(|name| REGIONS.iter().position(|region| *region == name)),
+        status: answer.status,
+        region: answer.origin().and_then(|name| REGIONS.iter().position(|region| *region == name)),
         retry_after: answer.headers.contains_key("retry-after"),
     })
 }

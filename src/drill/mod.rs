@@ -12,7 +12,7 @@
 pub mod fault;
 pub mod figures;
 mod hole;
-mod http;
+pub mod http;
 mod load;
 mod peers;
 mod process;

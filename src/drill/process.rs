@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: it waits for its children")]
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 use crate::drill::http;
+use crate::origin;
 
 /// A process and its group.
 pub(super) struct Child {
@@ -98,12 +98,8 @@ impl Origin {
         command.args(["origin", name, "--anywhere", "--listen", &address.to_string(), "--troubled", "--journal"]);
         command.arg(journal).stdout(Stdio::piped());
         let mut child = Child::start(command, &format!("origin {name}"))?;
-        let mut line = String::new();
-        let read = child.child.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut line));
-        match (read, line.trim().strip_prefix("listening ").and_then(|address| address.parse().ok())) {
-            (Some(Ok(_)), Some(address)) => Ok(Origin { name, address, child }),
-            _ => Err(format!("origin {name} did not say where it listens (it said {line:?})")),
-        }
+        let address = origin::announced(&mut child.child).map_err(|error| format!("origin {name} {error}"))?;
+        Ok(Origin { name, address, child })
     }
 
     pub(super) fn kill(&mut self) {
@@ -119,7 +115,7 @@ impl Origin {
         let answer = http::request(self.address, "POST", &format!("/_control?{query}")).await;
         match answer {
             Ok(answer) if answer.status == 200 => Ok(()),
-            Ok(answer) => Err(format!("origin {}: {}", self.name, String::from_utf8_lossy(&answer.body))),
+            Ok(answer) => Err(format!("origin {}: {}", self.name, answer.text())),
             Err(error) => Err(format!("origin {}: {error}", self.name)),
         }
     }

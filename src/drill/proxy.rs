@@ -144,7 +144,7 @@ impl Proxy {
     /// An admin page of meridian that answers 200.
     async fn page(&self, target: &str) -> Option<String> {
         let answer = http::get_unix(&self.folder.join("admin.sock"), target).await.ok()?;
-        (answer.status == 200).then(|| String::from_utf8_lossy(&answer.body).into_owned())
+        (answer.status == 200).then(|| answer.text())
     }
 
     /// The value of a metric's series.

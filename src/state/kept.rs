@@ -69,6 +69,33 @@ struct SeenOf {
     networks: Vec<IpAddr>,
 }
 
+/// The samples of services as they were kept.
+#[derive(Default)]
+pub struct Remembered(BTreeMap<String, SeenOf>);
+
+impl Remembered {
+    /// Who was seen to ask for each service, where enough were.
+    pub fn sample(&self) -> Sample {
+        let networks = self.0.iter().map(|(service, seen)| (service.clone(), seen.networks().collect()));
+        networks.filter(|(_, networks): &(_, Vec<_>)| networks.len() >= clients::ENOUGH).collect()
+    }
+
+    /// Gives the services of `snapshot` the clients that were seen of them.
+    pub(super) fn recall(&self, snapshot: &Snapshot) {
+        for (service, seen) in &self.0 {
+            let Some(id) = snapshot.fleet().service_named(service) else { continue };
+            snapshot.clients[id.index()].recall(seen.thin, seen.networks());
+        }
+    }
+}
+
+impl SeenOf {
+    /// No more than there can be, whatever the file says.
+    fn networks(&self) -> impl Iterator<Item = Canonical> + '_ {
+        self.networks.iter().take(clients::SIZE).copied().map(Canonical::new)
+    }
+}
+
 impl Kept {
     /// In that directory, or nowhere.
     pub fn in_directory(state_dir: Option<&Path>) -> Kept {
@@ -116,28 +143,16 @@ impl Kept {
         Some(self.file.as_ref()?.with_file_name(CLIENTS))
     }
 
-    /// Who was seen to ask for each service, where enough were. Blocks.
-    pub fn sample(&self) -> Sample {
-        let seen = self.clients().and_then(|file| read_json::<Seen>(&file, MOST_CLIENTS).ok()?);
-        let services = seen.filter(|seen| seen.version == VERSION).into_iter().flat_map(|seen| seen.services);
-        let networks = services.map(|(service, seen)| {
-            (service, seen.networks.into_iter().take(clients::SIZE).map(Canonical::new).collect())
-        });
-        networks.filter(|(_, networks): &(_, Vec<_>)| networks.len() >= clients::ENOUGH).collect()
-    }
-
-    /// Gives the services of `snapshot` the clients that were seen of them before. They are worth something, but no more than that: what cannot be
-    /// read is not there.
-    pub(super) fn recall_clients(&self, snapshot: &Snapshot) {
-        let Some(file) = self.clients() else { return };
-        let seen = match read_json::<Seen>(&file, MOST_CLIENTS) {
-            Ok(Some(seen)) if seen.version == VERSION => seen,
-            Ok(_) => return,
-            Err(error) => return tracing::warn!(file = %file.display(), error, "the sample of clients cannot be read"),
-        };
-        for (service, SeenOf { thin, networks }) in seen.services {
-            let Some(id) = snapshot.fleet().service_named(&service) else { continue };
-            snapshot.clients[id.index()].recall(thin, networks.into_iter().take(clients::SIZE).map(Canonical::new));
+    /// Which clients were seen before. They are worth something, but no more than that: what cannot be read is not there. Blocks.
+    pub fn remembered(&self) -> Remembered {
+        let Some(file) = self.clients() else { return Remembered::default() };
+        match read_json::<Seen>(&file, MOST_CLIENTS) {
+            Ok(Some(seen)) if seen.version == VERSION => Remembered(seen.services),
+            Ok(_) => Remembered::default(),
+            Err(error) => {
+                tracing::warn!(file = %file.display(), error, "the sample of clients cannot be read");
+                Remembered::default()
+            }
         }
     }
 

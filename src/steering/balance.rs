@@ -23,7 +23,7 @@ use crate::geo::{Atlas, Canonical, HalfAngles};
 use crate::steering::accept::{DrawKey, Tag};
 use crate::steering::clients;
 use crate::steering::fleet::{Fleet, Service, Steering};
-use crate::steering::ids::{MAX_REGIONS, RegionId, ServiceId};
+use crate::steering::ids::{RegionId, ServiceId};
 use crate::steering::order::{Areas, Orders, Topology};
 use crate::steering::snapshot::{Snapshot, View};
 use crate::steering::walk::{Head, head};
@@ -38,6 +38,11 @@ pub type Sample = BTreeMap<String, Vec<Canonical>>;
 /// Clients that are assigned in all, as far as that leaves [`LEAST`] for each balanced service: some seconds for fifty regions.
 const CLIENTS: usize = 60_000;
 const LEAST: usize = 300;
+
+/// Clients that are assigned for each of so many services.
+fn most(services: usize) -> usize {
+    (CLIENTS / services.max(1)).max(LEAST)
+}
 
 /// Who asks for the balanced services of a snapshot, as far as enough were seen.
 pub fn sample(snapshot: &Snapshot) -> Sample {
@@ -79,15 +84,12 @@ const STEP: f64 = 0.05;
 pub fn follow(now: &Snapshot) -> Option<Arc<[Option<Balance>]>> {
     let (ground, sample) = (now.view.ground(), sample(now));
     let mut balances = now.view.balances.to_vec();
-    let most = (CLIENTS / sample.len().max(1)).max(LEAST);
+    let most = most(sample.len());
     let mut moved = false;
     for ((service, id), balance) in now.fleet().services.iter().zip(0..).zip(&mut balances) {
         let (Some(balance), Some(clients)) = (balance.as_mut(), sample.get(&service.name)) else { continue };
         let Some(wanted) = ground.shares(service) else { continue };
-        let rows = ground.rows(ServiceId(id), clients, most);
-        if rows.len() < clients::ENOUGH.min(most) {
-            continue;
-        }
+        let Some(rows) = ground.enough(ServiceId(id), clients, most) else { continue };
         // As near as pins and residency let it come.
         let can = loads(&transport(&rows, &wanted).to, wanted.len());
         let is = shares_of(&rows, balance);
@@ -152,7 +154,7 @@ impl Ground<'_> {
     pub fn balances(&self, sample: &Sample, previous: Option<&View>) -> Arc<[Option<Balance>]> {
         let mut addresses = None;
         let balanced = self.fleet.services.iter().filter(|service| service.steering == Steering::Balanced).count();
-        let most = (CLIENTS / balanced.max(1)).max(LEAST);
+        let most = most(balanced);
         let services = self.fleet.services.iter().zip(0..);
         let balances = services.map(|(service, id)| {
             let wanted = self.shares(service)?;
@@ -162,8 +164,8 @@ impl Ground<'_> {
             {
                 return Some(balance.clone());
             }
-            let seen = sample.get(&service.name).map(|clients| self.rows(ServiceId(id), clients, most));
-            let rows = seen.filter(|rows| rows.len() >= clients::ENOUGH.min(most)).unwrap_or_else(|| {
+            let seen = sample.get(&service.name).and_then(|clients| self.enough(ServiceId(id), clients, most));
+            let rows = seen.unwrap_or_else(|| {
                 let clients = addresses.get_or_insert_with(|| clients::addresses(self.atlas));
                 self.rows(ServiceId(id), clients, most)
             });
@@ -204,6 +206,11 @@ impl Ground<'_> {
         let sum: f64 = shares.iter().sum();
         shares.iter_mut().for_each(|share| *share /= sum.max(1.0));
         Some(shares)
+    }
+
+    /// The same as [`Ground::rows`], if they are enough to go by.
+    fn enough(&self, id: ServiceId, clients: &[Canonical], most: usize) -> Option<Vec<Row>> {
+        Some(self.rows(id, clients, most)).filter(|rows| rows.len() >= clients::ENOUGH.min(most))
     }
 
     /// The distances of clients to the regions that they could go to by them; those who could not go anywhere else, or who have no place, are left out or
@@ -392,8 +399,6 @@ fn apportion(count: usize, shares: &[f64]) -> Vec<usize> {
     by_rest.iter().cycle().take(if by_rest.is_empty() { 0 } else { left }).for_each(|index| whole[*index] += 1);
     whole
 }
-
-const _: () = assert!(MAX_REGIONS <= 256, "a square of regions is small");
 
 #[cfg(test)]
 mod tests {

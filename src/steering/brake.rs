@@ -56,29 +56,27 @@ impl fmt::Display for Moves {
 /// The services of which `view` would move more clients than its own configuration lets pass at a time, with the words that are in force now. Some
 /// milliseconds a service: not for the request path or the writer.
 pub fn reload(now: &Snapshot, view: &View) -> Vec<Moves> {
-    let before = now.supposing(now.view.clone(), Arc::clone(&now.overrides));
-    let after = now.supposing(view.clone(), Arc::clone(&now.overrides));
-    over(now, &before, &after)
+    over(now, view, Arc::clone(&now.overrides))
 }
 
 /// The same of an operator's word.
 pub fn word(now: &Snapshot, word: &Word) -> Vec<Moves> {
-    let mut overrides = Overrides::clone(&now.overrides);
-    match word {
-        Word::Set(word) => overrides.set(word.clone()),
-        Word::Auto { kind, name, .. } => drop(overrides.take(*kind, name)),
-    }
-    let before = now.supposing(now.view.clone(), Arc::clone(&now.overrides));
-    let after = now.supposing(now.view.clone(), Arc::new(overrides));
-    over(now, &before, &after)
+    over(now, &now.view, Arc::new(now.overrides.with(word)))
 }
 
-/// What is over the brake of `after`. A service that only one of them has is left out: who adds or takes away one means it.
-fn over(now: &Snapshot, before: &Snapshot, after: &Snapshot) -> Vec<Moves> {
-    let brake = after.fleet().brake;
+/// Each of them in words.
+pub fn told(moves: &[Moves]) -> String {
+    moves.iter().map(Moves::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What is over the brake of `view`. A service that only one of both has is left out: who adds or takes away one means it.
+fn over(now: &Snapshot, view: &View, overrides: Arc<Overrides>) -> Vec<Moves> {
+    let brake = view.fleet.brake;
     if brake >= 100 {
         return Vec::new();
     }
+    let before = &now.supposing(now.view.clone(), Arc::clone(&now.overrides));
+    let after = &now.supposing(view.clone(), overrides);
     let mut addresses = None;
     let most = (WALKS / 2 / before.fleet().services.len().max(1)).max(LEAST);
     let services = before.fleet().services.iter().zip(0..);

@@ -10,10 +10,12 @@
 //! It must not know what is asked of the sample, nor where it is kept.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::geo::{Atlas, Canonical, Source};
+use crate::steering::world::Now;
 
 /// Clients of a sample: for a half of them the error is about one in a hundred, two times in three.
 pub const SIZE: usize = 2048;
@@ -21,8 +23,9 @@ pub const SIZE: usize = 2048;
 /// How long a ring should last.
 const SPAN: Duration = Duration::from_secs(3 * 3600);
 
-/// How long requests are counted before the next say.
-pub const EVERY: Duration = Duration::from_secs(60);
+/// Requests are counted this often, and for this long before fewer are left out.
+const SECOND: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(60);
 
 /// What was seen is a sample from so many on.
 pub const ENOUGH: usize = SIZE / 4;
@@ -81,14 +84,9 @@ impl Clients {
         self.thin.load(Relaxed)
     }
 
-    /// How many were taken so far, for [`Clients::thin_out`].
-    pub fn taken(&self) -> u32 {
-        self.taken.load(Relaxed)
-    }
-
     /// Says how many requests are to be left out, by how many were taken within this time; asked every second or so. More are left out at once,
     /// so that a burst does not fill the ring; fewer only by what came within [`EVERY`], and little by little.
-    pub fn thin_out(&self, taken: u32, within: Duration) {
+    fn thin_out(&self, taken: u32, within: Duration) {
         let wanted = SIZE as f64 * within.as_secs_f64() / SPAN.as_secs_f64();
         let requests = f64::from(taken) * f64::from(self.thin()).exp2();
         let thin = (requests / wanted).max(1.0).log2().ceil() as u32;
@@ -99,6 +97,34 @@ impl Clients {
             false => self.thin(),
         };
         self.thin.store(thin.max(least).min(THINNEST), Relaxed);
+    }
+}
+
+/// The sample of one service as the writer holds it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sampling {
+    clients: Arc<Clients>,
+    /// When it was looked at last, and how many were taken until then.
+    looked: (Now, u32),
+    /// The same a minute ago.
+    minute: (Now, u32),
+}
+
+impl Sampling {
+    pub(super) fn clients(&self) -> &Arc<Clients> {
+        &self.clients
+    }
+
+    /// Has the sample last as long as it should; asked as often as one likes.
+    pub(super) fn look(&mut self, now: Now) {
+        let taken = self.clients.taken.load(Relaxed);
+        for (before, every) in [(&mut self.looked, SECOND), (&mut self.minute, EVERY)] {
+            let since = now.since(before.0);
+            if since >= every {
+                self.clients.thin_out(taken.wrapping_sub(before.1), since);
+                *before = (now, taken);
+            }
+        }
     }
 }
 
@@ -130,12 +156,12 @@ mod tests {
         for per_minute in [40_000_u32, 400, 40_000] {
             let mut taken = 0;
             for _ in 0..12 {
-                let before = clients.taken();
+                let before = clients.taken.load(Relaxed);
                 for n in 0..per_minute {
                     bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     clients.see(Canonical::new([192, 0, 2, n as u8].into()), bits >> 20);
                 }
-                taken = clients.taken() - before;
+                taken = clients.taken.load(Relaxed) - before;
                 clients.thin_out(taken, EVERY);
             }
             // Eleven a minute are wanted, and half of them are enough.
@@ -153,12 +179,12 @@ mod tests {
         }
         let mut bits = 7_u64;
         for _ in 0..60 {
-            let before = clients.taken();
+            let before = clients.taken.load(Relaxed);
             for _ in 0..2000 {
                 bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 clients.see(Canonical::new([203, 0, 113, 1].into()), bits >> 20);
             }
-            clients.thin_out(clients.taken() - before, Duration::from_secs(1));
+            clients.thin_out(clients.taken.load(Relaxed) - before, Duration::from_secs(1));
         }
         let burst = clients.networks().iter().filter(|network| network.ip().to_string() == "203.0.113.0").count();
         assert!(burst < SIZE * 11 / 10 && burst > 0, "{burst}");

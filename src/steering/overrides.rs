@@ -155,6 +155,16 @@ impl Overrides {
         Some(self.list.remove(at))
     }
 
+    /// As they would be after that word.
+    pub fn with(&self, word: &Word) -> Overrides {
+        let mut after = self.clone();
+        match word {
+            Word::Set(word) => after.set(word.clone()),
+            Word::Auto { kind, name, .. } => drop(after.take(*kind, name)),
+        }
+        after
+    }
+
     /// Whether there is a word over exactly that pattern.
     pub fn has(&self, kind: Target, name: &str) -> bool {
         self.position(kind, name).is_some()

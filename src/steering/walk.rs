@@ -116,6 +116,8 @@ enum Pass {
 
 /// What regions are scored by; the least wins.
 enum Scale<'s> {
+    /// Not at all: the order alone counts.
+    Order,
     /// By weight.
     Draw,
     /// By distance from there, if that is known, and round trips.
@@ -333,14 +335,14 @@ impl Walk {
     /// Puts the regions that a split or band chooses among in `ranked`, the best score first. Most walks end with that one, so the rest
     /// is sorted by [`Walk::sort_ranked`] when it is asked for.
     fn rank(&mut self, snapshot: &Snapshot, service: &Service) {
+        let scale = self.scale(snapshot, service);
         let members = match service.steering {
-            Steering::Nearest if self.blend(snapshot, service).is_none() => return,
+            Steering::Nearest if matches!(scale, Scale::Order) => return,
             Steering::Nearest => service.regions,
             Steering::Split | Steering::Balanced => service.weighted,
             Steering::Band(km) => service.weighted.and(self.band(snapshot, km)),
         };
         let mut best = (f64::INFINITY, 0);
-        let scale = self.scale(snapshot, service);
         for pool in &service.pools {
             let pool = snapshot.fleet().pool(*pool);
             if members.contains(pool.region) {
@@ -371,21 +373,23 @@ impl Walk {
     /// What regions are scored by.
     fn scale<'s>(&self, snapshot: &'s Snapshot, service: &Service) -> Scale<'s> {
         let View { atlas, orders, balances, .. } = &snapshot.view;
-        if let Some(blend) = self.blend(snapshot, service) {
-            let point = orders.topology().point_of(&atlas.place(self.place));
-            return Scale::Blend(orders.topology(), point.map(HalfAngles::of), blend);
-        }
-        let balance = balances[self.service.index()].as_ref().filter(|_| service.steering == Steering::Balanced);
-        let point = balance.and_then(|_| orders.topology().point_of(&atlas.place(self.place)));
-        match (balance, point) {
-            (Some(balance), Some(point)) => Scale::Distance(orders.topology(), HalfAngles::of(point), balance),
-            _ => Scale::Draw,
+        let topology = orders.topology();
+        let from = || topology.point_of(&atlas.place(self.place)).map(HalfAngles::of);
+        match service.steering {
+            Steering::Nearest => {
+                self.blend(snapshot, service).map_or(Scale::Order, |blend| Scale::Blend(topology, from(), blend))
+            }
+            Steering::Split | Steering::Band(_) => Scale::Draw,
+            Steering::Balanced => match (&balances[self.service.index()], from()) {
+                (Some(balance), Some(from)) => Scale::Distance(topology, from, balance),
+                _ => Scale::Draw,
+            },
         }
     }
 
     /// How round trips count for this client: not if that of a region that it could go to is not known.
     fn blend(&self, snapshot: &Snapshot, service: &Service) -> Option<Blend> {
-        let blend = service.blend.filter(|_| service.steering == Steering::Nearest)?;
+        let blend = service.blend?;
         let is_known =
             |region: RegionId| service.pool_of[region.index()].is_some_and(|p| snapshot.pool(p).rtt_ms.is_some());
         // A region that only failover goes to may be unknown: it comes last.
@@ -395,7 +399,7 @@ impl Walk {
     fn score(&self, snapshot: &Snapshot, service: &Service, pool: &Pool, scale: &Scale<'_>) -> f64 {
         let seed = service.seeds[pool.region.index()][Tag::Split as usize];
         match scale {
-            Scale::Draw => self.draw.score(seed, pool.weight),
+            Scale::Order | Scale::Draw => self.draw.score(seed, pool.weight),
             Scale::Blend(topology, from, blend) => {
                 let km = from.as_ref().map_or(0.0, |from| topology.biased_km(from, pool.region));
                 let rtt_ms = service.pool_of[pool.region.index()].and_then(|pool| snapshot.pool(pool).rtt_ms);

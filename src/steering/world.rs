@@ -21,7 +21,7 @@ mod operator;
 
 pub use crate::steering::event::Event;
 
-use crate::steering::clients::{self, Clients};
+use crate::steering::clients::Sampling;
 use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
@@ -51,9 +51,6 @@ impl Now {
 
 /// How far looks ([`Change::Look`]) lie apart as a rule.
 pub const LOOK: Duration = Duration::from_millis(50);
-
-/// Requests are counted for samples this often.
-const SECOND: Duration = Duration::from_secs(1);
 
 /// A writer that is so much late was stopped, or its machine was: what came of the time between says nothing of endpoints.
 const LATE: Duration = Duration::from_millis(500);
@@ -121,8 +118,6 @@ pub struct World {
     ids: Ids,
     /// The last look.
     looked: Option<Now>,
-    /// When it was last said how many requests go into the samples of clients.
-    thinned: Now,
     /// When round trips were looked at last.
     trips_looked: Now,
     /// When a gap ended in which this process stood still.
@@ -145,12 +140,7 @@ struct Standing {
     stood: bool,
     /// Whether its panic was told.
     panic_told: bool,
-    clients: Arc<Clients>,
-    /// How many were taken when it was last looked.
-    taken: u32,
-    /// The same a minute ago, and how long ago that is.
-    taken_before: u32,
-    minute: Duration,
+    sampling: Sampling,
 }
 
 impl World {
@@ -166,7 +156,6 @@ impl World {
             names: Names::default(),
             ids: Ids::default(),
             looked: None,
-            thinned: now,
             trips_looked: now,
             gap: None,
             suspects_itself: false,
@@ -207,7 +196,7 @@ impl World {
                 services: self.services.iter().map(|standing| standing.view.clone()).collect(),
                 pools: self.pools.iter().map(|pool| pool.view().clone()).collect(),
                 regions: self.loads.iter().map(Shedding::view).collect(),
-                clients: self.services.iter().map(|standing| Arc::clone(&standing.clients)).collect(),
+                clients: self.services.iter().map(|standing| Arc::clone(standing.sampling.clients())).collect(),
                 overrides: Arc::clone(&self.overrides),
             })
         };
@@ -385,7 +374,7 @@ impl World {
     fn look(&mut self, now: Now, events: &mut Vec<Event>) {
         self.looked = Some(now);
         self.shed(now, events);
-        self.thin_out(now);
+        self.services.iter_mut().for_each(|standing| standing.sampling.look(now));
         self.look_at_trips(now);
         if self.gap.is_some_and(|gap| now.since(gap) < DISTRUST) {
             self.pools.iter_mut().for_each(Pool::forget);
@@ -421,26 +410,6 @@ impl World {
         for (spec, pool) in self.view.fleet.pools.iter().zip(&mut self.pools) {
             if pool.look_at_trips(&self.view.fleet.service(spec.service).health, now) {
                 self.snapshot.take();
-            }
-        }
-    }
-
-    /// Has the samples of clients last as long as they should.
-    fn thin_out(&mut self, now: Now) {
-        let since = now.since(self.thinned);
-        if since < SECOND {
-            return;
-        }
-        self.thinned = now;
-        for standing in &mut self.services {
-            let clients = &standing.clients;
-            let taken = clients.taken();
-            clients.thin_out(taken.wrapping_sub(standing.taken), since);
-            standing.taken = taken;
-            standing.minute = standing.minute.saturating_add(since);
-            if standing.minute >= clients::EVERY {
-                clients.thin_out(taken.wrapping_sub(standing.taken_before), standing.minute);
-                (standing.minute, standing.taken_before) = (Duration::ZERO, taken);
             }
         }
     }
@@ -626,15 +595,7 @@ fn nothing() -> ServiceView {
 impl Standing {
     fn new() -> Standing {
         let view = nothing();
-        Standing {
-            view,
-            stood: false,
-            panic_told: false,
-            clients: Arc::default(),
-            taken: 0,
-            taken_before: 0,
-            minute: Duration::ZERO,
-        }
+        Standing { view, stood: false, panic_told: false, sampling: Sampling::default() }
     }
 
     /// Whether a drain runs that time will end.

@@ -2,46 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{HeaderMap, Request};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
-pub type Connection = SendRequest<Full<Bytes>>;
-
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-impl Answer {
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    /// The origin that answered.
-    pub fn origin(&self) -> Option<String> {
-        Some(self.headers.get("x-origin")?.to_str().ok()?.to_owned())
-    }
-}
-
-pub async fn connect(address: SocketAddr) -> Result<Connection, String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| format!("{error:?}"))?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
+pub use meridian::drill::http::{Answer, Connection, connect, get_unix as request_unix};
 
 /// One request on an open connection; `Host: test` unless given.
 pub async fn send(
@@ -50,19 +17,10 @@ pub async fn send(
     target: &str,
     headers: &[(&str, &str)],
 ) -> Result<Answer, String> {
-    let mut request = Request::builder().method(method).uri(target);
-    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
-        request = request.header("host", "test");
-    }
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-    connection.ready().await.map_err(|error| format!("{error:?}"))?;
-    let answer = connection.send_request(request).await.map_err(|error| format!("{error:?}"))?;
-    let (head, body) = answer.into_parts();
-    let body = body.collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let host = (!has_host).then_some(("host", "test"));
+    let headers: Vec<_> = host.into_iter().chain(headers.iter().copied()).collect();
+    meridian::drill::http::send(connection, method, target, &headers).await
 }
 
 /// One request on a connection of its own.
@@ -73,14 +31,6 @@ pub async fn request(
     headers: &[(&str, &str)],
 ) -> Result<Answer, String> {
     send(&mut connect(address).await?, method, target, headers).await
-}
-
-/// A GET over a unix socket.
-pub async fn request_unix(socket: &Path, target: &str) -> Result<Answer, String> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| format!("connect: {error}"))?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| format!("{error:?}"))?;
-    tokio::spawn(connection);
-    send(&mut sender, "GET", target, &[("host", "localhost")]).await
 }
 
 /// What a load saw.

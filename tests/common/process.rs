@@ -1,6 +1,5 @@
 //! Real processes: meridian and its origins, started by a test, on ports the system chose, ended when dropped.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -49,12 +48,8 @@ impl Origin {
 
     fn of(name: &str, mut command: Command) -> Origin {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the origin starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("its output is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("it says something");
-        let address = line.trim().strip_prefix("listening ").and_then(|text| text.parse().ok());
-        let child = Ended(child);
-        Origin { name: name.to_owned(), address: address.unwrap_or_else(|| panic!("`{line}`")), child }
+        let address = meridian::origin::announced(&mut child).expect("an address");
+        Origin { name: name.to_owned(), address, child: Ended(child) }
     }
 
     pub fn pid(&self) -> u32 {

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use meridian::config::{self, Config, Files};
 use meridian::geo::{Atlas, AtlasBuilder, Canonical, builtin};
-use meridian::steering::{Query, RegionId, RegionSet, ServiceId, Snapshot, Take, View};
+use meridian::steering::fleet::Intent;
+use meridian::steering::{Override, Query, RegionId, RegionSet, ServiceId, Snapshot, Take, Target, View};
 
 /// Files that exist in memory only.
 #[derive(Default)]
@@ -53,6 +54,12 @@ pub fn snapshot(text: &str, down: &[&str]) -> Snapshot {
     let view = view(text);
     let down: RegionSet = down.iter().map(|name| view.fleet.region_named(name).expect("a region")).collect();
     Snapshot::assuming(view, down)
+}
+
+/// An operator's word, from now on.
+pub fn over(kind: Target, name: &str, state: Intent) -> Override {
+    let (name, who) = (name.to_owned(), "alice".to_owned());
+    Override { kind, name, state, reason: "test".to_owned(), who, set_ms: 0, until_ms: None }
 }
 
 /// A question for the first service.

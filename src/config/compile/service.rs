@@ -253,26 +253,21 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
             format!("no region of `{}` has a weight above 0: all its traffic is failover", service.name),
         );
     }
-    if several && !matches!(service.steering, Steering::Split | Steering::Balanced) {
-        for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
-            let name = &own.regions.list[pool.region.index()].name;
-            scribe
-                .warning(
-                    own.regions.place(pool.region),
-                    format!("region `{name}` has no location: for `{}` it comes last", service.name),
-                )
-                .hint("add `location = [latitude, longitude]`");
-        }
-    }
-    if service.steering == Steering::Balanced {
-        for pool in pools.iter().filter(|pool| pool.weight > 0 && own.regions.is_nowhere(pool.region)) {
-            let name = &own.regions.list[pool.region.index()].name;
-            scribe
-                .error(
-                    own.regions.place(pool.region),
-                    format!("region `{name}` has no location: `{}` cannot balance distances to it", service.name),
-                )
-                .hint("add `location = [latitude, longitude]`, or give its pool `weight = 0`");
+    for pool in pools.iter().filter(|pool| own.regions.is_nowhere(pool.region)) {
+        let (name, place) = (&own.regions.list[pool.region.index()].name, own.regions.place(pool.region));
+        let of = &service.name;
+        match service.steering {
+            Steering::Balanced if pool.weight > 0 => {
+                scribe
+                    .error(place, format!("region `{name}` has no location: `{of}` cannot balance distances to it"))
+                    .hint("add `location = [latitude, longitude]`, or give its pool `weight = 0`");
+            }
+            Steering::Nearest | Steering::Band(_) if several => {
+                scribe
+                    .warning(place, format!("region `{name}` has no location: for `{of}` it comes last"))
+                    .hint("add `location = [latitude, longitude]`");
+            }
+            _ => {}
         }
     }
     let mut positive = pools.iter().filter(|pool| pool.weight > 0);

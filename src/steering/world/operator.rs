@@ -39,7 +39,6 @@ impl World {
     /// Why an operator's word should not be taken, if anything that is known here speaks against it.
     pub fn objection(&self, word: &Word) -> Option<Objection> {
         let (kind, name) = word.target();
-        let mut after = Overrides::clone(&self.overrides);
         match word {
             Word::Set(word) => {
                 if !self.fits_something(word) {
@@ -48,15 +47,15 @@ impl World {
                 if self.overrides.iter().len() >= MOST && !self.overrides.has(kind, name) {
                     return Some(Objection::TooMany);
                 }
-                after.set(word.clone());
             }
-            // What is taken back may have kept a region in.
             Word::Auto { .. } => {
-                if after.take(kind, name).is_none() {
+                if !self.overrides.has(kind, name) {
                     return Some(Objection::NotSet);
                 }
             }
         }
+        // What is taken back may have kept a region in.
+        let after = self.overrides.with(word);
         let fleet = &self.view.fleet;
         let loses_the_last = |service: &&Service| {
             let (ready, left) = (self.ready(service, &self.overrides), self.ready(service, &after));
