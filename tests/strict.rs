@@ -16,6 +16,8 @@ mod bodies;
 mod capacity;
 #[path = "strict/connections.rs"]
 mod connections;
+#[path = "strict/doubts.rs"]
+mod doubts;
 #[path = "strict/drains.rs"]
 mod drains;
 #[path = "strict/evacuations.rs"]

@@ -10,6 +10,8 @@ mod asked;
 mod common;
 #[path = "timeline/model.rs"]
 mod model;
+#[path = "timeline/outlier.rs"]
+mod outlier;
 #[path = "timeline/plan.rs"]
 mod plan;
 #[path = "timeline/shedding.rs"]

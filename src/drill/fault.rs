@@ -189,7 +189,7 @@ pub const FAULTS: &[Fault] = &[
         "half",
         "half of the region's answers are 503, and its health page says 200",
         What::Trouble("half"),
-        Bars { failed_posts: 160, quiet_after: None, attempts: Some(1.2), ..BARS },
+        Bars { failed_posts: 8, quiet_after: Some(ms(1500)), attempts: Some(1.2), ..BARS },
     ),
     fault(
         "executed",

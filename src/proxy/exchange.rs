@@ -210,6 +210,49 @@ impl InFlight {
     }
 }
 
+/// A take of the walk, from `first` on, that nothing speaks against; the walk goes on from there. `None` when there is no such take, and
+/// the walk stays where it is.
+fn further(walk: &mut Walk, snapshot: &Snapshot, first: Take, against: impl Fn(Take) -> Option<Avoid>) -> Option<Take> {
+    let (mut on, mut take) = (walk.clone(), first);
+    while let Some(avoid) = against(take) {
+        on.failed(snapshot, avoid);
+        take = on.take(snapshot).ok()?;
+    }
+    *walk = on;
+    Some(take)
+}
+
+/// Whether the endpoint failed others just now.
+fn doubt(snapshot: &Snapshot, take: Take) -> Option<Avoid> {
+    snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter.in_doubt().then_some(Avoid::Endpoint)
+}
+
+/// What a request that may be sent once only had better take instead of `first`, while that endpoint is in doubt and another one is not: those
+/// that may be sent twice show soon enough what is wrong there. It stays in the region where its client was before (`stay`). Whose endpoint was
+/// left goes to `doubted`.
+fn out_of_doubt(
+    walk: &mut Walk,
+    snapshot: &Snapshot,
+    first: Take,
+    stay: Option<RegionId>,
+    doubted: &mut Option<RegionId>,
+) -> Take {
+    // Where nobody is up, the others are no better.
+    if doubt(snapshot, first).is_none() || walk.panics() {
+        return first;
+    }
+    let mut on = walk.clone();
+    let moved = further(&mut on, snapshot, first, |take| doubt(snapshot, take));
+    match moved.filter(|take| stay != Some(first.region) || take.region == first.region) {
+        Some(take) => {
+            *walk = on;
+            *doubted = Some(first.region);
+            take
+        }
+        None => first,
+    }
+}
+
 /// Of the takes that `next` finds along a walk, the first that `enter` finds room for.
 fn with_room<E>(
     walk: &mut Walk,
@@ -416,7 +459,15 @@ impl Exchange {
         let walk = self.walk.insert(snapshot.walk(&query));
         self.record.place = Some(snapshot.view.atlas.place(walk.place()));
         let enter = |take| InFlight::enter(snapshot, take, true, now);
-        let taken = with_room(walk, snapshot, |walk| walk.take(snapshot), enter);
+        let (once, stay, mut doubted) = (!self.idempotent, affinity, None);
+        let next = |walk: &mut Walk| {
+            let taken = walk.take(snapshot);
+            if once { taken.map(|first| out_of_doubt(walk, snapshot, first, stay, &mut doubted)) } else { taken }
+        };
+        let taken = with_room(walk, snapshot, next, enter);
+        if let Some(region) = doubted {
+            published.handles.doubted(id, region);
+        }
         if service.affinity.is_some() {
             self.affinity = Some(match self.claim {
                 Claim::Region { id, .. } if taken.as_ref().is_ok_and(|(take, _)| take.region == id) => {
@@ -599,11 +650,15 @@ impl Exchange {
     }
 
     /// The endpoint of the attempt being made failed as gateways fail, or it did not; so many failures in a row eject it.
-    fn judge_endpoint(&self, failed: bool) {
+    /// `answered`: by an answer.
+    fn judge_endpoint(&self, failed: bool, answered: bool) {
         let (Some(in_flight), Some(service)) = (&self.in_flight, self.service()) else { return };
-        match failed {
-            true => in_flight.meter.failed(service.health.passive.failures),
-            false => in_flight.meter.succeeded(),
+        if !failed {
+            return in_flight.meter.succeeded();
+        }
+        in_flight.meter.failed(service.health.passive.failures);
+        if self.record.attempts == 1 {
+            in_flight.meter.first_failed(answered);
         }
     }
 
@@ -623,7 +678,7 @@ impl Exchange {
         // If it has none, looking for one is over.
         self.connected(now);
         if failure.is_the_endpoints() && !self.passed_on {
-            self.judge_endpoint(true);
+            self.judge_endpoint(true, false);
         }
         self.outcome = match self.passed_on {
             true => Outcome::AnswerBroken,
@@ -656,7 +711,7 @@ impl Exchange {
                 None => in_flight.meter.heard(),
             }
         }
-        self.judge_endpoint(matches!(status, 502..=504));
+        self.judge_endpoint(matches!(status, 502..=504), true);
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
         if takes_elsewhere && self.retry_or_say_why(Failure::Status(status), replayable, now).is_ok() {
             self.in_flight = None;
@@ -838,17 +893,10 @@ impl Exchange {
             let is_open = now.service(service).serving().contains(now.fleet().pool(pool).region);
             !is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready
         };
-        let first = walk.take(then).ok()?;
-        let (mut further, mut take) = (walk.clone(), first);
-        while is_vain(take) {
-            further.failed(then, Avoid::Region);
-            match further.take(then) {
-                Ok(next) => take = next,
-                Err(_) => return Some(first),
-            }
-        }
-        *walk = further;
-        Some(take)
+        let vain = |take| is_vain(take).then_some(Avoid::Region);
+        let (first, panics) = (walk.take(then).ok()?, walk.panics());
+        let wise = |take| vain(take).or_else(|| if self.idempotent || panics { None } else { doubt(then, take) });
+        Some(further(walk, then, first, wise).or_else(|| further(walk, then, first, vain)).unwrap_or(first))
     }
 
     fn endpoint(&self, take: Take) -> &EndpointView {

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     const POLICY: Passive =
-        Passive { failures: 5, eject: Duration::from_secs(30), eject_max: Duration::from_secs(300) };
+        Passive { failures: 5, rate: 20, eject: Duration::from_secs(30), eject_max: Duration::from_secs(300) };
 
     fn s(seconds: u64) -> Now {
         Now(seconds * 1000)

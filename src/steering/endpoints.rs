@@ -17,7 +17,8 @@ use crate::steering::ejection::Ejection;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::load::Load;
-use crate::steering::meter::Meter;
+use crate::steering::meter::{Meter, OutcomesRead};
+use crate::steering::outlier::{Found, Outlier, Peers};
 use crate::steering::snapshot::{Asked, Ejected, EndpointId, EndpointState, EndpointView};
 use crate::steering::stall::Stall;
 use crate::steering::world::{Now, ProbeResult};
@@ -100,6 +101,8 @@ pub(crate) struct Endpoint {
     /// How often it was ejected in its life.
     ejections: u32,
     stall: Stall,
+    outlier: Outlier,
+    outcomes: OutcomesRead,
     /// Connects that were looked at: microseconds and count.
     trips: (u64, u64),
     /// Its last probe did not count: the next one is due at once.
@@ -144,6 +147,8 @@ impl Endpoint {
             down_for: None,
             ejections: 0,
             stall: Stall::default(),
+            outlier: Outlier::default(),
+            outcomes: OutcomesRead::default(),
             trips: (0, 0),
             anew: false,
             down_since: None,
@@ -156,8 +161,9 @@ impl Endpoint {
     /// known stands until the new kind knows better, so that turning a check on stops no traffic.
     fn succeed(self, ids: &mut Ids, probe: &Probe) -> Endpoint {
         let verdict = self.health.verdict();
-        let Endpoint { address, ejection, ejections, ejected_for, down_for, meter, .. } = self;
-        Endpoint { ejection, ejections, ejected_for, down_for, ..Endpoint::new(ids, address, probe, verdict, meter) }
+        let Endpoint { address, ejection, ejections, ejected_for, down_for, outlier, outcomes, meter, .. } = self;
+        let new = Endpoint::new(ids, address, probe, verdict, meter);
+        Endpoint { ejection, ejections, ejected_for, down_for, outlier, outcomes, ..new }
     }
 
     /// What is known of it, by probes and by its traffic.
@@ -170,19 +176,39 @@ impl Endpoint {
         self.ejection.is_out()
     }
 
-    /// Why its traffic speaks against it, if it does: failures in a row, or requests that wait in vain.
-    pub(crate) fn accused(&mut self, policy: &HealthPolicy, now: Now) -> Option<String> {
+    /// Takes what its traffic told since the last look; returns what that makes of it beside the others of its service.
+    pub(crate) fn look(&mut self) -> Peers {
+        self.meter.fade_doubt();
+        self.outlier.take(self.meter.take_outcomes(&mut self.outcomes));
+        self.peer()
+    }
+
+    /// What is known of it as one among the endpoints of its service.
+    pub(crate) fn peer(&self) -> Peers {
+        self.outlier.peer(self.intent == Intent::Ready && self.state() == EndpointState::Up)
+    }
+
+    /// Why its traffic speaks against it, if it does: failures in a row, far more than `all` of its service have, or requests that wait in
+    /// vain.
+    pub(crate) fn accused(&mut self, policy: &HealthPolicy, all: &Peers, now: Now) -> Option<String> {
         let failing = self.meter.take_tripped();
-        self.meter.first_bytes().fade();
-        self.meter.connects().fade();
         // One that is out or down already, or was never up, has nothing to lose.
         if self.state() != EndpointState::Up {
             self.stall.forget();
+            self.outlier.forget();
             return None;
         }
         let stalled = if policy.stall { self.stall.look(&self.meter, now) } else { None };
+        let others = all.without(self.peer());
+        let too_often = f64::from(policy.passive.rate) / 100.0;
+        let outlier = if policy.passive.rate > 0 { self.outlier.judge(&others, too_often) } else { None };
         if failing {
             return Some(format!("{} failures in a row of its traffic", policy.passive.failures));
+        }
+        if let Some(Found { own, elsewhere }) = outlier {
+            let percent = elsewhere * 100.0;
+            let (failed, tried) = (own.failed, own.tried);
+            return Some(format!("{failed} of {tried} requests failed, and at most {percent:.0} % do elsewhere"));
         }
         stalled.map(|waited| format!("requests wait, and nothing came for {} ms", waited.as_millis()))
     }
@@ -191,8 +217,9 @@ impl Endpoint {
     pub(crate) fn forget(&mut self) {
         self.take_trips();
         self.stall.forget();
-        self.meter.succeeded();
-        self.meter.take_tripped();
+        self.meter.take_outcomes(&mut self.outcomes);
+        self.outlier.forget();
+        self.meter.forgive();
     }
 
     /// Connects since the last call: microseconds in all, and how many.
@@ -208,6 +235,7 @@ impl Endpoint {
         self.ejections = self.ejections.saturating_add(1);
         self.slow_start = None;
         self.stall.forget();
+        self.outlier.ejected();
         self.ejection.eject(&policy.passive, now)
     }
 

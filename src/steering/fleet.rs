@@ -359,6 +359,8 @@ impl HealthPolicy {
 pub struct Passive {
     /// Gateway failures in a row; 0: never.
     pub failures: u32,
+    /// Percent of its requests that fail, where far fewer do at the service's other endpoints; 0: never.
+    pub rate: u8,
     /// For this time, and so much longer each time.
     pub eject: Duration,
     /// At most for this.
@@ -367,7 +369,7 @@ pub struct Passive {
 
 impl Default for Passive {
     fn default() -> Passive {
-        Passive { failures: 5, eject: Duration::from_secs(30), eject_max: Duration::from_secs(300) }
+        Passive { failures: 5, rate: 20, eject: Duration::from_secs(30), eject_max: Duration::from_secs(300) }
     }
 }
 

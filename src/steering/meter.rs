@@ -1,7 +1,7 @@
 //! Live counters of an endpoint: all that moves beneath a snapshot.
 //!
 //! Those who move bytes count here, without a lock and without telling anybody; the one writer looks from time to time and draws its
-//! conclusions (`ejection`, `stall`). Counters of different things may be a moment apart: nothing here is exact to the request
+//! conclusions (`ejection`, `outlier`, `stall`). Counters of different things may be a moment apart: nothing here is exact to the request
 //! while requests are under way, and nobody needs it to be.
 
 use std::sync::Arc;
@@ -19,10 +19,13 @@ pub struct Meter {
     load: Arc<Load>,
     in_flight: AtomicU32,
     connections: AtomicU32,
-    /// Gateway failures since the last answer that was none.
-    failures: AtomicU32,
+    /// What speaks against it at this moment ([`Trouble`]).
+    trouble: AtomicU32,
     /// There were too many of them in a row since the writer looked last.
     tripped: AtomicBool,
+    /// First attempts that failed, and those among them that had no answer at all. Both wrap.
+    failed: AtomicU32,
+    unanswered: AtomicU32,
     /// Requests that were sent whole and of whose answer no byte came yet.
     waiting: AtomicU32,
     /// Of these, how many ever left without an answer. Wraps.
@@ -32,6 +35,23 @@ pub struct Meter {
     first_bytes: Histogram,
     connects: Histogram,
     trips: Arc<Trips>,
+}
+
+/// What came of first attempts in some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// All that ended or were answered.
+    pub tried: u32,
+    /// Those that failed as a gateway fails.
+    pub failed: u32,
+}
+
+/// What was read of a meter's outcomes last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutcomesRead {
+    answered: u32,
+    failed: u32,
+    unanswered: u32,
 }
 
 /// What a meter says of requests that wait, read at one look.
@@ -104,9 +124,13 @@ impl Meter {
 
     /// An attempt failed as a gateway fails; `many` in a row are too many (0: never).
     pub fn failed(&self, many: u32) {
-        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
-        if many > 0 && failures >= many {
-            self.failures.store(0, Relaxed);
+        let mut row = 0;
+        self.change_trouble(|trouble| {
+            row = trouble.row.saturating_add(1);
+            let trips = many > 0 && u32::from(row) >= many;
+            Trouble { row: if trips { 0 } else { row }, doubt: (trouble.doubt + DOUBT_OF_FAILURE).min(DOUBT_MOST) }
+        });
+        if many > 0 && u32::from(row) >= many {
             self.tripped.store(true, Relaxed);
         }
     }
@@ -114,9 +138,57 @@ impl Meter {
     /// An answer came that is no gateway failure.
     pub fn succeeded(&self) {
         // Mostly there is nothing to forget, and a line that is only read stays with every worker.
-        if self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
+        if self.trouble.load(Relaxed) != 0 {
+            self.change_trouble(|trouble| Trouble { row: 0, doubt: trouble.doubt.saturating_sub(DOUBT_OF_SUCCESS) });
         }
+    }
+
+    /// Whether it failed more than once just now, so that what may be sent once only had better go elsewhere.
+    pub fn in_doubt(&self) -> bool {
+        Trouble::from(self.trouble.load(Relaxed)).doubt >= DOUBTFUL
+    }
+
+    /// A moment went by: doubt fades.
+    pub fn fade_doubt(&self) {
+        if self.trouble.load(Relaxed) != 0 {
+            self.change_trouble(|trouble| Trouble { doubt: trouble.doubt.saturating_sub(1), ..trouble });
+        }
+    }
+
+    /// Nothing speaks against it any more.
+    pub fn forgive(&self) {
+        self.trouble.store(0, Relaxed);
+        self.tripped.store(false, Relaxed);
+    }
+
+    fn change_trouble(&self, mut change: impl FnMut(Trouble) -> Trouble) {
+        let changed = |packed| Some(change(Trouble::from(packed)).into());
+        // It always has a new value, so that this never fails.
+        let _ = self.trouble.fetch_update(Relaxed, Relaxed, changed);
+    }
+
+    /// A request's first attempt failed, `answered` by a status or not at all.
+    pub fn first_failed(&self, answered: bool) {
+        self.failed.fetch_add(1, Relaxed);
+        if !answered {
+            self.unanswered.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// What came of first attempts since it was asked last, which `read` keeps; the one who asks also lets the histograms fade.
+    pub fn take_outcomes(&self, read: &mut OutcomesRead) -> Outcomes {
+        let (failed, unanswered) = (self.failed.load(Relaxed), self.unanswered.load(Relaxed));
+        let answered = self.first_bytes.count();
+        let silent = unanswered.wrapping_sub(read.unanswered);
+        let outcomes = Outcomes {
+            tried: answered.saturating_sub(read.answered).saturating_add(silent),
+            failed: failed.wrapping_sub(read.failed),
+        };
+        self.first_bytes.fade();
+        self.connects.fade();
+        *read = OutcomesRead { answered: self.first_bytes.count(), failed, unanswered };
+        // Counters may be a moment apart.
+        Outcomes { tried: outcomes.tried.max(outcomes.failed), ..outcomes }
     }
 
     /// Whether there were too many failures in a row since this was asked last.
@@ -173,6 +245,35 @@ impl Meter {
     pub fn connected(&self, took: Duration) {
         self.connects.record(took);
         self.trips.record(took);
+    }
+}
+
+/// Of an endpoint that fails: how often in a row, and a doubt that grows with each failure and fades with answers and with time.
+///
+/// Two failures among few requests make it doubtful: one alone says little. That lasts until some answers came without one, or
+/// for two seconds at most, so that an endpoint to which nothing but POSTs go is asked again, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Trouble {
+    row: u16,
+    doubt: u16,
+}
+
+const DOUBT_OF_FAILURE: u16 = 16;
+const DOUBT_OF_SUCCESS: u16 = 2;
+const DOUBTFUL: u16 = 24;
+
+/// It fades below [`DOUBTFUL`] in 40 looks or 20 answers.
+const DOUBT_MOST: u16 = 64;
+
+impl From<u32> for Trouble {
+    fn from(packed: u32) -> Trouble {
+        Trouble { row: (packed >> 16) as u16, doubt: packed as u16 }
+    }
+}
+
+impl From<Trouble> for u32 {
+    fn from(trouble: Trouble) -> u32 {
+        u32::from(trouble.row) << 16 | u32::from(trouble.doubt)
     }
 }
 
@@ -322,5 +423,49 @@ mod tests {
         assert!(meter.take_tripped() && !meter.take_tripped(), "told once, whatever came since");
         (0..99).for_each(|_| meter.failed(0));
         assert!(!meter.take_tripped());
+    }
+
+    #[test]
+    fn two_failures_among_few_answers_are_a_doubt() {
+        let meter = Meter::default();
+        meter.failed(5);
+        assert!(!meter.in_doubt(), "one may be chance");
+        meter.succeeded();
+        meter.failed(5);
+        assert!(meter.in_doubt());
+        (0..4).for_each(|_| meter.succeeded());
+        assert!(!meter.in_doubt());
+        // Far apart.
+        meter.forgive();
+        (0..10).for_each(|_| {
+            meter.failed(5);
+            (0..20).for_each(|_| meter.fade_doubt());
+            assert!(!meter.in_doubt());
+        });
+        // However many there were, it is over soon.
+        (0..100).for_each(|_| meter.failed(0));
+        (0..41).for_each(|_| meter.fade_doubt());
+        assert!(!meter.in_doubt());
+        (0..100).for_each(|_| meter.failed(0));
+        (0..21).for_each(|_| meter.succeeded());
+        assert!(!meter.in_doubt());
+    }
+
+    #[test]
+    fn outcomes_are_taken_once() {
+        let (meter, mut read) = (Meter::default(), OutcomesRead::default());
+        for _ in 0..3 {
+            for n in 0..MANY + 7 {
+                meter.waits();
+                meter.answers(Duration::from_millis(1));
+                if n % 8 == 0 {
+                    meter.first_failed(true);
+                }
+            }
+            (0..10).for_each(|_| meter.first_failed(false));
+            let failed = MANY / 8 + 1 + 10;
+            assert_eq!(meter.take_outcomes(&mut read), Outcomes { tried: MANY + 17, failed });
+            assert_eq!(meter.take_outcomes(&mut read), Outcomes::default());
+        }
     }
 }

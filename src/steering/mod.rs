@@ -25,6 +25,7 @@ pub mod load;
 pub mod meter;
 pub mod networks;
 pub mod order;
+pub mod outlier;
 pub mod overrides;
 pub mod pool_health;
 pub(crate) mod pools;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::load::Load;
+use crate::steering::outlier::Peers;
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
 use crate::steering::snapshot::{EndpointId, EndpointState, PoolState, PoolView};
 use crate::steering::trip::Trip;
@@ -101,9 +102,19 @@ impl Pool {
         (turned, changed)
     }
 
-    /// Looks at what the traffic of its endpoints tells; returns those that it speaks against, and why.
-    pub(crate) fn accused(&mut self, policy: &HealthPolicy, now: Now) -> Vec<(usize, String)> {
-        let accused = |(index, endpoint): (usize, &mut Endpoint)| Some((index, endpoint.accused(policy, now)?));
+    /// Takes what the traffic of its endpoints told since the last look; returns what is known of them.
+    pub(crate) fn look(&mut self) -> Peers {
+        self.endpoints.iter_mut().map(Endpoint::look).fold(Peers::default(), Peers::and)
+    }
+
+    /// What is known of its endpoints together.
+    pub(crate) fn peers(&self) -> Peers {
+        self.endpoints.iter().map(Endpoint::peer).fold(Peers::default(), Peers::and)
+    }
+
+    /// Returns those of its endpoints that their traffic speaks against, beside `all` of the service, and why.
+    pub(crate) fn accused(&mut self, policy: &HealthPolicy, all: &Peers, now: Now) -> Vec<(usize, String)> {
+        let accused = |(index, endpoint): (usize, &mut Endpoint)| Some((index, endpoint.accused(policy, all, now)?));
         // Nearly always there is none, and then nothing is allocated.
         self.endpoints.iter_mut().enumerate().filter_map(accused).collect()
     }

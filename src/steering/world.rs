@@ -26,6 +26,7 @@ use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
+use crate::steering::outlier::Peers;
 use crate::steering::overrides::{Override, Overrides, Word};
 use crate::steering::pool_health::Return;
 use crate::steering::pools::Pool;
@@ -383,8 +384,18 @@ impl World {
         let fleet = Arc::clone(&self.view.fleet);
         for (index, service) in fleet.services.iter().enumerate() {
             let mut ejected = false;
+            let mut all =
+                service.pools.iter().map(|id| self.pools[id.index()].look()).fold(Peers::default(), Peers::and);
             for id in &service.pools {
-                for (endpoint, cause) in self.pools[id.index()].accused(&service.health, now) {
+                if ejected {
+                    // Fewer are left to compare with, and to go to.
+                    all = service
+                        .pools
+                        .iter()
+                        .map(|id| self.pools[id.index()].peers())
+                        .fold(Peers::default(), Peers::and);
+                }
+                for (endpoint, cause) in self.pools[id.index()].accused(&service.health, &all, now) {
                     let mut others = self.passing(service, &fleet);
                     others.remove(fleet.pool(*id).region);
                     let pool = &mut self.pools[id.index()];

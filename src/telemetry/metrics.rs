@@ -108,6 +108,7 @@ struct Families {
     durations: HistogramVec,
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
+    doubted: IntCounterVec,
     retries: IntCounterVec,
     affinity: IntCounterVec,
     in_flight: IntGaugeVec,
@@ -190,6 +191,11 @@ impl Metrics {
                 REQUEST_SECONDS,
             ),
             attempts: new.counter_vec("meridian_attempts_total", "Attempts at an endpoint of the region.", pool),
+            doubted: new.counter_vec(
+                "meridian_doubted_total",
+                "Requests that may be sent once only and went elsewhere, because their endpoint in the region had just failed others.",
+                pool,
+            ),
             retries: new.counter_vec("meridian_retries_total", "Attempts after the first of a request.", &["service"]),
             affinity: new.counter_vec(
                 "meridian_affinity_total",
@@ -415,6 +421,7 @@ impl Families {
         prune(&self.durations, &["service"], &names);
         prune(&self.first_bytes, &["service", "region"], &names);
         prune(&self.attempts, &["service", "region"], &names);
+        prune(&self.doubted, &["service", "region"], &names);
         prune(&self.retries, &["service"], &names);
         prune(&self.affinity, &["service", "result"], &names);
         prune(&self.in_flight, &["service"], &names);
@@ -542,6 +549,7 @@ struct CountedFamilies {
     durations: HistogramVec,
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
+    doubted: IntCounterVec,
     retries: IntCounterVec,
     affinity: IntCounterVec,
     lookups: [IntCounter; LOOKUPS.len()],
@@ -562,6 +570,7 @@ struct ServiceHandles {
 struct PoolHandles {
     requests: [[OnceLock<IntCounter>; TakeReason::ALL.len()]; CODES.len()],
     attempts: OnceLock<IntCounter>,
+    doubted: OnceLock<IntCounter>,
     first_byte: OnceLock<Histogram>,
 }
 
@@ -595,6 +604,7 @@ impl Handles {
                 durations: families.durations.clone(),
                 first_bytes: families.first_bytes.clone(),
                 attempts: families.attempts.clone(),
+                doubted: families.doubted.clone(),
                 retries: families.retries.clone(),
                 affinity: families.affinity.clone(),
                 lookups: families.lookups.clone(),
@@ -647,6 +657,16 @@ impl Handles {
             self.families.attempts.with_label_values(&labels)
         });
         attempts.inc();
+    }
+
+    /// A request went elsewhere, for its endpoint in this region had just failed others.
+    pub fn doubted(&self, service: ServiceId, region: RegionId) {
+        let Some(pool) = self.pool(service, region) else { return };
+        let doubted = pool.doubted.get_or_init(|| {
+            let labels = [self.fleet.service(service).name.as_str(), self.fleet.region(region).name.as_str()];
+            self.families.doubted.with_label_values(&labels)
+        });
+        doubted.inc();
     }
 
     /// Counts what came of a client's word about where it was before.

@@ -66,6 +66,7 @@ fn passive(section: &Section<'_>) -> Passive {
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
     let passive = Passive {
         failures: section.integer("failures", default.failures, 0..=10_000),
+        rate: section.integer("rate", default.rate, 0..=90),
         eject: section.duration("eject", default.eject, second..=day),
         eject_max: section.duration("eject_max", default.eject_max, second..=day),
     };
