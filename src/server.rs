@@ -70,7 +70,11 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     let boot = loaded.config.boot;
     let (files, connections) = (getrlimit(Resource::Nofile).current, loaded.config.edge.limits.connections as u64);
     if files.is_some_and(|files| files < connections * 2) {
-        tracing::warn!(limit = files, connections, "fewer open files than two for each of [limits] connections");
+        tracing::warn!(
+            limit = files,
+            connections,
+            "the limit of open files is below two for each of [limits] connections: raise it (`ulimit -n`, LimitNOFILE=) or lower those"
+        );
     }
 
     let metrics = Metrics::new();

@@ -81,7 +81,10 @@ fn the_brake_is_that_of_what_would_be() {
     let then = |process| view(&text(process, "steering = \"split\"", [40, 60, 0]));
     let now = snapshot(&now, &[]);
     let told = brake::reload(&now, &then("")).pop().unwrap().to_string();
-    assert!(told.contains("% of the clients, counted by addresses of service `web`: "), "{told}");
+    assert!(
+        told.contains("% of the clients (by the addresses of geo data: hardly any were seen yet) of service `web`: "),
+        "{told}"
+    );
     assert!(told.contains(" % from `us` to `eu`"), "{told}");
     assert_eq!(brake::reload(&now, &then("brake = 70")), []);
     assert_eq!(brake::reload(&now, &then("brake = 100")), []);

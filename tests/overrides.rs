@@ -704,7 +704,7 @@ async fn who_moves_too_many_at_once_has_to_insist() {
     assert_eq!(code, Some(1));
     assert!(
         said.contains(
-            "it would move 100 % of the clients, counted by addresses of service `web`: 100 % from `home` to `away`"
+            "it would move 100 % of the clients (by the addresses of geo data: hardly any were seen yet) of service `web`: 100 % from `home` to `away`"
         ),
         "{said}"
     );
@@ -780,7 +780,7 @@ async fn a_sample_of_clients_is_kept() {
     running.again().await;
     let (_, _, said) = running.run(&["set", "region", "home", "drain"]);
     assert!(
-        said.contains("counted by addresses") && running.log().contains("the sample of clients cannot be read"),
+        said.contains("by the addresses of geo data") && running.log().contains("the sample of clients cannot be read"),
         "{said}"
     );
 }

@@ -78,6 +78,8 @@ struct Endpoint {
     cause: Option<String>,
     /// Until when it is ejected for what its traffic told, RFC 3339; `null` if it is not.
     ejected_until: Option<String>,
+    /// It failed others just now: requests that may be sent once only go elsewhere if they can.
+    in_doubt: bool,
     /// What operators want of it: `ready drain maint`.
     intent: &'static str,
     /// The word that rules over it, if any was said.
@@ -176,6 +178,7 @@ fn endpoint(snapshot: &Snapshot, view: &EndpointView, clock: Clock) -> Endpoint 
         state: view.state.as_str(),
         cause: view.cause.as_deref().map(str::to_owned),
         ejected_until: view.ejected.until_ms.map(|at| rfc3339(clock.unix_ms(at))),
+        in_doubt: view.meter.in_doubt(),
         intent: view.intent.as_str(),
         word: snapshot.overrides.of_endpoint(view).map(|word| Shown::from(&**word)),
         weight: view.weight,

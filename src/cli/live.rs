@@ -40,7 +40,8 @@ impl Reply {
     pub(super) fn taken(self) -> Result<Result<Value, ExitCode>, String> {
         let text = String::from_utf8_lossy(&self.body);
         if !self.status.is_success() {
-            complain(&format!("error: {}\n", text.trim_end()));
+            let text = text.trim_end();
+            complain(&if text.starts_with("error: ") { format!("{text}\n") } else { format!("error: {text}\n") });
             // It understood and says no, or it cannot take such a thing at all.
             return Ok(Err(ExitCode::from(if matches!(self.status.as_u16(), 404 | 409) { 1 } else { 2 })));
         }

@@ -51,11 +51,19 @@ struct Endpoint {
     state: String,
     cause: Option<String>,
     ejected_until: Option<String>,
+    in_doubt: bool,
     intent: Intent,
     draining: bool,
     weight: u32,
     warmth: f32,
     effective_weight: f64,
+}
+
+/// The last reload.
+#[derive(Deserialize)]
+struct Reload {
+    at: String,
+    error: Option<String>,
 }
 
 const HEAD: [&str; 9] = ["SERVICE", "REGION", "STATE", "INTENT", "RAMP", "WEIGHT", "DIAL", "UP", "BY"];
@@ -72,21 +80,31 @@ impl States {
             serde_json::from_slice::<Value>(&body).map_err(|error| format!("error: an answer that is none: {error}"))
         };
         let mut status = read("/api/status")?;
-        let (services, regions) = (status["services"].take(), status["regions"].take());
+        let [services, regions, reload] = ["services", "regions", "reload"].map(|key| status[key].take());
         let overrides = read("/api/overrides")?["overrides"].take();
         let text = if self.json {
-            let both = json!({ "services": services, "regions": regions, "overrides": overrides });
-            serde_json::to_string_pretty(&both).map_err(|error| error.to_string())? + "\n"
+            let all = json!({ "services": services, "regions": regions, "overrides": overrides, "reload": reload });
+            serde_json::to_string_pretty(&all).map_err(|error| error.to_string())? + "\n"
         } else {
             let other = |error| format!("error: the running process is of another version: {error}");
             let services: Vec<Service> = serde_json::from_value(services).map_err(other)?;
             let words: Vec<Shown> = serde_json::from_value(overrides).map_err(other)?;
             let regions: Vec<Carried> = serde_json::from_value(regions).map_err(other)?;
-            table(&services) + &odd(&services) + &bounded(&regions) + &list(&words)
+            let reload: Option<Reload> = serde_json::from_value(reload).map_err(other)?;
+            table(&services) + &odd(&services) + &bounded(&regions) + &list(&words) + &refused(reload.as_ref())
         };
         print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Says that the files are not what is in force.
+fn refused(reload: Option<&Reload>) -> String {
+    let Some(Reload { at, error: Some(error) }) = reload else { return String::new() };
+    format!(
+        "\nthe files were refused at {at}, and what was published before stays:\n  {}\n",
+        error.trim_end().replace('\n', "\n  ")
+    )
 }
 
 fn table(services: &[Service]) -> String {
@@ -96,7 +114,12 @@ fn table(services: &[Service]) -> String {
             let takes = |endpoint: &&Endpoint| endpoint.state == "up" && endpoint.intent == Intent::Ready;
             let up = region.endpoints.iter().filter(takes).count();
             let out = region.endpoints.iter().filter(|endpoint| endpoint.intent != Intent::Ready).count();
-            let panic = if service.panic { " (panic)" } else { "" };
+            let ready = service.regions.iter().any(|region| region.intent == Intent::Ready);
+            let panic = match (service.panic, ready) {
+                (false, _) => "",
+                (true, true) => " (panic)",
+                (true, false) => " (none ready: 503)",
+            };
             let by = match (&region.word, region.intent, out) {
                 (Some(word), ..) => word.to_string(),
                 (None, Intent::Ready, 0) if region.state == "holding" && service.failback == "manual" => {
@@ -136,12 +159,13 @@ fn odd(services: &[Service]) -> String {
     for service in services {
         for region in &service.regions {
             for endpoint in &region.endpoints {
-                let Endpoint { name, address, state, cause, ejected_until, draining, .. } = endpoint;
+                let Endpoint { name, address, state, cause, ejected_until, in_doubt, draining, .. } = endpoint;
                 let cause = cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
                 let asked = endpoint.effective_weight / f64::from(endpoint.weight) / f64::from(endpoint.warmth);
                 let what = match ejected_until {
                     Some(until) => format!("ejected until {until}{cause}"),
                     None if state != "up" => format!("{state}{cause}"),
+                    None if *in_doubt => "up, in doubt: what may be sent once only goes elsewhere".to_owned(),
                     None if *draining => "up, asks to be drained".to_owned(),
                     None if asked < 0.995 => format!("up, asks for {:.0}% of its weight", asked * 100.0),
                     None => continue,
@@ -161,8 +185,7 @@ fn bounded(regions: &[Carried]) -> String {
     for Carried { name, in_flight, shed, intake, capacity } in regions {
         let Some(Capacity { target, limit, unit }) = capacity else { continue };
         let first = if text.is_empty() { "\ncapacity:\n" } else { "" };
-        let takes =
-            if *shed < 1.0 { format!(", sheds {:.0}% of its clients", (1.0 - shed) * 100.0) } else { String::new() };
+        let takes = if *shed > 0.0 { format!(", sheds {:.0}% of its clients", shed * 100.0) } else { String::new() };
         let lets_in = if *intake < 1.0 {
             format!(", lets in {:.0}% of those who come from a lost region", intake * 100.0)
         } else {
@@ -195,7 +218,7 @@ mod tests {
     #[test]
     fn a_table_for_people() {
         let endpoint = |state: &str, intent: &str| {
-            json!({"name": "a.test:80", "address": "192.0.2.1:80", "state": state, "cause": null, "ejected_until": null, "intent": intent,
+            json!({"name": "a.test:80", "address": "192.0.2.1:80", "state": state, "cause": null, "ejected_until": null, "in_doubt": false, "intent": intent,
                    "draining": false, "weight": 10, "warmth": 0.5, "effective_weight": 5.0})
         };
         let with = |mut endpoint: Value, key: &str, value: Value| {
@@ -233,9 +256,9 @@ endpoints:
 ";
         assert_eq!(table(&services) + &odd(&services), want);
         let regions: Vec<Carried> = serde_json::from_value(json!([
-            {"name": "eu-west", "in_flight": 850, "shed": 0.75, "intake": 1.0, "capacity": {"target": 800, "limit": 1000, "unit": "in_flight"}},
-            {"name": "us-east", "in_flight": 3, "shed": 1.0, "intake": 0.4, "capacity": {"target": 50, "limit": 60, "unit": "rps"}},
-            {"name": "us-west", "in_flight": 9, "shed": 1.0, "intake": 1.0, "capacity": null},
+            {"name": "eu-west", "in_flight": 850, "shed": 0.25, "intake": 1.0, "capacity": {"target": 800, "limit": 1000, "unit": "in_flight"}},
+            {"name": "us-east", "in_flight": 3, "shed": 0.0, "intake": 0.4, "capacity": {"target": 50, "limit": 60, "unit": "rps"}},
+            {"name": "us-west", "in_flight": 9, "shed": 0.0, "intake": 1.0, "capacity": null},
         ]))
         .unwrap();
         let want = "

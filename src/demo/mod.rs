@@ -64,6 +64,8 @@ impl Demo {
         for origin in stage.origins() {
             text += &format!("  {:<8}  origin process {:>6} at {}\n", origin.name, origin.id(), origin.address);
         }
+        let program = std::env::current_exe().unwrap_or_else(|_| "meridian".into());
+        let program = program.display();
         let east = stage.origins().first();
         let (id, at) = (east.map_or(0, |o| o.id()), east.map_or(self.listen, |o| o.address));
         text + &format!(
@@ -71,9 +73,9 @@ impl Demo {
              Try in another terminal:\n\
              \x20 curl -H 'X-Forwarded-For: 81.2.69.142' http://{listen}/      # London: eu-west\n\
              \x20 curl -H 'X-Forwarded-For: 128.101.101.101' http://{listen}/  # Minneapolis: a region in the US\n\
-             \x20 target/debug/meridian explain --live --config {config} --ip 81.2.69.142\n\
+             \x20 {program} explain --live --config {config} --ip 81.2.69.142\n\
              \x20 kill {id}   # us-east goes down; its clients are elsewhere at once (see /api/status)\n\
-             \x20 target/debug/meridian origin us-east --listen {at}   # and comes back: 10 s of hold, 20 s of ramp\n\n\
+             \x20 {program} origin us-east --listen {at}   # and comes back: 10 s of hold, 20 s of ramp\n\n\
              Edit {config} while it runs: it is read again at once. Ctrl-C ends all of it."
         )
     }

@@ -10,7 +10,7 @@
 
 mod rivals;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use crate::state::{Published, Reader};
 use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
+use crate::steering::walk::MAX_SPARED;
 use crate::steering::{Avoid, PoolId, Query, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
 
@@ -186,6 +187,13 @@ struct Rival {
     in_flight: Option<InFlight>,
 }
 
+/// Whether a failure was an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    Yes,
+    No,
+}
+
 /// A request counted in at an endpoint and its region.
 #[derive(Debug)]
 struct InFlight {
@@ -223,34 +231,31 @@ fn further(walk: &mut Walk, snapshot: &Snapshot, first: Take, against: impl Fn(T
 }
 
 /// Whether the endpoint failed others just now.
-fn doubt(snapshot: &Snapshot, take: Take) -> Option<Avoid> {
-    snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter.in_doubt().then_some(Avoid::Endpoint)
+fn in_doubt(snapshot: &Snapshot, take: Take) -> bool {
+    snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter.in_doubt()
 }
 
 /// What a request that may be sent once only had better take instead of `first`, while that endpoint is in doubt and another one is not: those
-/// that may be sent twice show soon enough what is wrong there. It stays in the region where its client was before (`stay`). Whose endpoint was
-/// left goes to `doubted`.
-fn out_of_doubt(
-    walk: &mut Walk,
-    snapshot: &Snapshot,
-    first: Take,
-    stay: Option<RegionId>,
-    doubted: &mut Option<RegionId>,
-) -> Take {
+/// that may be sent twice show soon enough what is wrong there. Regions that do not accept the client are not gone to for a doubt, and it stays
+/// in the region where it was before (`stay`). `None`: `first` it is.
+fn out_of_doubt(walk: &mut Walk, snapshot: &Snapshot, first: Take, stay: Option<RegionId>) -> Option<Take> {
     // Where nobody is up, the others are no better.
-    if doubt(snapshot, first).is_none() || walk.panics() {
-        return first;
+    if !in_doubt(snapshot, first) || walk.panics() {
+        return None;
     }
     let mut on = walk.clone();
-    let moved = further(&mut on, snapshot, first, |take| doubt(snapshot, take));
-    match moved.filter(|take| stay != Some(first.region) || take.region == first.region) {
-        Some(take) => {
-            *walk = on;
-            *doubted = Some(first.region);
-            take
+    for spared in 1..=MAX_SPARED {
+        on.failed(snapshot, if spared < MAX_SPARED { Avoid::Endpoint } else { Avoid::Region });
+        let take = on.take(snapshot).ok()?;
+        if !on.accepts() || (stay == Some(first.region) && take.region != first.region) {
+            return None;
         }
-        None => first,
+        if !in_doubt(snapshot, take) {
+            *walk = on;
+            return Some(take);
+        }
     }
+    None
 }
 
 /// Of the takes that `next` finds along a walk, the first that `enter` finds room for.
@@ -456,17 +461,29 @@ impl Exchange {
         let now = || self.shared.reader.clock().nanos(head.now);
         let full = snapshot.full(service.regions, now);
         let query = Query { client, service: id, chance: head.chance, affinity, full };
+        let once = self.goes_once(service);
         let walk = self.walk.insert(snapshot.walk(&query));
         self.record.place = Some(snapshot.view.atlas.place(walk.place()));
         let enter = |take| InFlight::enter(snapshot, take, true, now);
-        let (once, stay, mut doubted) = (!self.idempotent, affinity, None);
+        let mut spared = None;
         let next = |walk: &mut Walk| {
             let taken = walk.take(snapshot);
-            if once { taken.map(|first| out_of_doubt(walk, snapshot, first, stay, &mut doubted)) } else { taken }
+            match &taken {
+                Ok(first) if once => match out_of_doubt(walk, snapshot, *first, affinity) {
+                    Some(take) => {
+                        spared = Some((*first, take));
+                        Ok(take)
+                    }
+                    None => taken,
+                },
+                _ => taken,
+            }
         };
         let taken = with_room(walk, snapshot, next, enter);
-        if let Some(region) = doubted {
-            published.handles.doubted(id, region);
+        if let (Some((first, instead)), Ok((take, _))) = (spared, &taken)
+            && *take == instead
+        {
+            published.handles.doubted(id, first.region);
         }
         if service.affinity.is_some() {
             self.affinity = Some(match self.claim {
@@ -650,16 +667,40 @@ impl Exchange {
     }
 
     /// The endpoint of the attempt being made failed as gateways fail, or it did not; so many failures in a row eject it.
-    /// `answered`: by an answer.
-    fn judge_endpoint(&self, failed: bool, answered: bool) {
+    /// `counted`: as what its rate of failures is made of, by an answer or without one.
+    fn judge_endpoint(&self, failed: Option<Failure>, counted: Option<Answered>) {
         let (Some(in_flight), Some(service)) = (&self.in_flight, self.service()) else { return };
-        if !failed {
-            return in_flight.meter.succeeded();
+        let Some(failure) = failed else { return in_flight.meter.succeeded() };
+        let (meter, many) = (&in_flight.meter, service.health.passive.failures);
+        // What was sent may have failed for what it asked.
+        let counts = match failure.sent() {
+            true => meter.failed_for(many, self.who()),
+            false => {
+                meter.failed(many);
+                true
+            }
+        };
+        if counts && let Some(answered) = counted {
+            meter.first_failed(answered == Answered::Yes);
         }
-        in_flight.meter.failed(service.health.passive.failures);
-        if self.record.attempts == 1 {
-            in_flight.meter.first_failed(answered);
-        }
+    }
+
+    /// Which client this is, as far as its failures are told apart from others': its address, of IPv6 the first 48 bits. Never 0.
+    fn who(&self) -> u32 {
+        let who = match self.client.map(|client| client.address.ip()) {
+            Some(IpAddr::V4(address)) => address.to_bits(),
+            Some(IpAddr::V6(address)) => {
+                ((address.to_bits() >> 80) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32) as u32
+            }
+            None => 0,
+        };
+        who.max(1)
+    }
+
+    /// Whether it may be sent once only, by what it is or by what the service allows.
+    fn goes_once(&self, service: &Service) -> bool {
+        let kept = !matches!(self.framing, Framing::Length(length) if length > service.retry.replay);
+        !self.idempotent || !kept || service.retry.attempts == 1
     }
 
     /// The attempt being made waits at an endpoint that was found down, and nothing of an answer came. Returns whether another one is
@@ -678,7 +719,10 @@ impl Exchange {
         // If it has none, looking for one is over.
         self.connected(now);
         if failure.is_the_endpoints() && !self.passed_on {
-            self.judge_endpoint(true, false);
+            // A first attempt that had begun to wait, or had nobody to send it to.
+            let waited = self.in_flight.as_ref().is_some_and(|in_flight| in_flight.asked.is_some());
+            let first = waited || (!failure.sent() && self.record.attempts == 1);
+            self.judge_endpoint(Some(failure), first.then_some(Answered::No));
         }
         self.outcome = match self.passed_on {
             true => Outcome::AnswerBroken,
@@ -703,15 +747,18 @@ impl Exchange {
             return false;
         }
         let waited = now - self.started;
+        let mut counted = None;
         if let Some(in_flight) = &mut self.in_flight {
-            match in_flight.asked.take() {
+            let asked = in_flight.asked.take();
+            counted = asked.map(|_| Answered::Yes);
+            match asked {
                 // Mostly it was sent as soon as it was there.
                 Some(asked) if asked == self.started => in_flight.meter.answers(waited),
                 Some(asked) => in_flight.meter.answers(now - asked),
                 None => in_flight.meter.heard(),
             }
         }
-        self.judge_endpoint(matches!(status, 502..=504), true);
+        self.judge_endpoint(matches!(status, 502..=504).then_some(Failure::Status(status)), counted);
         let takes_elsewhere = self.service().is_some_and(|service| service.retry.on.contains(&status));
         if takes_elsewhere && self.retry_or_say_why(Failure::Status(status), replayable, now).is_ok() {
             self.in_flight = None;
@@ -894,9 +941,17 @@ impl Exchange {
             !is_open || endpoint.state == EndpointState::Down || endpoint.intent != Intent::Ready
         };
         let vain = |take| is_vain(take).then_some(Avoid::Region);
-        let (first, panics) = (walk.take(then).ok()?, walk.panics());
-        let wise = |take| vain(take).or_else(|| if self.idempotent || panics { None } else { doubt(then, take) });
-        Some(further(walk, then, first, wise).or_else(|| further(walk, then, first, vain)).unwrap_or(first))
+        let first = walk.take(then).ok()?;
+        let take = further(walk, then, first, vain).unwrap_or(first);
+        if self.idempotent || is_vain(take) {
+            return Some(take);
+        }
+        let mut on = walk.clone();
+        let spared = out_of_doubt(&mut on, then, take, self.claim.region()).filter(|take| !is_vain(*take));
+        if spared.is_some() {
+            *walk = on;
+        }
+        spared.or(Some(take))
     }
 
     fn endpoint(&self, take: Take) -> &EndpointView {

@@ -43,7 +43,11 @@ pub struct Moves {
 impl fmt::Display for Moves {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Moves { service, percent, ways, seen } = self;
-        let of = if *seen { "clients of the last hours" } else { "clients, counted by addresses" };
+        let of = if *seen {
+            "clients of the last hours"
+        } else {
+            "clients (by the addresses of geo data: hardly any were seen yet)"
+        };
         write!(f, "{percent} % of the {of} of service `{service}`")?;
         for (index, (from, to, percent)) in ways.iter().take(TOLD).enumerate() {
             let to = to.as_ref().map_or_else(|| "nowhere".to_owned(), |to| format!("`{to}`"));

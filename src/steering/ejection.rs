@@ -73,6 +73,11 @@ impl Ejection {
         false
     }
 
+    /// Nothing ejects it any more. Returns whether that ends the ejection.
+    pub fn lift(&mut self, now: Now) -> bool {
+        self.until.is_some() && self.end(now)
+    }
+
     fn end(&mut self, now: Now) -> bool {
         self.until = None;
         self.calm_since = now;

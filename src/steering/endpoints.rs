@@ -114,6 +114,15 @@ pub(crate) struct Endpoint {
     meter: Arc<Meter>,
 }
 
+/// What the traffic of an endpoint says against it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Accusation {
+    /// In a few words.
+    pub(crate) cause: String,
+    /// It serves nobody; else it serves some, so that it is better than none.
+    pub(crate) certain: bool,
+}
+
 /// What a probe's result did to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turned {
@@ -176,21 +185,25 @@ impl Endpoint {
         self.ejection.is_out()
     }
 
-    /// Takes what its traffic told since the last look; returns what that makes of it beside the others of its service.
-    pub(crate) fn look(&mut self) -> Peers {
+    /// Takes what its traffic told since the last look.
+    pub(crate) fn look(&mut self) {
         self.meter.fade_doubt();
         self.outlier.take(self.meter.take_outcomes(&mut self.outcomes));
-        self.peer()
     }
 
     /// What is known of it as one among the endpoints of its service.
     pub(crate) fn peer(&self) -> Peers {
-        self.outlier.peer(self.intent == Intent::Ready && self.state() == EndpointState::Up)
+        self.outlier.peer(self.intent == Intent::Ready && self.state() == EndpointState::Up && !self.asked.drain)
     }
 
-    /// Why its traffic speaks against it, if it does: failures in a row, far more than `all` of its service have, or requests that wait in
-    /// vain.
-    pub(crate) fn accused(&mut self, policy: &HealthPolicy, all: &Peers, now: Now) -> Option<String> {
+    /// Why its traffic speaks against it, if it does: failures in a row, far more than others have (`all` of its service, and those `beside` its
+    /// pool), or requests that wait in vain.
+    pub(crate) fn accused(
+        &mut self,
+        policy: &HealthPolicy,
+        [all, beside]: [&Peers; 2],
+        now: Now,
+    ) -> Option<Accusation> {
         let failing = self.meter.take_tripped();
         // One that is out or down already, or was never up, has nothing to lose.
         if self.state() != EndpointState::Up {
@@ -200,17 +213,24 @@ impl Endpoint {
         }
         let stalled = if policy.stall { self.stall.look(&self.meter, now) } else { None };
         let others = all.without(self.peer());
-        let too_often = f64::from(policy.passive.rate) / 100.0;
-        let outlier = if policy.passive.rate > 0 { self.outlier.judge(&others, too_often) } else { None };
+        let outlier = match policy.passive.rate {
+            0 => {
+                self.outlier.forget();
+                None
+            }
+            rate => self.outlier.judge([&others, beside], f64::from(rate) / 100.0),
+        };
+        let certain = |cause| Accusation { cause, certain: true };
         if failing {
-            return Some(format!("{} failures in a row of its traffic", policy.passive.failures));
+            return Some(certain(format!("{} failures in a row of its traffic", policy.passive.failures)));
         }
         if let Some(Found { own, elsewhere }) = outlier {
             let percent = elsewhere * 100.0;
             let (failed, tried) = (own.failed, own.tried);
-            return Some(format!("{failed} of {tried} requests failed, and at most {percent:.0} % do elsewhere"));
+            let cause = format!("{failed:.0} of {tried:.0} requests failed, and at most {percent:.0} % do elsewhere");
+            return Some(Accusation { cause, certain: false });
         }
-        stalled.map(|waited| format!("requests wait, and nothing came for {} ms", waited.as_millis()))
+        stalled.map(|waited| certain(format!("requests wait, and nothing came for {} ms", waited.as_millis())))
     }
 
     /// Forgets what its traffic told: it was not told in time.
@@ -235,13 +255,12 @@ impl Endpoint {
         self.ejections = self.ejections.saturating_add(1);
         self.slow_start = None;
         self.stall.forget();
-        self.outlier.ejected();
         self.ejection.eject(&policy.passive, now)
     }
 
     /// Lets time pass for its ejection; returns whether that ended it.
     pub(crate) fn tick(&mut self, policy: &HealthPolicy, now: Now) -> bool {
-        let ended = self.ejection.tick(&policy.passive, now);
+        let ended = self.ejection.tick(&policy.passive, now) || (policy.ejects_nothing() && self.ejection.lift(now));
         if ended {
             self.come_back(policy, now);
         }

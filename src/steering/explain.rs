@@ -12,6 +12,7 @@ use crate::geo::{Atlas, Canonical, Place, PlaceId, Source};
 use crate::steering::decision::{Step, Take};
 use crate::steering::fleet::{Fleet, Intent};
 use crate::steering::ids::{RegionId, RegionSet, ServiceId};
+use crate::steering::order::biased;
 use crate::steering::overrides::Shown;
 use crate::steering::route::{NoRoute, normalise};
 use crate::steering::snapshot::Snapshot;
@@ -102,6 +103,9 @@ pub struct ExplainedRegion {
     /// The round trip from here in milliseconds, where that counts for the service and is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
+    /// The distance that decides, where an offset or a round trip counts for the service: the order is by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts_km: Option<f64>,
     /// What operators want of it, for the service asked for: by the configuration, or since.
     #[serde(default)]
     pub intent: Intent,
@@ -209,6 +213,20 @@ impl Snapshot {
                         let balance = self.view.balances[service.index()].as_ref();
                         region.offset = balance.map(|balance| balance.offset(*id).round());
                     }
+                    let km = region.km.map(|km| biased(km, region.bias));
+                    region.counts_km = match (fleet.service(service).blend.zip(region.rtt_ms), region.offset.zip(km)) {
+                        (Some((blend, rtt_ms)), _) => Some(blend.km(km.unwrap_or(0.0), rtt_ms)),
+                        (None, Some((offset, km))) => Some(km - offset),
+                        (None, None) => None,
+                    };
+                }
+                let theirs = |region: &ExplainedRegion| {
+                    fleet.region_named(&region.region).is_some_and(|id| fleet.service(service).regions.contains(id))
+                };
+                // Only if all are known does it decide; the sort keeps what is equal.
+                if answer.order.iter().filter(|region| theirs(region)).all(|region| region.counts_km.is_some()) {
+                    let key = |region: &ExplainedRegion| region.counts_km.unwrap_or(f64::INFINITY);
+                    answer.order.sort_by(|a, b| key(a).total_cmp(&key(b)));
                 }
                 let affinity = question.affinity(fleet, service);
                 answer.affinity = affinity.map(|region| fleet.region(region).name.clone());
@@ -238,6 +256,7 @@ impl Snapshot {
                 bias: region.bias,
                 offset: None,
                 rtt_ms: None,
+                counts_km: None,
                 intent: self.intent(id),
                 word: self.overrides.of_region(&region.name).map(|word| Shown::from(&**word)),
             })
@@ -311,10 +330,13 @@ impl fmt::Display for Explanation {
                 write!(f, "  bias {:+}", region.bias)?;
             }
             if let Some(offset) = region.offset {
-                write!(f, "  less {offset:.0} km")?;
+                write!(f, "  {} {:.0} km", if offset < 0.0 { "plus" } else { "less" }, offset.abs())?;
             }
             if let Some(rtt_ms) = region.rtt_ms {
                 write!(f, "  {rtt_ms:.1} ms")?;
+            }
+            if let Some(counts) = region.counts_km {
+                write!(f, "  counts as {counts:.0} km")?;
             }
             match (&region.word, region.intent) {
                 (Some(word), _) => write!(f, "  {word}")?,

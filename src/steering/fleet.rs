@@ -348,6 +348,11 @@ pub struct HealthPolicy {
 }
 
 impl HealthPolicy {
+    /// Whether nothing that its traffic tells ejects an endpoint.
+    pub fn ejects_nothing(&self) -> bool {
+        self.passive.failures == 0 && self.passive.rate == 0 && !self.stall
+    }
+
     /// The longest time from a fault to its verdict, with probes that go unanswered.
     pub fn detection_bound(&self) -> Duration {
         self.interval + self.fast_interval * self.fall.saturating_sub(1) + self.timeout

@@ -23,6 +23,8 @@ pub struct Meter {
     trouble: AtomicU32,
     /// There were too many of them in a row since the writer looked last.
     tripped: AtomicBool,
+    /// Whose request failed last, while that is in doubt; 0: nobody's.
+    failed_for: AtomicU32,
     /// First attempts that failed, and those among them that had no answer at all. Both wrap.
     failed: AtomicU32,
     unanswered: AtomicU32,
@@ -122,13 +124,26 @@ impl Meter {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// An attempt failed as a gateway fails; `many` in a row are too many (0: never).
+    /// An attempt failed as a gateway fails, whoever asked; `many` in a row are too many (0: never).
     pub fn failed(&self, many: u32) {
+        self.fail(many, true);
+    }
+
+    /// The same where the client may be the cause, of whom `client` (not 0) tells. Returns whether it counts for more than a failure in a row:
+    /// several of one client, with none of another between them, are one, so that a client cannot take endpoints from others.
+    pub fn failed_for(&self, many: u32, client: u32) -> bool {
+        let counts = self.failed_for.swap(client, Relaxed) != client;
+        self.fail(many, counts);
+        counts
+    }
+
+    fn fail(&self, many: u32, counts: bool) {
         let mut row = 0;
+        let doubt = if counts { DOUBT_OF_FAILURE } else { 0 };
         self.change_trouble(|trouble| {
             row = trouble.row.saturating_add(1);
             let trips = many > 0 && u32::from(row) >= many;
-            Trouble { row: if trips { 0 } else { row }, doubt: (trouble.doubt + DOUBT_OF_FAILURE).min(DOUBT_MOST) }
+            Trouble { row: if trips { 0 } else { row }, doubt: (trouble.doubt + doubt).min(DOUBT_MOST) }
         });
         if many > 0 && u32::from(row) >= many {
             self.tripped.store(true, Relaxed);
@@ -153,11 +168,15 @@ impl Meter {
         if self.trouble.load(Relaxed) != 0 {
             self.change_trouble(|trouble| Trouble { doubt: trouble.doubt.saturating_sub(1), ..trouble });
         }
+        if Trouble::from(self.trouble.load(Relaxed)).doubt == 0 {
+            self.failed_for.store(0, Relaxed);
+        }
     }
 
     /// Nothing speaks against it any more.
     pub fn forgive(&self) {
         self.trouble.store(0, Relaxed);
+        self.failed_for.store(0, Relaxed);
         self.tripped.store(false, Relaxed);
     }
 
@@ -184,9 +203,9 @@ impl Meter {
             tried: answered.saturating_sub(read.answered).saturating_add(silent),
             failed: failed.wrapping_sub(read.failed),
         };
-        self.first_bytes.fade();
+        let answered = if self.first_bytes.fade() { self.first_bytes.count() } else { answered };
         self.connects.fade();
-        *read = OutcomesRead { answered: self.first_bytes.count(), failed, unanswered };
+        *read = OutcomesRead { answered, failed, unanswered };
         // Counters may be a moment apart.
         Outcomes { tried: outcomes.tried.max(outcomes.failed), ..outcomes }
     }
@@ -329,10 +348,10 @@ impl Histogram {
         None
     }
 
-    /// Halves all counts when they are many. Called by one thread; what is counted meanwhile may be lost.
-    pub fn fade(&self) {
+    /// Halves all counts when they are many; returns whether they were. Called by one thread; what is counted meanwhile may be lost.
+    pub fn fade(&self) -> bool {
         if self.count() < MANY {
-            return;
+            return false;
         }
         let mut count = 0;
         for bucket in &self.buckets {
@@ -341,6 +360,7 @@ impl Histogram {
             count += half;
         }
         self.count.store(count, Relaxed);
+        true
     }
 }
 
@@ -449,6 +469,24 @@ mod tests {
         (0..100).for_each(|_| meter.failed(0));
         (0..21).for_each(|_| meter.succeeded());
         assert!(!meter.in_doubt());
+    }
+
+    #[test]
+    fn one_client_alone_makes_no_doubt() {
+        let meter = Meter::default();
+        assert!(meter.failed_for(0, 7));
+        (0..9).for_each(|_| assert!(!meter.failed_for(0, 7)));
+        assert!(!meter.in_doubt());
+        assert!(meter.failed_for(0, 8) && meter.in_doubt());
+        // Later it is a failure like any other.
+        (0..40).for_each(|_| meter.fade_doubt());
+        assert!(meter.failed_for(0, 8));
+        // It is one in a row all the same.
+        let meter = Meter::default();
+        (0..5).for_each(|_| {
+            meter.failed_for(5, 7);
+        });
+        assert!(meter.take_tripped());
     }
 
     #[test]

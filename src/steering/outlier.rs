@@ -4,9 +4,10 @@
 //! should be sent there. How often is too often depends on what is normal: a service that fails everywhere has no better
 //! place to go, and an endpoint is not left for two unlucky answers.
 //!
-//! So it is a test of likelihoods, in sequence (Page's CUSUM, with the logarithm of Wald's ratio as its sum). From the first failure on, what
-//! came of its requests is held against two guesses: that it fails as often as the others do in the same time (or as it always did a little), and
-//! that it fails as often as is too often. When the second is e^18 times as likely, and it did fail that often, it is found. When the first is the likelier one, it is
+//! So it is a test of likelihoods, in sequence (after Page's CUSUM, with the logarithm of Wald's ratio as its sum). From the first failure on, what
+//! came of its last requests is held against two guesses: that it fails as often as the others do in the same time (or as it always did a
+//! little), and that it fails as often as is too often. The others are those of its service, or those of other pools if they do better: where a
+//! whole region fails, its endpoints are no measure of each other. When the second is e^18 times as likely, and it did fail that often, it is found. When the first is the likelier one, it is
 //! forgotten. At half of the requests that takes about 14 of them where nobody else fails; by chance it happens once in e^18
 //! times (6 · 10⁷) that a good endpoint fails at all.
 //!
@@ -21,7 +22,10 @@ const LIKELIER: f64 = 18.0;
 const LEAST: f64 = 0.01;
 
 /// What was known of the others before counts as so many requests of them.
-const PRIOR: f64 = 50.0;
+const PRIOR: f64 = 20.0;
+
+/// How unlucky the others are taken to be, in standard deviations of a count.
+const DEVIATIONS: f64 = 2.0;
 
 /// Where this part of requests would be too often, there is nothing to choose.
 const MOST: f64 = 0.9;
@@ -51,6 +55,10 @@ impl Tally {
         Tally { tried: self.tried + other.tried, failed: self.failed + other.failed }
     }
 
+    fn half(self) -> Tally {
+        Tally { tried: self.tried / 2.0, failed: self.failed / 2.0 }
+    }
+
     /// What is left without those of `other`; nothing where that has more.
     pub fn without(self, other: Tally) -> Tally {
         Tally { tried: (self.tried - other.tried).max(0.0), failed: (self.failed - other.failed).max(0.0) }
@@ -62,6 +70,8 @@ impl Tally {
 pub struct Peers {
     /// What came of all their requests since they are there.
     pub ever: Tally,
+    /// The same up to the look before.
+    pub before: Tally,
     /// What is remembered of each, added up.
     pub lately: Tally,
     /// How many of them are up.
@@ -73,6 +83,7 @@ impl Peers {
     pub fn and(self, other: Peers) -> Peers {
         Peers {
             ever: self.ever.and(other.ever),
+            before: self.before.and(other.before),
             lately: self.lately.and(other.lately),
             up: self.up.saturating_add(other.up),
         }
@@ -82,6 +93,7 @@ impl Peers {
     pub fn without(self, one: Peers) -> Peers {
         Peers {
             ever: self.ever.without(one.ever),
+            before: self.before.without(one.before),
             lately: self.lately.without(one.lately),
             up: self.up.saturating_sub(one.up),
         }
@@ -91,7 +103,7 @@ impl Peers {
 /// What an endpoint was found to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
-    /// What came of its requests since the first that failed.
+    /// What came of its requests since the first that failed, or of the last of them.
     pub own: Tally,
     /// The part that fails elsewhere, as far as is known.
     pub elsewhere: f64,
@@ -101,13 +113,14 @@ pub struct Found {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outlier {
     ever: Tally,
+    before: Tally,
     lately: Tally,
     /// What came of them since the first failure that is not forgotten.
     own: Option<Tally>,
     /// What was normal for it until then.
     usual: f64,
-    /// What had come of the others' by then, once that is known.
-    others: Option<Tally>,
+    /// What had come of the others' by then, once that is known: of all, and of those of other pools.
+    others: [Option<Tally>; 2],
 }
 
 impl Outlier {
@@ -117,6 +130,7 @@ impl Outlier {
         if self.own.is_none() {
             self.usual = self.lately.failed / (self.lately.tried + PRIOR);
         }
+        self.before = self.ever;
         self.ever = self.ever.and(new);
         self.lately = self.lately.and(new);
         if self.lately.tried > MANY {
@@ -130,15 +144,22 @@ impl Outlier {
 
     /// As one among others; `up`: it is.
     pub fn peer(&self, up: bool) -> Peers {
-        Peers { ever: self.ever, lately: self.lately, up: u32::from(up) }
+        Peers { ever: self.ever, before: self.before, lately: self.lately, up: u32::from(up) }
     }
 
-    /// Whether it fails far more often than `others`, and at least as often as this part of its requests.
-    pub fn judge(&mut self, others: &Peers, too_often: f64) -> Option<Found> {
+    /// Whether it fails far more often than the others do, all of its service and those of other pools, and at least as often as this part of
+    /// its requests. What was found is found once.
+    pub fn judge(&mut self, others: [&Peers; 2], too_often: f64) -> Option<Found> {
         let own = self.own?;
-        let elsewhere = others.expected(*self.others.get_or_insert(others.ever));
+        let mut elsewhere = f64::INFINITY;
+        for (peers, began) in others.into_iter().zip(&mut self.others) {
+            let began = began.get_or_insert(peers.before);
+            if peers.up > 0 {
+                elsewhere = elsewhere.min(peers.expected(*began));
+            }
+        }
         let too_often = too_often.max(CLEARLY * elsewhere);
-        if others.up == 0 || too_often >= MOST {
+        if too_often >= MOST {
             self.forget();
             return None;
         }
@@ -150,35 +171,42 @@ impl Outlier {
             self.forget();
             return None;
         }
-        let found = likelier >= LIKELIER && own.failed >= too_often * own.tried;
-        found.then_some(Found { own, elsewhere })
-    }
-
-    /// It is out: what it did last is what is remembered of it.
-    pub fn ejected(&mut self) {
-        self.lately = self.own.unwrap_or(self.lately);
-        self.forget();
+        if likelier >= LIKELIER && own.failed >= too_often * own.tried {
+            // Should it stay, it begins anew; should it go, this is what is remembered of it while nobody asks it.
+            self.lately = own;
+            self.forget();
+            return Some(Found { own, elsewhere });
+        }
+        if own.tried > MANY {
+            // What is long ago must not hide what is now.
+            self.own = Some(own.half());
+            for (peers, began) in others.into_iter().zip(&mut self.others) {
+                *began = began.map(|began| peers.ever.without(peers.ever.without(began).half()));
+            }
+        }
+        None
     }
 
     /// Forgets what speaks against it.
     pub fn forget(&mut self) {
-        (self.own, self.others) = (None, None);
+        (self.own, self.others) = (None, [None; 2]);
     }
 }
 
 impl Peers {
-    /// The part of requests that fails among these, by what came of them since `began` and by what was known before.
+    /// The part of requests that fails among these at most, by what came of them since `began` and by what was known before.
     fn expected(&self, began: Tally) -> f64 {
         let (since, before) = (self.ever.without(began), self.lately);
         let known = if before.tried > 0.0 { before.failed / before.tried } else { 0.0 };
-        ((since.failed + known * PRIOR) / (since.tried + PRIOR)).max(LEAST)
+        // So few failures could as well have been more by chance.
+        let failed = since.failed + DEVIATIONS * since.failed.sqrt();
+        ((failed + known * PRIOR) / (since.tried + PRIOR)).max(LEAST)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     const TOO_OFTEN: f64 = 0.2;
 
@@ -200,6 +228,10 @@ mod tests {
             (z ^ (z >> 31)) >> 11
         }
 
+        fn below(&mut self, from: u64, to: u64) -> u64 {
+            from + self.chance() % (to - from)
+        }
+
         /// So many requests for each, judged after each `batch`; which one was found first, and after how many.
         fn run(&mut self, requests: u32, batch: u32) -> Option<(usize, u32)> {
             let mut done = 0;
@@ -211,7 +243,8 @@ mod tests {
                 done += batch;
                 let all = self.endpoints.iter().map(|(_, one)| one.peer(true)).fold(Peers::default(), Peers::and);
                 for (at, (_, one)) in self.endpoints.iter_mut().enumerate() {
-                    if one.judge(&all.without(one.peer(true)), TOO_OFTEN).is_some() {
+                    let others = all.without(one.peer(true));
+                    if one.judge([&others, &Peers::default()], TOO_OFTEN).is_some() {
                         return Some((at, done));
                     }
                 }
@@ -220,50 +253,120 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn who_fails_half_is_found_soon(seed: u64, batch in 1u32..40) {
-            let mut scene = Scene::new(&[2, 500, 2], seed);
-            let (who, after) = scene.run(2000, batch).unwrap();
-            prop_assert!(who == 1 && after <= 80 + batch, "{who} after {after}");
-        }
+    /// So many scenes by chance, the same ones each time: what is unlikely is not impossible.
+    fn dice(scenes: u64) -> impl Iterator<Item = (u64, Scene)> {
+        (0..scenes).map(|seed| (seed, Scene::new(&[], seed.wrapping_mul(0x5851_f42d_4c95_7f2d))))
+    }
 
-        #[test]
-        fn who_fails_a_third_is_found(seed: u64, batch in 1u32..40) {
-            let found = Scene::new(&[10, 333, 10], seed).run(2000, batch).unwrap();
-            prop_assert_eq!(found.0, 1);
+    #[test]
+    fn who_fails_half_is_found_soon() {
+        for (seed, mut dice) in dice(2000) {
+            let batch = dice.below(1, 40) as u32;
+            let (who, after) = Scene::new(&[2, 500, 2], seed).run(2000, batch).unwrap();
+            assert!(who == 1 && after <= 100 + batch, "{seed}: {who} after {after}");
         }
+    }
 
-        #[test]
-        fn nobody_is_found_where_all_are_alike(seed: u64, rate in 0u64..1000, batch in 1u32..40) {
-            prop_assert_eq!(Scene::new(&[rate, rate, rate], seed).run(3000, batch), None);
+    #[test]
+    fn who_fails_a_third_is_found() {
+        for (seed, mut dice) in dice(2000) {
+            let found = Scene::new(&[10, 333, 10], seed).run(2000, dice.below(1, 40) as u32).unwrap();
+            assert_eq!(found.0, 1, "{seed}");
         }
+    }
 
-        #[test]
-        fn nobody_is_found_for_a_few(seed: u64, rate in 0u64..80, batch in 1u32..40) {
-            prop_assert_eq!(Scene::new(&[rate, 0, 0], seed).run(3000, batch), None);
+    #[test]
+    fn nobody_is_found_where_all_are_alike() {
+        for (seed, mut dice) in dice(2000) {
+            let (rate, batch) = (dice.below(0, 1001), dice.below(1, 40) as u32);
+            assert_eq!(Scene::new(&[rate, rate, rate], seed).run(3000, batch), None, "{seed}: {rate} by {batch}");
         }
+    }
 
-        #[test]
-        fn who_is_alone_is_never_found(seed: u64, rate in 0u64..=1000) {
-            prop_assert_eq!(Scene::new(&[rate], seed).run(1000, 5), None);
+    #[test]
+    fn who_always_fails_a_few_is_not_found() {
+        for (seed, mut dice) in dice(2000) {
+            let (rate, batch) = (dice.below(0, 60), dice.below(1, 40) as u32);
+            let mut scene = Scene::new(&[rate, 0, 0], seed);
+            // What is normal has to be known first.
+            for (rate, one) in &mut scene.endpoints {
+                one.take(Outcomes { tried: 1000, failed: *rate as u32 });
+                one.forget();
+            }
+            assert_eq!(scene.run(3000, batch), None, "{seed}: {rate} by {batch}");
         }
+    }
 
-        #[test]
-        fn beside_others_that_are_not_asked_it_is_found(seed: u64) {
-            let mut scene = Scene::new(&[500], seed);
-            let idle = Peers { up: 1, ..Peers::default() };
-            let mut one = scene.endpoints.remove(0).1;
-            let mut found = None;
-            for n in 1..200 {
-                let failed = u32::from(scene.chance().is_multiple_of(2));
-                one.take(Outcomes { tried: 1, failed });
-                found = one.judge(&idle, TOO_OFTEN).map(|_| n);
-                if found.is_some() {
-                    break;
+    #[test]
+    fn nobody_is_found_where_all_begin_to_fail_at_once() {
+        for (seed, mut dice) in dice(4000) {
+            let (rate, batch, count) = (dice.below(0, 1001), dice.below(1, 200) as u32, dice.below(2, 6));
+            let mut scene = Scene::new(&vec![1; count as usize], seed);
+            assert_eq!(scene.run(2000, batch), None, "{seed}");
+            scene.endpoints.iter_mut().for_each(|(now, _)| *now = rate);
+            assert_eq!(scene.run(2000, batch), None, "{seed}: {rate} by {batch} at {count}");
+        }
+    }
+
+    #[test]
+    fn what_was_bad_for_long_does_not_hide_what_is_worse() {
+        let mut hidden = 0;
+        for (seed, mut dice) in dice(200) {
+            let batch = dice.below(1, 40) as u32;
+            let mut scene = Scene::new(&[80, 2, 2], seed);
+            if scene.run(20_000, batch).is_none() {
+                hidden += 1;
+                scene.endpoints[0].0 = 500;
+                let (who, after) = scene.run(2000, batch).unwrap();
+                assert!(who == 0 && after <= 400 + batch, "{seed}: {who} after {after}");
+            }
+        }
+        assert!(hidden > 10, "{hidden}");
+    }
+
+    #[test]
+    fn a_pool_that_fails_as_a_whole_is_no_measure_of_itself() {
+        for (seed, mut dice) in dice(200) {
+            // The first half of the endpoints is one pool, the other half another.
+            let size = dice.below(2, 9) as usize;
+            let rates: Vec<u64> = (0..2 * size).map(|at| if at < size { 500 } else { 2 }).collect();
+            let mut scene = Scene::new(&rates, seed);
+            let mut found = vec![false; 2 * size];
+            for _ in 0..200 {
+                for at in 0..2 * size {
+                    let failed = u32::from(scene.chance() % 1000 < scene.endpoints[at].0);
+                    scene.endpoints[at].1.take(Outcomes { tried: 1, failed });
+                }
+                let sum =
+                    |of: &[(u64, Outlier)]| of.iter().map(|(_, one)| one.peer(true)).fold(Peers::default(), Peers::and);
+                let pools = [sum(&scene.endpoints[..size]), sum(&scene.endpoints[size..])];
+                for (at, (_, one)) in scene.endpoints.iter_mut().enumerate() {
+                    let others = pools[0].and(pools[1]).without(one.peer(true));
+                    found[at] |= one.judge([&others, &pools[usize::from(at < size)]], TOO_OFTEN).is_some();
                 }
             }
-            prop_assert!(found.is_some_and(|n| (6..80).contains(&n)), "{found:?}");
+            assert!(found[..size].iter().all(|found| *found), "{seed}: {found:?}");
+            assert!(!found[size..].iter().any(|found| *found), "{seed}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_alone_is_never_found() {
+        for (seed, mut dice) in dice(200) {
+            assert_eq!(Scene::new(&[dice.below(0, 1001)], seed).run(1000, 5), None);
+        }
+    }
+
+    #[test]
+    fn beside_others_that_are_not_asked_it_is_found() {
+        let idle = Peers { up: 1, ..Peers::default() };
+        for (seed, mut dice) in dice(2000) {
+            let mut one = Outlier::default();
+            let after = (1..200).find(|_| {
+                one.take(Outcomes { tried: 1, failed: dice.below(0, 2) as u32 });
+                one.judge([&idle, &idle], TOO_OFTEN).is_some()
+            });
+            assert!(after.is_some_and(|after| (6..100).contains(&after)), "{seed}: {after:?}");
         }
     }
 
@@ -275,7 +378,7 @@ mod tests {
         loop {
             after += 1;
             one.take(Outcomes { tried: 1, failed: after % 2 });
-            if one.judge(&idle, TOO_OFTEN).is_some() {
+            if one.judge([&idle, &idle], TOO_OFTEN).is_some() {
                 break;
             }
         }
@@ -286,15 +389,14 @@ mod tests {
     fn what_was_ejected_is_remembered_while_it_is_not_asked() {
         let mut scene = Scene::new(&[0, 500], 7);
         assert!(scene.run(200, 1).is_some());
-        let mut left = scene.endpoints.remove(1).1;
-        left.ejected();
+        let left = scene.endpoints.remove(1).1;
         assert!(left.peer(false).lately.failed / left.peer(false).lately.tried > 0.3);
         // The next one that fails like that has nowhere better to send its clients.
         let mut next = scene.endpoints.remove(0).1;
         let others = Peers { up: 1, ..left.peer(false) };
         for n in 0..500 {
             next.take(Outcomes { tried: 1, failed: n % 2 });
-            assert_eq!(next.judge(&others, TOO_OFTEN), None);
+            assert_eq!(next.judge([&others, &others], TOO_OFTEN), None);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use crate::steering::endpoints::{Endpoint, Ids, Names, Turned, stand_for};
+use crate::steering::endpoints::{Accusation, Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
 use crate::steering::load::Load;
 use crate::steering::outlier::Peers;
@@ -102,9 +102,14 @@ impl Pool {
         (turned, changed)
     }
 
-    /// Takes what the traffic of its endpoints told since the last look; returns what is known of them.
-    pub(crate) fn look(&mut self) -> Peers {
-        self.endpoints.iter_mut().map(Endpoint::look).fold(Peers::default(), Peers::and)
+    /// Takes what the traffic of its endpoints told since the last look.
+    pub(crate) fn look(&mut self) {
+        self.endpoints.iter_mut().for_each(Endpoint::look);
+    }
+
+    /// Whether it has another endpoint that takes requests.
+    pub(crate) fn has_beside(&self, index: usize) -> bool {
+        self.endpoints.iter().enumerate().any(|(other, endpoint)| other != index && endpoint.peer().up > 0)
     }
 
     /// What is known of its endpoints together.
@@ -112,9 +117,9 @@ impl Pool {
         self.endpoints.iter().map(Endpoint::peer).fold(Peers::default(), Peers::and)
     }
 
-    /// Returns those of its endpoints that their traffic speaks against, beside `all` of the service, and why.
-    pub(crate) fn accused(&mut self, policy: &HealthPolicy, all: &Peers, now: Now) -> Vec<(usize, String)> {
-        let accused = |(index, endpoint): (usize, &mut Endpoint)| Some((index, endpoint.accused(policy, all, now)?));
+    /// Returns those of its endpoints that their traffic speaks against, and why; `others`: all of the service, and those beside this pool.
+    pub(crate) fn accused(&mut self, policy: &HealthPolicy, others: [&Peers; 2], now: Now) -> Vec<(usize, Accusation)> {
+        let accused = |(index, endpoint): (usize, &mut Endpoint)| Some((index, endpoint.accused(policy, others, now)?));
         // Nearly always there is none, and then nothing is allocated.
         self.endpoints.iter_mut().enumerate().filter_map(accused).collect()
     }

@@ -124,7 +124,7 @@ pub struct Carried {
     pub name: String,
     /// Requests that are there now.
     pub in_flight: u32,
-    /// [`RegionView::shed`].
+    /// 0 … 1: the part of its clients that it gives away because of its load.
     pub shed: f64,
     /// [`RegionView::intake`].
     pub intake: f64,
@@ -136,7 +136,7 @@ impl Carried {
     /// By that region as the world stands.
     pub fn new(region: &Region, view: &RegionView) -> Carried {
         let RegionView { load, shed, intake, .. } = view;
-        let (shed, intake) = (*shed, *intake);
+        let (shed, intake) = (1.0 - *shed, *intake);
         Carried { name: region.name.clone(), in_flight: load.in_flight(), shed, intake, capacity: region.capacity }
     }
 }

@@ -28,6 +28,9 @@ use crate::steering::snapshot::{Snapshot, View};
 /// The most attempts a configuration may allow for one request.
 pub const MAX_ATTEMPTS: usize = 10;
 
+/// How many endpoints a walk can leave out because they are in doubt, beside those that are tried.
+pub const MAX_SPARED: usize = 3;
+
 /// One question.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {
@@ -70,7 +73,7 @@ pub struct Walk {
     at: Position,
     seen: RegionSet,
     /// What was taken, in this order; empty until the first take.
-    tried: ArrayVec<(PoolId, u16), MAX_ATTEMPTS>,
+    tried: ArrayVec<(PoolId, u16), { MAX_ATTEMPTS + MAX_SPARED }>,
     /// The region to look at first: its endpoint failed, but another of its endpoints may do.
     stay: Option<RegionId>,
     /// Whether the round of [`Pass::Untried`] took something.
@@ -298,6 +301,11 @@ impl Walk {
                 self.pass = Pass::Again;
             }
         }
+    }
+
+    /// Whether what was taken last is in a region that accepts the client, so that it goes there for no want of another.
+    pub fn accepts(&self) -> bool {
+        self.pass == Pass::First
     }
 
     /// Says which regions are at their limit now, before another attempt.

@@ -23,7 +23,7 @@ pub use crate::steering::event::Event;
 
 use crate::steering::clients::Sampling;
 use crate::steering::drains::Drains;
-use crate::steering::endpoints::{Ids, Names, Turned};
+use crate::steering::endpoints::{Accusation, Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::outlier::Peers;
@@ -384,21 +384,25 @@ impl World {
         let fleet = Arc::clone(&self.view.fleet);
         for (index, service) in fleet.services.iter().enumerate() {
             let mut ejected = false;
-            let mut all =
-                service.pools.iter().map(|id| self.pools[id.index()].look()).fold(Peers::default(), Peers::and);
+            for id in &service.pools {
+                self.pools[id.index()].look();
+            }
+            let mut all = self.peers(service);
             for id in &service.pools {
                 if ejected {
                     // Fewer are left to compare with, and to go to.
-                    all = service
-                        .pools
-                        .iter()
-                        .map(|id| self.pools[id.index()].peers())
-                        .fold(Peers::default(), Peers::and);
+                    all = self.peers(service);
                 }
-                for (endpoint, cause) in self.pools[id.index()].accused(&service.health, &all, now) {
+                let beside = all.without(self.peers_of(*id));
+                for (endpoint, Accusation { cause, certain }) in
+                    self.pools[id.index()].accused(&service.health, [&all, &beside], now)
+                {
                     let mut others = self.passing(service, &fleet);
                     others.remove(fleet.pool(*id).region);
                     let pool = &mut self.pools[id.index()];
+                    if !certain && others.is_empty() && !pool.has_beside(endpoint) {
+                        continue;
+                    }
                     if let Some(time) = pool.eject(endpoint, &cause, !others.is_empty(), &service.health, now) {
                         events.push(self.ejection(*id, endpoint, Some(time), cause));
                         ejected = true;
@@ -410,6 +414,17 @@ impl World {
                 self.settle(ServiceId(index as u16), now, events);
             }
         }
+    }
+
+    /// What is known of the endpoints of a service together.
+    fn peers(&self, service: &Service) -> Peers {
+        service.pools.iter().map(|id| self.peers_of(*id)).fold(Peers::default(), Peers::and)
+    }
+
+    /// The same of a pool: one that an operator took out is nobody to go to.
+    fn peers_of(&self, id: PoolId) -> Peers {
+        let peers = self.pools[id.index()].peers();
+        Peers { up: if self.intent(id) == Intent::Ready { peers.up } else { 0 }, ..peers }
     }
 
     /// Looks at the round trips to all regions. Few services ask for them, but one that will has to be told from the start.
@@ -497,7 +512,9 @@ impl World {
                 }
                 for endpoint in self.pools[pool.index()].tick(&service.health, now) {
                     self.snapshot.take();
-                    events.push(self.ejection(*pool, endpoint, None, "its time is over".to_owned()));
+                    let nothing = service.health.ejects_nothing();
+                    let cause = if nothing { "nothing ejects any more" } else { "its time is over" };
+                    events.push(self.ejection(*pool, endpoint, None, cause.to_owned()));
                 }
             }
             self.settle(ServiceId(index as u16), now, events);

@@ -123,9 +123,9 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
     );
     gauges.family(
         "meridian_region_shed_ratio",
-        "How much of its clients a region takes as far as its load is concerned: 1 up to its target, next to 0 at its limit.",
+        "How much of its clients a region gives away because of its load: 0 up to its target, nearly 1 at its limit.",
         &["region"],
-        regions.iter().map(|(name, _, view)| (name.clone(), view.shed)),
+        regions.iter().map(|(name, _, view)| (name.clone(), 1.0 - view.shed)),
     );
     gauges.family(
         "meridian_region_intake_ratio",

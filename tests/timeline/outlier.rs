@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian::steering::fleet::{Fleet, HealthPolicy};
+use meridian::steering::fleet::{Fleet, HealthPolicy, Intent};
 use meridian::steering::meter::Meter;
 use meridian::steering::snapshot::EndpointState;
 use meridian::steering::{Change, Event, Now, World};
@@ -165,6 +165,54 @@ fn several_are_left_while_the_others_do_far_better() {
     // Where most fail, the one that does not could not carry them all.
     let mut scene = Scene::new(&[4], default_health(), 5);
     assert_eq!(scene.run(10_000, |_| 5, |at| if at < 3 { 60 } else { 0 }), []);
+}
+
+#[test]
+fn a_region_that_fails_as_a_whole_is_left_however_many_endpoints_it_has() {
+    for (seed, size) in [2, 4, 8].into_iter().enumerate() {
+        let mut scene = Scene::new(&[size, size], default_health(), seed as u64);
+        let told = scene.run(5000, |_| 3, |at| if at < size { 50 } else { 0 });
+        let out = ejected(&told);
+        let home = |address: &str| {
+            address.strip_prefix("192.0.2.").unwrap().split(':').next().unwrap().parse::<usize>().unwrap() <= 50
+        };
+        assert!(out.len() > size / 2 && out.iter().all(|(_, address)| home(address)), "{size}: {told:?}");
+        assert_eq!(scene.world.snapshot().pools[0].state.as_str(), "down");
+    }
+}
+
+#[test]
+fn nobody_is_left_when_all_begin_to_fail_at_once_however_many_ask() {
+    for requests in [1, 3, 10, 50, 200] {
+        for percent in [20, 40, 60, 80, 100] {
+            for shape in [&[1, 1, 1][..], &[1, 1], &[4], &[3, 3]] {
+                let mut scene = Scene::new(shape, default_health(), requests + percent);
+                let told = scene.run(5000, |_| requests, |_| percent);
+                assert_eq!(told, [], "{percent} % of {requests} at {shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_is_left_for_a_region_that_an_operator_took_out() {
+    let mut scene = Scene::new(&[1, 1], default_health(), 4);
+    let mut fleet = of(&[1, 1], default_health());
+    fleet.regions[1].intent = Intent::Drain;
+    scene.world.apply(Change::View(view(fleet)), Now(scene.now));
+    assert_eq!(scene.run(20_000, |at| if at == 0 { 3 } else { 0 }, only(0, 40)), []);
+}
+
+#[test]
+fn a_configuration_that_ejects_nothing_takes_everybody_back() {
+    let mut scene = Scene::new(&[1, 1], default_health(), 6);
+    assert_eq!(ejected(&scene.run(2000, |_| 3, only(0, 50))).len(), 1);
+    let mut health = default_health();
+    (health.passive.failures, health.passive.rate, health.stall) = (0, 0, false);
+    scene.world.apply(Change::View(view(of(&[1, 1], health))), Now(scene.now));
+    let told = scene.run(1000, |_| 3, only(0, 50));
+    let texts: Vec<String> = told.iter().map(|(_, event)| event.to_string()).collect();
+    assert_eq!(texts, ["service web: endpoint 192.0.2.1:80 in r0 is no longer ejected: nothing ejects any more"]);
 }
 
 #[test]

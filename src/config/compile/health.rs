@@ -60,16 +60,26 @@ pub(super) fn health(section: Section<'_>) -> HealthPolicy {
     policy
 }
 
+/// Bounds of `rate`, in percent: below it takes too many requests to know, above there are hardly any others to compare with.
+const LEAST_RATE: u8 = 5;
+const MOST_RATE: u8 = 80;
+
 /// What real requests tell of endpoints counts also where nothing is probed.
 fn passive(section: &Section<'_>) -> Passive {
     let default = Passive::default();
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
     let passive = Passive {
         failures: section.integer("failures", default.failures, 0..=10_000),
-        rate: section.integer("rate", default.rate, 0..=90),
+        rate: section.integer("rate", default.rate, 0..=MOST_RATE),
         eject: section.duration("eject", default.eject, second..=day),
         eject_max: section.duration("eject_max", default.eject_max, second..=day),
     };
+    if (1..LEAST_RATE).contains(&passive.rate) {
+        section
+            .scribe
+            .error(section.place_of("rate"), format!("`rate` must be 0 or from {LEAST_RATE} to {MOST_RATE}"))
+            .hint("of a few in a hundred nobody knows soon enough whether they are chance");
+    }
     if passive.eject_max < passive.eject {
         let key = if section.has("eject_max") { "eject_max" } else { "eject" };
         section

@@ -222,7 +222,7 @@ fn warn_of_blend(service: &Service, place: Place, context: &Context<'_>) {
         context
             .scribe
             .error(place, "`rtt_weight` needs health checks: they measure the regions that nobody goes to")
-            .hint(format!("add `[services.{}.health]`", service.name));
+            .hint(format!("add `[services.{}.health]`, with a `kind` that is not `none`", service.name));
     }
 }
 
@@ -236,7 +236,7 @@ fn warn(service: &Service, pools: &[Draft], own: &Own<'_, '_>, health_place: Pla
                 health_place,
                 format!("`{}` has several regions but no health checks: an outage will not be noticed", service.name),
             )
-            .hint(format!("add `[services.{}.health]`", service.name));
+            .hint(format!("add `[services.{}.health]`, with a `kind` that is not `none`", service.name));
     }
     let is_out = |pool: &Draft| own.regions.list[pool.region.index()].intent != Intent::Ready;
     if !pools.is_empty() && pools.iter().all(is_out) {

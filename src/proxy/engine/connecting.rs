@@ -71,6 +71,7 @@ impl<C: Connect> Connecting<C> {
     /// Has none, and nobody else will tell.
     pub(super) fn failed(self) {
         self.meter.failed(self.many);
+        self.meter.first_failed(false);
     }
 
     /// Goes on alone: nobody waits for it any more.

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, Exchange, Rival, with_room};
+use super::{Attempt, Exchange, Rival, in_doubt, with_room};
 use crate::proxy::retry;
 use crate::steering::fleet::Service;
 use crate::steering::meter::Meter;
-use crate::steering::{Avoid, Walk};
+use crate::steering::{Avoid, Take, Walk};
 
 impl Exchange {
     /// After how long without a connection another region had better be tried beside the one of the attempt being made.
@@ -37,7 +37,9 @@ impl Exchange {
         walk.failed(&published.snapshot, Avoid::Region);
         let next = |walk: &mut Walk| {
             let take = walk.take(&published.snapshot).ok();
-            take.filter(|take| take.region != current.take.region).ok_or(())
+            let is_other = |take: &Take| take.region != current.take.region;
+            // What may be sent once only is not sent where others just failed.
+            take.filter(is_other).filter(|take| self.idempotent || !in_doubt(&published.snapshot, *take)).ok_or(())
         };
         let enter = |take| self.enter(take, true, now);
         let (take, in_flight) = with_room(&mut walk, &published.snapshot, next, enter).ok()?;
