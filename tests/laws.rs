@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use common::world::{networks, query, region, snapshot, take, view};
 use meridian::geo::{Canonical, Continent};
+use meridian::steering::walk::{MAX_ATTEMPTS, MAX_SPARED};
 use meridian::steering::{Avoid, Query, Refusal, RegionId, RegionSet, ServiceId, Snapshot, TakeReason};
 use proptest::prelude::*;
 
@@ -144,7 +145,7 @@ proptest! {
             }
             // Every endpoint that may be tried is tried once, and one of them once more; but for the bound on attempts.
             let open = if live.is_empty() && world.panic == "serve" { ready } else { live };
-            let want = if open.is_empty() { 0 } else { (open.len() * 2 + 1).min(10) };
+            let want = if open.is_empty() { 0 } else { (open.len() * 2 + 1).min(MAX_ATTEMPTS + MAX_SPARED) };
             prop_assert_eq!(takes, want, "{}", client);
         }
     }
