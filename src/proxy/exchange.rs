@@ -28,7 +28,7 @@ use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::walk::MAX_SPARED;
-use crate::steering::{Avoid, PoolId, Query, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
+use crate::steering::{Avoid, PoolId, Query, Refusal, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
 use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
 
 /// The most bytes of a target that the log keeps.
@@ -258,6 +258,27 @@ fn out_of_doubt(walk: &mut Walk, snapshot: &Snapshot, first: Take, stay: Option<
     None
 }
 
+/// The first take of a request that may be sent once only, and the region that it left for a doubt, if it did.
+#[inline(never)]
+fn with_room_out_of_doubt(
+    walk: &mut Walk,
+    snapshot: &Snapshot,
+    stay: Option<RegionId>,
+    enter: impl Fn(Take) -> Option<InFlight>,
+) -> (Result<(Take, InFlight), Refusal>, Option<RegionId>) {
+    let mut spared = None;
+    let next = |walk: &mut Walk| {
+        let first = walk.take(snapshot)?;
+        let Some(instead) = out_of_doubt(walk, snapshot, first, stay) else { return Ok(first) };
+        spared = Some((first.region, instead));
+        Ok(instead)
+    };
+    let taken = with_room(walk, snapshot, next, enter);
+    // Where there was no room, it may be where it was in the end.
+    let left = spared.filter(|(_, instead)| taken.as_ref().is_ok_and(|(take, _)| take == instead));
+    (taken, left.map(|(region, _)| region))
+}
+
 /// Of the takes that `next` finds along a walk, the first that `enter` finds room for.
 fn with_room<E>(
     walk: &mut Walk,
@@ -465,26 +486,14 @@ impl Exchange {
         let walk = self.walk.insert(snapshot.walk(&query));
         self.record.place = Some(snapshot.view.atlas.place(walk.place()));
         let enter = |take| InFlight::enter(snapshot, take, true, now);
-        let mut spared = None;
-        let next = |walk: &mut Walk| {
-            let taken = walk.take(snapshot);
-            match &taken {
-                Ok(first) if once => match out_of_doubt(walk, snapshot, *first, affinity) {
-                    Some(take) => {
-                        spared = Some((*first, take));
-                        Ok(take)
-                    }
-                    None => taken,
-                },
-                _ => taken,
+        let taken = match once {
+            false => with_room(walk, snapshot, |walk| walk.take(snapshot), enter),
+            true => {
+                let (taken, left) = with_room_out_of_doubt(walk, snapshot, affinity, enter);
+                left.into_iter().for_each(|region| published.handles.doubted(id, region));
+                taken
             }
         };
-        let taken = with_room(walk, snapshot, next, enter);
-        if let (Some((first, instead)), Ok((take, _))) = (spared, &taken)
-            && *take == instead
-        {
-            published.handles.doubted(id, first.region);
-        }
         if service.affinity.is_some() {
             self.affinity = Some(match self.claim {
                 Claim::Region { id, .. } if taken.as_ref().is_ok_and(|(take, _)| take.region == id) => {
