@@ -41,7 +41,7 @@ impl Reply {
         let text = String::from_utf8_lossy(&self.body);
         if !self.status.is_success() {
             let text = text.trim_end();
-            complain(&if text.starts_with("error: ") { format!("{text}\n") } else { format!("error: {text}\n") });
+            complain(&format!("error: {}\n", text.strip_prefix("error: ").unwrap_or(text)));
             // It understood and says no, or it cannot take such a thing at all.
             return Ok(Err(ExitCode::from(if matches!(self.status.as_u16(), 404 | 409) { 1 } else { 2 })));
         }

@@ -138,14 +138,14 @@ impl Meter {
     }
 
     fn fail(&self, many: u32, counts: bool) {
-        let mut row = 0;
+        let mut trips = false;
         let doubt = if counts { DOUBT_OF_FAILURE } else { 0 };
         self.change_trouble(|trouble| {
-            row = trouble.row.saturating_add(1);
-            let trips = many > 0 && u32::from(row) >= many;
+            let row = trouble.row.saturating_add(1);
+            trips = many > 0 && u32::from(row) >= many;
             Trouble { row: if trips { 0 } else { row }, doubt: (trouble.doubt + doubt).min(DOUBT_MOST) }
         });
-        if many > 0 && u32::from(row) >= many {
+        if trips {
             self.tripped.store(true, Relaxed);
         }
     }
@@ -168,7 +168,8 @@ impl Meter {
         if self.trouble.load(Relaxed) != 0 {
             self.change_trouble(|trouble| Trouble { doubt: trouble.doubt.saturating_sub(1), ..trouble });
         }
-        if Trouble::from(self.trouble.load(Relaxed)).doubt == 0 {
+        // Each look would take the line from every worker, to forget nobody.
+        if self.failed_for.load(Relaxed) != 0 && Trouble::from(self.trouble.load(Relaxed)).doubt == 0 {
             self.failed_for.store(0, Relaxed);
         }
     }
@@ -198,16 +199,14 @@ impl Meter {
     pub fn take_outcomes(&self, read: &mut OutcomesRead) -> Outcomes {
         let (failed, unanswered) = (self.failed.load(Relaxed), self.unanswered.load(Relaxed));
         let answered = self.first_bytes.count();
-        let silent = unanswered.wrapping_sub(read.unanswered);
-        let outcomes = Outcomes {
-            tried: answered.saturating_sub(read.answered).saturating_add(silent),
-            failed: failed.wrapping_sub(read.failed),
-        };
+        let new_failed = failed.wrapping_sub(read.failed);
+        let new_unanswered = unanswered.wrapping_sub(read.unanswered);
+        let tried = answered.saturating_sub(read.answered).saturating_add(new_unanswered);
         let answered = if self.first_bytes.fade() { self.first_bytes.count() } else { answered };
         self.connects.fade();
         *read = OutcomesRead { answered, failed, unanswered };
         // Counters may be a moment apart.
-        Outcomes { tried: outcomes.tried.max(outcomes.failed), ..outcomes }
+        Outcomes { tried: tried.max(new_failed), failed: new_failed }
     }
 
     /// Whether there were too many failures in a row since this was asked last.

@@ -7,9 +7,9 @@
 //! So it is a test of likelihoods, in sequence (after Page's CUSUM, with the logarithm of Wald's ratio as its sum). From the first failure on, what
 //! came of its last requests is held against two guesses: that it fails as often as the others do in the same time (or as it always did a
 //! little), and that it fails as often as is too often. The others are those of its service, or those of other pools if they do better: where a
-//! whole region fails, its endpoints are no measure of each other. When the second is e^18 times as likely, and it did fail that often, it is found. When the first is the likelier one, it is
-//! forgotten. At half of the requests that takes about 14 of them where nobody else fails; by chance it happens once in e^18
-//! times (6 · 10⁷) that a good endpoint fails at all.
+//! whole region fails, its endpoints are no measure of each other. When the second is e^18 times as likely, and it did fail that often, it is
+//! found. When the first is the likelier one, it is forgotten. At half of the requests that takes about 14 of them where nobody else fails; by
+//! chance it happens once in e^18 times (6 · 10⁷) that a good endpoint fails at all.
 //!
 //! It must not know clocks, pools or who is to be ejected: counts in, a judgement out.
 
@@ -55,8 +55,8 @@ impl Tally {
         Tally { tried: self.tried + other.tried, failed: self.failed + other.failed }
     }
 
-    fn half(self) -> Tally {
-        Tally { tried: self.tried / 2.0, failed: self.failed / 2.0 }
+    fn part(self, part: f64) -> Tally {
+        Tally { tried: self.tried * part, failed: self.failed * part }
     }
 
     /// What is left without those of `other`; nothing where that has more.
@@ -134,8 +134,7 @@ impl Outlier {
         self.ever = self.ever.and(new);
         self.lately = self.lately.and(new);
         if self.lately.tried > MANY {
-            let part = MANY / 2.0 / self.lately.tried;
-            self.lately = Tally { tried: self.lately.tried * part, failed: self.lately.failed * part };
+            self.lately = self.lately.part(MANY / 2.0 / self.lately.tried);
         }
         if self.own.is_some() || outcomes.failed > 0 {
             self.own = Some(self.own.unwrap_or_default().and(new));
@@ -179,9 +178,9 @@ impl Outlier {
         }
         if own.tried > MANY {
             // What is long ago must not hide what is now.
-            self.own = Some(own.half());
+            self.own = Some(own.part(0.5));
             for (peers, began) in others.into_iter().zip(&mut self.others) {
-                *began = began.map(|began| peers.ever.without(peers.ever.without(began).half()));
+                *began = began.map(|began| peers.ever.without(peers.ever.without(began).part(0.5)));
             }
         }
         None
