@@ -513,6 +513,12 @@ impl Running {
         std::fs::read_to_string(self.path("log")).unwrap()
     }
 
+    /// Waits until the log says all of it: a thread of its own writes it, after the answer perhaps.
+    async fn logged(&self, words: &[&str]) {
+        let all = || words.iter().all(|word| self.log().contains(word));
+        self.wait(&words.join(" and "), async || all()).await;
+    }
+
     async fn get(&self, target: &str) -> Option<(u16, Value)> {
         let answer = http::request_unix(&self.path("run/admin.sock"), target).await.ok()?;
         Some((answer.status, serde_json::from_slice(&answer.body).unwrap_or_default()))
@@ -628,10 +634,8 @@ async fn an_operator_sets_and_sees_over_the_socket() {
         (&"drain".into(), &"new switch".into(), &"set".into())
     );
     assert!(words[0]["who"].as_str().unwrap().starts_with("alice (") && words[0]["until"].is_string());
-    let log = running.log();
-    let lines: Vec<Value> =
-        log.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert!(lines.contains(words[0]), "{log}");
+    let line = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|line| line == *words[0]);
+    running.wait("its line in the log", async || running.log().lines().any(line)).await;
     let last = events["last"].as_u64().unwrap();
     let later = running.get(&format!("/api/events?since={}", last - 1)).await.unwrap().1;
     assert_eq!((later["events"].as_array().unwrap().len(), &later["events"][0]["seq"]), (1, &last.into()));
@@ -647,7 +651,7 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
     assert_eq!(running.intents().await, ["ready", "drain"]);
     running.again().await;
     assert_eq!(running.intents().await, ["ready", "drain"]);
-    assert!(running.log().contains("\"how\":\"recalled\""), "{}", running.log());
+    running.logged(&["\"how\":\"recalled\""]).await;
 
     // A reload that adds a region to which the pattern fits.
     let more = "[regions.awful]\n[services.web.pools.awful]\nendpoints = [\"127.0.0.1:4\"]\n";
@@ -655,11 +659,7 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
     running.until("the new region", &["ready", "drain", "drain"]).await;
     // One that is refused is an event, too.
     write(&running.path("m.toml"), &format!("{SMALL}wrong = 1\n"));
-    let begun = Instant::now();
-    while !running.log().contains("\"kind\":\"reload_refused\"") {
-        assert!(begun.elapsed() < PATIENCE, "{}", running.log());
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    running.logged(&["\"kind\":\"reload_refused\""]).await;
     write(&running.path("m.toml"), SMALL);
 
     // What is over in the meantime does not come back.
@@ -668,7 +668,7 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
         assert!(begun.elapsed() < PATIENCE, "{}", running.log());
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    assert!(running.log().contains("\"how\":\"expired\""), "{}", running.log());
+    running.logged(&["\"how\":\"expired\""]).await;
     running.again().await;
     let page = running.get("/api/overrides").await.unwrap().1;
     assert_eq!((page["overrides"].as_array().unwrap().len(), &page["overrides"][0]["name"]), (1, &"aw*".into()));
@@ -681,8 +681,7 @@ async fn words_outlast_a_kill_a_reload_and_a_broken_file() {
     std::fs::write(&file, &text[..text.len() / 2]).unwrap();
     running.again().await;
     assert_eq!(running.intents().await, ["ready", "ready"]);
-    let log = running.log();
-    assert!(log.contains("\"kind\":\"overrides_lost\"") && log.contains("overrides.json.broken"), "{log}");
+    running.logged(&["\"kind\":\"overrides_lost\"", "overrides.json.broken"]).await;
     assert_eq!(running.run(&["set", "region", "away", "drain"]).0, Some(0));
     running.again().await;
     assert_eq!(running.intents().await, ["ready", "drain"]);
@@ -723,7 +722,7 @@ async fn who_moves_too_many_at_once_has_to_insist() {
 
     // The same of a file, and of whoever asks for it to be read.
     write(&running.path("m.toml"), &braked.replace("[regions.home]", "[regions.home]\nstate = \"drain\""));
-    running.wait("the file is refused", async || running.log().contains("reload refused")).await;
+    running.logged(&["reload refused"]).await;
     let (code, _, said) = running.run(&["reload"]);
     assert!(
         code == Some(1) && said.contains("100 % from `home` to `away`") && said.contains("`meridian reload --force`"),
@@ -733,7 +732,7 @@ async fn who_moves_too_many_at_once_has_to_insist() {
     let (code, said, _) = running.run(&["reload", "--force"]);
     assert_eq!((code, said.as_str()), (Some(0), "reloaded: generation 2\n"));
     assert_eq!(running.intents().await, ["drain", "ready"]);
-    assert!(running.log().contains("alice") && running.log().contains("past the brake"), "{}", running.log());
+    running.logged(&["alice", "past the brake"]).await;
     let events = running.get("/api/events").await.unwrap().1.to_string();
     assert!(events.contains("reload_refused") && events.contains("it would move 100 %"), "{events}");
 
@@ -779,10 +778,8 @@ async fn a_sample_of_clients_is_kept() {
     write(&file, "{\"version\": 1, \"serv");
     running.again().await;
     let (_, _, said) = running.run(&["set", "region", "home", "drain"]);
-    assert!(
-        said.contains("by the addresses of geo data") && running.log().contains("the sample of clients cannot be read"),
-        "{said}"
-    );
+    assert!(said.contains("by the addresses of geo data"), "{said}");
+    running.logged(&["the sample of clients cannot be read"]).await;
 }
 
 #[tokio::test]
