@@ -41,4 +41,5 @@ pub mod state;
 pub mod steering;
 pub mod telemetry;
 pub mod text;
+pub mod turn;
 pub mod watch;

@@ -18,6 +18,7 @@ const TIERS: &[(&str, u8)] = &[
     ("telemetry", 3),
     ("socket", 3),
     ("state", 3),
+    ("turn", 3),
     ("proxy", 4),
     ("proxy/engine", 5),
     ("proxy/pingora", 5),

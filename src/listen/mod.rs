@@ -29,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::state::Reader;
+use crate::turn;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
@@ -181,7 +182,9 @@ impl Service for HttpService {
 
 /// One worker: accepts and serves on a runtime of its own until the service has ended.
 fn work(loops: Vec<(StdListener, AcceptLoop)>, mut ended: watch::Receiver<()>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    turn::idle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::idle).build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };

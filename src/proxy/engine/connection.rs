@@ -31,6 +31,7 @@ use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome};
 use crate::steering::fleet::Protocol;
 use crate::telemetry::Mover;
+use crate::turn;
 
 /// Empty lines before a request line that are left out.
 const EMPTY_LINES: u8 = 2;
@@ -163,7 +164,14 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         // Its client could not know of a drain when it connected.
         let last_to_begin = if first { self.accepted + FIRST_WORD } else { begun };
         let Connection { client, draining, at, .. } = self;
+        // What is there already is read; who is woken by what came then may have to wait for a turn, once.
+        let mut may_begin = true;
         poll_fn(|cx: &mut Context<'_>| {
+            if !may_begin && seen == 0 && client.input.is_empty() && !turn::take(cx.waker()) {
+                may_begin = true;
+                return Poll::Pending;
+            }
+            may_begin = false;
             loop {
                 while seen == 0 && client.input.bytes().starts_with(b"\r\n") {
                     empty_lines += 1;
@@ -217,6 +225,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
             Err(Other::HandOver(length, framing)) => return Next::HandOver(length, framing),
         };
+        turn::begun();
         'attempts: loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let attempt = match exchange.next_attempt(self.at) {
@@ -514,6 +523,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
         self.beside = None;
+        turn::ended();
         if let Some(exchange) = self.exchange.take() {
             exchange.finish(status, bytes_in, bytes_out, self.at);
         }
