@@ -9,6 +9,7 @@
 //! - [`state`]: the one writer's task, and what it publishes.
 //! - [`proxy`]: the phases of a request, free of sockets; `proxy::engine` (ours) and `proxy::pingora` move the bytes.
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
+//! - [`turn`]: what a busy worker does first.
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.

@@ -31,7 +31,7 @@ use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome};
 use crate::steering::fleet::Protocol;
 use crate::telemetry::Mover;
-use crate::turn;
+use crate::turn::{self, Begun};
 
 /// Empty lines before a request line that are left out.
 const EMPTY_LINES: u8 = 2;
@@ -56,6 +56,8 @@ pub(super) struct Connection<'a, C: Connect, S> {
     requests: u32,
     /// The request under way.
     exchange: Option<Exchange>,
+    /// Counts it at its worker.
+    turn: Option<Begun>,
     /// What the request under way has of a connection for its next attempt.
     beside: Option<Entrant<C>>,
     /// What is left of informational answers: one that has begun ends before another answer begins.
@@ -110,6 +112,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             at,
             requests,
             exchange: None,
+            turn: None,
             beside: None,
             owed: Scratch::default(),
         }
@@ -167,8 +170,11 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         // What is there already is read; who is woken by what came then may have to wait for a turn, once.
         let mut may_begin = true;
         poll_fn(|cx: &mut Context<'_>| {
-            if !may_begin && seen == 0 && client.input.is_empty() && !turn::take(cx.waker()) {
+            let comes = !may_begin && seen == 0 && client.input.is_empty();
+            // In a drain it would wait for nothing but its end.
+            if comes && !turn::is_free() && !draining.is_on() {
                 may_begin = true;
+                turn::wait(cx.waker());
                 return Poll::Pending;
             }
             may_begin = false;
@@ -220,12 +226,15 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
 
     /// Serves the request whose head is at the front of the input.
     async fn request(&mut self) -> Next {
+        self.turn = Some(turn::begin());
         let (mut asked, mut upload) = match self.begin() {
             Ok(begun) => begun,
             Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
-            Err(Other::HandOver(length, framing)) => return Next::HandOver(length, framing),
+            Err(Other::HandOver(length, framing)) => {
+                self.turn = None;
+                return Next::HandOver(length, framing);
+            }
         };
-        turn::begun();
         'attempts: loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
             let attempt = match exchange.next_attempt(self.at) {
@@ -523,7 +532,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
 
     fn finish(&mut self, status: u16, bytes_in: u64, bytes_out: u64) {
         self.beside = None;
-        turn::ended();
+        self.turn = None;
         if let Some(exchange) = self.exchange.take() {
             exchange.finish(status, bytes_in, bytes_out, self.at);
         }
