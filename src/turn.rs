@@ -92,11 +92,11 @@ pub fn wait(waker: &Waker) {
 
 /// Lets those who wait begin, some in each round, until nobody does.
 async fn serve(serving: Serving) {
-    let mut last = now();
+    let mut last = Instant::now();
     loop {
         // Goes on after the runtime looked at its sockets and ran what they woke.
         tokio::task::yield_now().await;
-        let began = std::mem::replace(&mut last, now());
+        let began = std::mem::replace(&mut last, Instant::now());
         let rounds = 1 + (last - began).as_micros() / ROUND.as_micros();
         let count = FEW.saturating_mul(usize::try_from(rounds).unwrap_or(usize::MAX));
         for _ in 0..count {
@@ -120,11 +120,6 @@ impl Drop for Serving {
         LEFT.set(MANY);
         left.into_iter().for_each(Waker::wake);
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a shell: how long a round took is no decision")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]
