@@ -4,7 +4,7 @@ CARGO ?= cargo
 TOOLS := target/tools
 # Says what no proxy can promise over HTTP/1.1, and so fails: kept for the day that something can be done about it.
 NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
-FUZZ_TARGETS := request_head response_head chunked_body exchange cookie
+FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header
 FUZZ_SECONDS ?= 60
 
 .PHONY: help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions

@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Admin};
 use crate::config::{Boot, Engine, Listen};
-use crate::listen::{self, ConnectionHandler, Drain, HttpService, Listener};
+use crate::listen::{self, Before, ConnectionHandler, Drain, HttpService, Listener};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
@@ -95,7 +95,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     };
     let shared = Arc::new(Shared::new(reader.clone(), access.clone(), Instant::now()));
     let listen = listeners(&boot.listen, &shared, &metrics, threads);
-    let http = HttpService::bind(listen, reader.clone(), threads, boot.drain_timeout)
+    let http = HttpService::bind(listen, reader.clone(), metrics.clone(), threads, boot.drain_timeout)
         .map_err(|error| format!("error: {error}"))?;
 
     let draining = Arc::new(AtomicBool::new(false));
@@ -180,7 +180,12 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
         Engine::Native => Arc::clone(&native),
         Engine::Pingora => Arc::clone(&pingora),
     };
-    listen.iter().map(|listen| Listener { address: listen.address, handler: handler(listen.engine) }).collect()
+    let listener = |listen: &Listen| Listener {
+        address: listen.address,
+        before: Before { proxy_protocol: listen.proxy_protocol },
+        handler: handler(listen.engine),
+    };
+    listen.iter().map(listener).collect()
 }
 
 /// What the engine has to know of an accepted connection.

@@ -40,7 +40,6 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
-    key("listen.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
     key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
     key("listen.tls", &[], "TLS"),
     key("services.*.headers", &[], "header rules"),
@@ -48,7 +47,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.on_exceed", &[], "data freshness"),
     key("services.*.upstream.tls", &[], "TLS to upstreams"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
-    key("limits.handshake_timeout", &[], "TLS and the PROXY protocol"),
     key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];
 

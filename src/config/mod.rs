@@ -12,7 +12,7 @@ pub mod report;
 pub(crate) mod scribe;
 pub(crate) mod units;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +180,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Who moves the bytes of HTTP/1.1 here.
     pub engine: Engine,
+    /// `proxy_protocol = "required"`: connections begin with a PROXY header, from trusted peers only.
+    pub proxy_protocol: bool,
 }
 
 /// `[[listen]] engine`: who moves the bytes of HTTP/1.1.
@@ -216,6 +218,13 @@ pub struct Edge {
     pub limits: Limits,
 }
 
+impl Edge {
+    /// Whether that peer is believed when it says for whom it speaks. IPv4-mapped addresses are to be unwrapped before.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(peer))
+    }
+}
+
 /// Which forwarding field is believed from trusted peers. `X-Forwarded-*` is always written; `Forwarded` is written when it is the one configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
@@ -228,6 +237,8 @@ pub enum Forwarding {
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
+    /// What stands before HTTP: the PROXY header.
+    pub handshake_timeout: Duration,
     /// Total bytes of a request head.
     pub header_bytes: u64,
     /// Fields of a request head.

@@ -1,7 +1,7 @@
 //! How many connections are open, and the way to none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use pingora::server::ShutdownWatch;
@@ -15,7 +15,6 @@ pub struct Drain(Arc<State>);
 struct State {
     begun: watch::Sender<bool>,
     open: AtomicUsize,
-    refused: AtomicU64,
     gone: Notify,
 }
 
@@ -24,7 +23,6 @@ impl Default for State {
         State {
             begun: watch::Sender::new(false),
             open: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
             gone: Notify::new(),
         }
     }
@@ -77,16 +75,10 @@ impl Drain {
         self.0.open.load(SeqCst)
     }
 
-    /// Connections closed at once since the start because there were too many.
-    pub fn refused(&self) -> u64 {
-        self.0.refused.load(Relaxed)
-    }
-
     /// Counts a connection in, unless `limit` are open.
     pub(super) fn enter(&self, limit: usize) -> Option<Guard> {
         if self.0.open.fetch_add(1, SeqCst) >= limit {
             drop(Guard(self.clone()));
-            self.0.refused.fetch_add(1, Relaxed);
             return None;
         }
         Some(Guard(self.clone()))
@@ -108,7 +100,7 @@ mod tests {
         let first = drain.enter(2).unwrap();
         let second = drain.enter(2).unwrap();
         assert!(drain.enter(2).is_none());
-        assert_eq!((drain.open(), drain.refused()), (2, 1));
+        assert_eq!(drain.open(), 2);
         drop(first);
         assert_eq!(drain.wait(Duration::ZERO).await, 1);
         let waiting = tokio::spawn({

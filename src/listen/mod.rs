@@ -6,12 +6,14 @@
 //! (`SO_REUSEPORT`), and a connection stays with its worker, so that workers share nothing on the way of a request. Refused: one runtime
 //! whose workers steal each other's tasks, which costs every request for the sake of uneven ones.
 //!
-//! An accepted socket goes through [`establish`], the stage that makes a [`Stream`] of it, to the [`ConnectionHandler`]; this module knows no mover
+//! An accepted socket goes through what stands [`Before`] HTTP on its listener to the [`ConnectionHandler`]; this module knows no mover
 //! of bytes, whoever composes the process joins the two. Every connection is counted from accept to close, so that a drain ends when the last
 //! one is gone.
 
+mod before;
 mod connection;
 mod drain;
+pub mod proxy_protocol;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -29,7 +31,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::state::Reader;
+use crate::telemetry::Metrics;
 use crate::turn;
+pub use before::Before;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
@@ -68,6 +72,8 @@ pub enum Ending {
 pub struct Listener {
     /// Where; port 0 asks for any free one.
     pub address: SocketAddr,
+    /// What a connection has to do before it is HTTP.
+    pub before: Before,
     /// Who serves.
     pub handler: Arc<dyn ConnectionHandler>,
 }
@@ -75,10 +81,11 @@ pub struct Listener {
 /// The listening service.
 pub struct HttpService {
     /// By worker.
-    workers: Vec<Vec<(StdListener, Arc<dyn ConnectionHandler>)>>,
+    workers: Vec<Vec<(StdListener, Arc<Before>, Arc<dyn ConnectionHandler>)>>,
     addresses: Vec<SocketAddr>,
     handlers: Vec<Arc<dyn ConnectionHandler>>,
     reader: Reader,
+    metrics: Metrics,
     drain: Drain,
     drain_timeout: Duration,
 }
@@ -89,6 +96,7 @@ impl HttpService {
     pub fn bind(
         listen: Vec<Listener>,
         reader: Reader,
+        metrics: Metrics,
         threads: usize,
         drain_timeout: Duration,
     ) -> io::Result<HttpService> {
@@ -97,21 +105,22 @@ impl HttpService {
         let v4_ports: Vec<u16> =
             listen.iter().map(|l| l.address).filter(SocketAddr::is_ipv4).map(|a| a.port()).collect();
         let mut handlers: Vec<Arc<dyn ConnectionHandler>> = Vec::new();
-        for Listener { address, handler } in listen {
+        for Listener { address, before, handler } in listen {
+            let before = Arc::new(before);
             // Beside an IPv4 wildcard on the same port, an IPv6 one must not claim IPv4 too.
             let beside_v4 = v4_ports.contains(&address.port());
             let (address, listeners) = bind_all(address, beside_v4, workers.len())
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
             bound.push(address);
             for (worker, listener) in workers.iter_mut().zip(listeners) {
-                worker.push((listener, Arc::clone(&handler)));
+                worker.push((listener, Arc::clone(&before), Arc::clone(&handler)));
             }
             if !handlers.iter().any(|known| Arc::ptr_eq(known, &handler)) {
                 handlers.push(handler);
             }
         }
         let drain = Drain::default();
-        Ok(HttpService { workers, addresses: bound, handlers, reader, drain, drain_timeout })
+        Ok(HttpService { workers, addresses: bound, handlers, reader, metrics, drain, drain_timeout })
     }
 
     /// The real addresses, in the order of `bind`: with ports where 0 was asked for.
@@ -130,13 +139,16 @@ impl HttpService {
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
         for (number, listeners) in self.workers.drain(..).enumerate() {
-            let accept = |handler| AcceptLoop {
+            let accept = |before, handler| AcceptLoop {
+                before,
                 handler,
                 reader: self.reader.clone(),
+                metrics: self.metrics.clone(),
                 drain: self.drain.clone(),
                 _accepting: accepting.clone(),
             };
-            let loops = listeners.into_iter().map(|(listener, handler)| (listener, accept(handler))).collect();
+            let loops =
+                listeners.into_iter().map(|(listener, before, handler)| (listener, accept(before, handler))).collect();
             let ended = ended.clone();
             let started = thread::Builder::new().name(format!("http-{number}")).spawn(move || work(loops, ended));
             if let Err(error) = started {
@@ -241,8 +253,10 @@ fn bind(address: SocketAddr, v6_only: bool, shared: bool) -> io::Result<StdListe
 
 /// What one listening socket's task holds.
 struct AcceptLoop {
+    before: Arc<Before>,
     handler: Arc<dyn ConnectionHandler>,
     reader: Reader,
+    metrics: Metrics,
     drain: Drain,
     /// Dropped when it accepts no more.
     _accepting: mpsc::Sender<()>,
@@ -302,24 +316,43 @@ impl AcceptLoop {
 
     /// Serves a connection in a task of its own, or closes it when there are too many.
     fn admit(&self, tcp: TcpStream, peer: SocketAddr) {
-        let limit = self.reader.load().edge.limits.connections;
-        let Some(guard) = self.drain.enter(limit) else { return };
+        let published = self.reader.load();
+        let Some(guard) = self.drain.enter(published.edge.limits.connections) else {
+            return self.metrics.connection_refused("too_many");
+        };
         let handler = Arc::clone(&self.handler);
         let shutdown = self.drain.watch();
+        if self.before.is_nothing() {
+            let stream = Box::new(Connection::new(tcp, peer, guard));
+            tokio::spawn(async move { serve(&*handler, stream, peer, &shutdown).await });
+            return;
+        }
+        let (before, drain, metrics) = (Arc::clone(&self.before), self.drain.clone(), self.metrics.clone());
+        let edge = Arc::clone(&published.edge);
         tokio::spawn(async move {
-            match handler.serve(establish(tcp, peer, guard), peer, &shutdown).await {
-                Ending::Closed => {}
-                Ending::Finished(stream) => connection::finish(stream),
-                Ending::Reset(stream) => connection::reset(stream),
+            // On the heap, and gone when it is done: what follows may take hours.
+            let established = Box::pin(before.establish(tcp, peer, guard, &edge, &drain)).await;
+            drop(edge);
+            match established {
+                Ok((stream, peer)) => serve(&*handler, stream, peer, &shutdown).await,
+                Err(refused) => {
+                    if let Some(reason) = refused.reason() {
+                        tracing::debug!(%peer, reason, "connection refused before it was HTTP");
+                        metrics.connection_refused(reason);
+                    }
+                }
             }
         });
     }
 }
 
-/// From an accepted socket to a stream that HTTP can begin on. Whatever stands before HTTP on a connection happens here, under
-/// one deadline; on plain listeners nothing does, so there is nothing to wait for.
-fn establish(tcp: TcpStream, peer: SocketAddr, guard: Guard) -> Stream {
-    Box::new(Connection::new(tcp, peer, guard))
+/// Serves a connection to its end.
+async fn serve(handler: &dyn ConnectionHandler, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) {
+    match handler.serve(stream, peer, shutdown).await {
+        Ending::Closed => {}
+        Ending::Finished(stream) => connection::finish(stream),
+        Ending::Reset(stream) => connection::reset(stream),
+    }
 }
 
 /// Whether accepting failed because the process or the machine ran out of something.

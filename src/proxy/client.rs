@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use arrayvec::ArrayVec;
 
 use crate::config::{Edge, Forwarding};
-use crate::geo::{Canonical, Prefix};
+use crate::geo::Canonical;
 use crate::proxy::Fields;
 use crate::text::dotted_quad;
 
@@ -32,26 +32,22 @@ pub struct Client {
 /// Who the client of a request is.
 pub fn client(peer: IpAddr, edge: &Edge, fields: &impl Fields) -> Client {
     let peer = peer.to_canonical();
-    let peer_trusted = trusted(&edge.trusted, peer);
+    let peer_trusted = edge.trusts(peer);
     let address = match edge.forwarding {
         _ if !peer_trusted => peer,
-        Forwarding::XForwardedFor => walk(peer, &edge.trusted, x_forwarded_for(fields)),
-        Forwarding::Forwarded => walk(peer, &edge.trusted, forwarded(fields)),
+        Forwarding::XForwardedFor => walk(peer, edge, x_forwarded_for(fields)),
+        Forwarding::Forwarded => walk(peer, edge, forwarded(fields)),
     };
     Client { address: Canonical::new(address), peer, peer_trusted }
 }
 
-fn trusted(networks: &[Prefix], address: IpAddr) -> bool {
-    networks.iter().any(|network| network.contains(address))
-}
-
 /// From the nearest hop to the farthest, over trusted ones. `None` is a hop that cannot be read.
-fn walk(peer: IpAddr, networks: &[Prefix], hops: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
+fn walk(peer: IpAddr, edge: &Edge, hops: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
     let mut last_good = peer;
     for hop in hops.take(MAX_HOPS) {
         let Some(address) = hop else { return last_good };
         last_good = address;
-        if !trusted(networks, address) {
+        if !edge.trusts(address) {
             break;
         }
     }

@@ -37,6 +37,7 @@ mod tests {
             trusted: Vec::new(),
             forwarding: Forwarding::XForwardedFor,
             limits: Limits {
+                handshake_timeout: Duration::from_secs(10),
                 header_bytes: 32 << 10,
                 headers: 100,
                 uri: 8 << 10,

@@ -121,6 +121,7 @@ struct Families {
     events: IntCounterVec,
     moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
+    refused_connections: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
     certificates: IntGaugeVec,
@@ -234,6 +235,11 @@ impl Metrics {
             ),
             events: new.counter_vec("meridian_events_total", "Events, by kind; /api/events has the last ones.", &["kind"]),
             moved: Mover::ALL.map(|mover| moved.with_label_values(&[mover.as_str()])),
+            refused_connections: new.counter_vec(
+                "meridian_connections_refused_total",
+                "Connections closed before they were HTTP, by why.",
+                &["reason"],
+            ),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
                 "Requests that ended with a panic, a mistake of meridian's, by mover. The log has its text.",
@@ -384,6 +390,11 @@ impl Metrics {
         let mover = mover.as_str();
         self.families.request_panics.with_label_values(&[mover]).inc();
         tracing::error!(panic, mover, "a request ended with a panic: this is a mistake of meridian's");
+    }
+
+    /// Counts a connection that was closed before it was HTTP.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.families.refused_connections.with_label_values(&[reason]).inc();
     }
 
     /// Counters of the access log.

@@ -49,6 +49,11 @@ impl Proxy {
 
     /// The same through that mover.
     pub async fn start_on(engine: Engine, config: &str, down: &[&str]) -> Proxy {
+        Proxy::listening(listener(engine), config, down).await
+    }
+
+    /// The same on a listener of that kind.
+    pub async fn listening(listen: Listen, config: &str, down: &[&str]) -> Proxy {
         let config = world::compile(config);
         let atlas = Arc::new(AtlasBuilder::new().build());
         let down: RegionSet = down.iter().map(|name| config.fleet.region_named(name).expect("a region")).collect();
@@ -56,7 +61,7 @@ impl Proxy {
         let metrics = Metrics::new();
         let handles = metrics.published(&snapshot, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
-        Proxy::over(engine, reader, &metrics).await
+        Proxy::over(listen, reader, &metrics).await
     }
 
     /// Over a living world, in which every endpoint passed its probes: regions come in the order of the configuration.
@@ -71,18 +76,17 @@ impl Proxy {
             sender.probed(endpoint.id, ProbeResult::Pass(Asked::default()), Instant::now()).await;
             sender.probed(endpoint.id, ProbeResult::Pass(Asked::default()), Instant::now()).await;
         }
-        (Proxy::over(engine, reader, &metrics).await, sender)
+        (Proxy::over(listener(engine), reader, &metrics).await, sender)
     }
 
-    async fn over(engine: Engine, reader: Reader, metrics: &Metrics) -> Proxy {
+    async fn over(listen: Listen, reader: Reader, metrics: &Metrics) -> Proxy {
         let snapshot = reader.load().snapshot.clone();
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("access.log");
         let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
-        let any = [Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine }];
-        let listen = server::listeners(&any, &shared, metrics, 2);
-        let mut service = HttpService::bind(listen, reader, 1, PATIENCE).expect("it can listen");
+        let listen = server::listeners(&[listen], &shared, metrics, 2);
+        let mut service = HttpService::bind(listen, reader, metrics.clone(), 1, PATIENCE).expect("it can listen");
         let (address, drain) = (service.local_addresses()[0], service.drain());
         let (shutdown, watch) = watch::channel(false);
         let service = tokio::spawn(async move { service.start_service(None, watch, 1).await });
@@ -119,6 +123,11 @@ impl Proxy {
         until("nothing is in flight", || self.in_flight() == 0).await;
         lines
     }
+}
+
+/// A plain listener on any port.
+pub fn listener(engine: Engine) -> Listen {
+    Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine, proxy_protocol: false }
 }
 
 /// Waits until `condition` holds.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use meridian::listen::proxy_protocol;
 use meridian::proxy::Framing;
 use meridian::proxy::affinity::{self, Claim};
 use meridian::proxy::engine::body::{Body, Step};
@@ -17,12 +18,13 @@ use crate::common::pipes::{Given, exchange};
 /// A target's name and what it demands.
 pub(crate) type Check = (&'static str, fn(&[u8]));
 
-pub(crate) const ALL: [Check; 5] = [
+pub(crate) const ALL: [Check; 6] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked_body", chunked_body),
     ("exchange", whole_exchange),
     ("cookie", cookie),
+    ("proxy_header", proxy_header),
 ];
 
 /// The end of a head is the same however it is cut. Returns its length.
@@ -169,4 +171,19 @@ pub(crate) fn cookie(data: &[u8]) {
         read.region() == region.as_bytes() && again.as_bytes().starts_with(&[b"meridian=", *value, b"; "].concat())
     };
     assert!(values.iter().take(4).any(is_ours), "{claim:?}");
+}
+
+/// A PROXY header. It is the same wherever what came is cut, and nothing after it matters.
+pub(crate) fn proxy_header(data: &[u8]) {
+    let whole = proxy_protocol::read(data);
+    for end in 0..data.len() {
+        match (proxy_protocol::read(&data[..end]), whole) {
+            (Ok(None), _) => {}
+            (cut, whole) => assert_eq!(cut, whole, "cut at {end}"),
+        }
+    }
+    if let Ok(Some(header)) = whole {
+        assert!(header.length <= data.len());
+        assert_eq!(proxy_protocol::read(&data[..header.length - 1]), Ok(None));
+    }
 }

@@ -54,6 +54,7 @@ type Taken = Vec<(SocketAddr, Place)>;
 fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
     let (mut listen, mut taken) = (Vec::new(), Vec::new());
     let sections = root.tables("listen");
+    let nobody_trusted = super::edge::trusts_nobody(root);
     if !root.has("listen") || super::is_empty_list(root, "listen") {
         context
             .scribe
@@ -63,10 +64,17 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
     for section in sections {
         let engine =
             section.choice("engine", Engine::Native, &[("native", Engine::Native), ("pingora", Engine::Pingora)]);
+        let proxy_protocol = section.choice("proxy_protocol", false, &[("off", false), ("required", true)]);
+        if proxy_protocol && nobody_trusted {
+            section
+                .scribe
+                .warning(section.place_of("proxy_protocol"), "no connection can come in here: no peer is trusted to send a PROXY header")
+                .hint("list your load balancers in `trusted` of `[client_ip]`");
+        }
         match section.text("address") {
             Some(text) => {
                 if let Some(address) = socket(&section, text) {
-                    listen.push(Listen { address, engine });
+                    listen.push(Listen { address, engine, proxy_protocol });
                     // Port 0 means any free port: it never collides.
                     taken.extend((address.port() != 0).then_some((address, text.place)));
                 }

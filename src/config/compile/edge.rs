@@ -44,6 +44,12 @@ pub(super) fn edge(root: &Section<'_>, pop: &str) -> Edge {
     Edge { via, trusted, forwarding, limits: limits(root.table("limits")) }
 }
 
+/// Whether `[client_ip] trusted` is empty or not there.
+pub(super) fn trusts_nobody(root: &Section<'_>) -> bool {
+    let section = root.table("client_ip");
+    !section.has("trusted") || super::is_empty_list(&section, "trusted")
+}
+
 fn trusted(section: &Section<'_>) -> Vec<Prefix> {
     let mut list = Vec::new();
     for text in section.texts("trusted", "an entry of `trusted`") {
@@ -84,6 +90,7 @@ fn limits(section: Section<'_>) -> Limits {
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
     let words = [("drop", Underscores::Drop), ("pass", Underscores::Pass), ("reject", Underscores::Reject)];
     let limits = Limits {
+        handshake_timeout: section.duration("handshake_timeout", 10 * second, second / 1000..=24 * hour),
         header_bytes: section.size("header_bytes", 32 * KIB, KIB..=1024 * KIB),
         headers: section.integer("headers", 100u32, 1..=1000) as usize,
         uri: section.size("uri", 8 * KIB, 64..=63 * KIB) as usize,

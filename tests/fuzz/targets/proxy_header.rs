@@ -1,0 +1,11 @@
+//! Fuzzes PROXY headers.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code, reason = "a target makes one of the checks")]
+mod checks;
+#[path = "../common.rs"]
+mod common;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::proxy_header(data));
