@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header
 FUZZ_SECONDS ?= 60
 
-.PHONY: help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
+.PHONY: setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -32,16 +32,16 @@ drill: setup
 build: setup
 	$(CARGO) build --locked --release
 
-## make release-pgo  the same, laid out by a profile of its own work: target/pgo/*/release/meridian, in ten minutes
+## make release-pgo  the same, laid out by a profile of its own work: target/pgo/*/release/meridian, in a quarter of an hour
 release-pgo: setup
 	CARGO="$(CARGO)" sh benches/pgo.sh
 
 ## make test       the tests
-test: setup
+test: setup-tests
 	$(CARGO) test --locked
 
 ## make test-all   the tests and the long ones, more random schedules, and medians of three for each fault; half an hour more
-test-all: setup
+test-all: setup-tests
 	TIMELINE_SCHEDULES=100000 FAILOVER_RUNS=3 $(CARGO) test --locked -- --include-ignored --skip $(NOT_YET)
 
 ## make lint       formatting, lints, licences and sources of the dependencies
@@ -85,3 +85,7 @@ geoip:
 # What a build needs besides Rust: a C compiler and cmake (zlib-ng and zstd are built from source).
 setup:
 	@sh tests/setup.sh
+
+# What the tests need beside that: curl and openssl.
+setup-tests:
+	@sh tests/setup.sh tests

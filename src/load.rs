@@ -16,15 +16,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::{self, AdminDoors, Config, DatabaseSource, Files, GeoFiles, Report};
+use crate::config::{self, AdminDoors, Config, DatabaseSource, Edge, Files, GeoFiles, Report};
 use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
 use crate::steering::View;
 use crate::steering::balance::Sample;
+use crate::text::rfc3339;
 
 /// Days after which data is worth a warning: an operator's file should be replaced monthly, the builtin one comes with releases.
 const OLD_FILE_DAYS: u64 = 35;
 const OLD_BUILTIN_DAYS: u64 = 180;
+
+/// Days before a certificate's end at which it is worth a warning: who renews by machine does so a month before.
+const ENDING_DAYS: i64 = 14;
 
 /// Reads configurations and their data. See the module.
 #[derive(Debug, Default)]
@@ -120,6 +124,9 @@ impl Loader {
         let data = Inputs::of(data_files(&config.geoip));
         self.inputs.files.extend(data.files.clone());
 
+        for warning in ending(&config.edge) {
+            tracing::warn!("{warning}");
+        }
         let last = self.last.as_ref().filter(|last| last.geoip == config.geoip);
         let mut stale_data = None;
         let atlas = match last.filter(|last| last.data == data) {
@@ -240,6 +247,28 @@ fn warn_of_age(atlas: &Atlas) {
     for (source, days) in outdated(atlas) {
         tracing::warn!(source, days, "geo data is old; places may have moved");
     }
+}
+
+/// What is to be said of certificates that are not valid now, or not for long.
+#[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
+pub fn ending(edge: &Edge) -> impl Iterator<Item = String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let date = |seconds: i64| {
+        let mut text = rfc3339(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
+        text.truncate("2026-01-01".len());
+        text
+    };
+    edge.tls.iter().flat_map(|(_, tls)| &tls.certificates).filter_map(move |certificate| {
+        let (from, until) = certificate.valid;
+        let left = until.saturating_sub(now);
+        let what = match () {
+            () if left < 0 => format!("ended on {}", date(until)),
+            () if from > now => format!("is not valid before {}", date(from)),
+            () if left < ENDING_DAYS * 86_400 => format!("ends on {}", date(until)),
+            () => return None,
+        };
+        Some(format!("certificate {} {what}", certificate.file.display()))
+    })
 }
 
 /// The databases that are older than they should be, and their age in days.

@@ -27,8 +27,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Admin};
-use crate::config::{Boot, Engine, Listen};
-use crate::listen::{self, Before, ConnectionHandler, Drain, HttpService, Listener};
+use crate::config::{Boot, Engine, Listen, ListenerId};
+use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
@@ -180,18 +180,26 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
         Engine::Native => Arc::clone(&native),
         Engine::Pingora => Arc::clone(&pingora),
     };
-    let listener = |listen: &Listen| Listener {
-        address: listen.address,
-        before: Before { proxy_protocol: listen.proxy_protocol },
-        handler: handler(listen.engine),
+    let listener = |(n, Listen { address, engine, tls, proxy_protocol }): (usize, &Listen)| {
+        let nth = listen[..n].iter().filter(|before| before.address == *address).count();
+        let tls = tls.then(|| Acceptor::new(ListenerId { address: *address, nth }));
+        Listener {
+            address: *address,
+            before: Before { proxy_protocol: *proxy_protocol, tls },
+            handler: handler(*engine),
+        }
     };
-    listen.iter().map(listener).collect()
+    listen.iter().enumerate().map(listener).collect()
 }
 
 /// What the engine has to know of an accepted connection.
 impl engine::Side for Stream {
     fn socket(&self) -> Option<&TcpStream> {
         listen::socket(self)
+    }
+
+    fn close(&mut self) {
+        listen::close(self);
     }
 }
 
@@ -205,7 +213,8 @@ struct Native {
 impl ConnectionHandler for Native {
     async fn serve(&self, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) -> listen::Ending {
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
-        let from = engine::Downstream { peer: Some(peer), scheme };
+        let bound = listen::certificates(&stream).to_vec();
+        let from = engine::Downstream { peer: Some(peer), scheme, bound: &bound };
         let mut served = self.engine.serve(stream, from, shutdown).await;
         loop {
             let request = match served {

@@ -305,7 +305,7 @@ pub fn start_with(
     recall(&mut world, &kept, clock, &metrics);
     let snapshot = world.snapshot();
     remembered.recall(&snapshot);
-    let handles = metrics.published(&snapshot, clock.origin_ms);
+    let handles = metrics.published(&snapshot, &edge, clock.origin_ms);
     let published = Published { snapshot: snapshot.clone(), edge: edge.clone(), handles };
     let current = Arc::new(ArcSwap::from_pointee(published));
     let (changed_sender, changed) = watch::channel(0);
@@ -448,7 +448,7 @@ impl Writer {
         let snapshot = self.world.snapshot();
         let seen = self.current.load();
         if !Arc::ptr_eq(&seen.snapshot, &snapshot) || !Arc::ptr_eq(&seen.edge, &self.edge) {
-            let handles = self.metrics.published(&snapshot, self.clock.origin_ms);
+            let handles = self.metrics.published(&snapshot, &self.edge, self.clock.origin_ms);
             self.current.store(Arc::new(Published { snapshot, edge: self.edge.clone(), handles }));
             self.changed.send_modify(|version| *version += 1);
         }

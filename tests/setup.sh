@@ -6,6 +6,11 @@ missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
 command -v make >/dev/null 2>&1 || missing="$missing make"
+# The tests are clients like those out there.
+if [ "${1:-}" = tests ]; then
+    command -v curl >/dev/null 2>&1 || missing="$missing curl"
+    command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
+fi
 
 if [ -n "$missing" ]; then
     if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
@@ -17,7 +22,7 @@ if [ -n "$missing" ]; then
         echo "install with: sudo apt-get install -y$missing" >&2
         exit 1
     else
-        echo "missing: a C compiler, cmake or make; install your system's packages of$missing" >&2
+        echo "missing: install your system's packages of$missing" >&2
         exit 1
     fi
 fi

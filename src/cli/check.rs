@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::cli::{ConfigFile, complain, print};
-use crate::load::{LoadError, Loader, outdated};
+use crate::load::{LoadError, Loader, ending, outdated};
 
 /// Arguments of `meridian check`.
 #[derive(Args, Debug)]
@@ -31,6 +31,9 @@ impl Check {
                 // Not counted: what passes today would fail one day without a change.
                 for (source, days) in outdated(&loaded.view.atlas) {
                     complain(&format!("warning: geo data {source} is {days} days old; places may have moved\n"));
+                }
+                for ending in ending(&config.edge) {
+                    complain(&format!("warning: {ending}\n"));
                 }
                 let warnings = config.warnings.warnings();
                 let fleet = &config.fleet;

@@ -13,13 +13,14 @@ mod health;
 mod pools;
 mod region;
 mod service;
+mod tls;
 
 use std::path::PathBuf;
 
 use crate::config::file::{Table, Value, beside};
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::{Place, Scribe};
-use crate::config::{AdminDoors, Boot, Edge, GeoFiles};
+use crate::config::{AdminDoors, Boot, Edge, Files, GeoFiles};
 use crate::steering::Fleet;
 use crate::steering::fleet::Pop;
 
@@ -34,6 +35,8 @@ pub(crate) struct Compiled {
 /// What the checks share.
 pub(crate) struct Context<'a> {
     pub(crate) scribe: &'a Scribe,
+    /// What the configuration names: certificates and keys.
+    pub(crate) files: &'a dyn Files,
     /// Answers for variables of the environment.
     pub(crate) env: &'a dyn Fn(&str) -> Option<String>,
     /// The default of `[pop] name`.
@@ -44,7 +47,7 @@ pub(crate) struct Context<'a> {
 pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
     let (pop, location) = edge::pop(&root.table("pop"), context);
-    let (boot, brake) = boot::boot(&root, context);
+    let (boot, brake, tls) = boot::boot(&root, context);
     let regions = region::regions(&root, context);
     let geoip = geoip::geoip(root.table("geoip"), &regions, context);
     let mut fleet = Fleet {
@@ -58,7 +61,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;
-    let edge = edge::edge(&root, &pop);
+    let edge = edge::edge(&root, &pop, tls);
     root.finish();
     Compiled { boot, edge, fleet, geoip: geoip.files }
 }

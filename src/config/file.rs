@@ -116,7 +116,7 @@ pub(crate) fn read(path: &Path, files: &dyn Files, env: &dyn Fn(&str) -> Option<
 }
 
 /// In words that do not depend on the system.
-fn why(error: &Error) -> String {
+pub(crate) fn why(error: &Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "there is no such file".to_owned(),
         ErrorKind::PermissionDenied => "permission denied".to_owned(),

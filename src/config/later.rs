@@ -41,7 +41,6 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
     key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
-    key("listen.tls", &[], "TLS"),
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),

@@ -10,6 +10,7 @@ pub(crate) mod names;
 pub(crate) mod reader;
 pub mod report;
 pub(crate) mod scribe;
+pub mod tls;
 pub(crate) mod units;
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,7 @@ use crate::geo::Prefix;
 use crate::secret::Secret;
 use crate::steering::Fleet;
 
+pub use self::tls::{ListenerId, Tls};
 pub use report::{Finding, Mark, Report, Severity};
 pub(crate) use units::{duration, meant, show_duration};
 
@@ -61,7 +63,7 @@ pub fn load(
 ) -> Result<Config, Report> {
     let mut scribe = scribe::Scribe::default();
     let tree = file::read(path, files, env, &mut scribe);
-    let compiled = compile::compile(&tree.root, &compile::Context { scribe: &scribe, env, host_name });
+    let compiled = compile::compile(&tree.root, &compile::Context { scribe: &scribe, files, env, host_name });
     let report = scribe.report();
     if report.errors() > 0 {
         return Err(report);
@@ -93,7 +95,7 @@ pub struct AdminDoors {
 pub fn admin_doors(path: &Path, files: &dyn Files, env: &dyn Fn(&str) -> Option<String>) -> Result<AdminDoors, Report> {
     let mut scribe = scribe::Scribe::default();
     let tree = file::read(path, files, env, &mut scribe);
-    let doors = compile::admin_doors(&tree.root, &compile::Context { scribe: &scribe, env, host_name: "" });
+    let doors = compile::admin_doors(&tree.root, &compile::Context { scribe: &scribe, files, env, host_name: "" });
     doors.ok_or_else(|| scribe.report())
 }
 
@@ -180,6 +182,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Who moves the bytes of HTTP/1.1 here.
     pub engine: Engine,
+    /// `tls` is there; what it says is in [`Edge::tls`].
+    pub tls: bool,
     /// `proxy_protocol = "required"`: connections begin with a PROXY header, from trusted peers only.
     pub proxy_protocol: bool,
 }
@@ -216,9 +220,16 @@ pub struct Edge {
     pub forwarding: Forwarding,
     /// `[limits]`.
     pub limits: Limits,
+    /// `tls` of each `[[listen]]` that has it.
+    pub tls: Vec<(ListenerId, Arc<Tls>)>,
 }
 
 impl Edge {
+    /// The TLS of that listener, if it has any.
+    pub fn tls(&self, listener: ListenerId) -> Option<&Arc<Tls>> {
+        self.tls.iter().find(|(id, _)| *id == listener).map(|(_, tls)| tls)
+    }
+
     /// Whether that peer is believed when it says for whom it speaks. IPv4-mapped addresses are to be unwrapped before.
     pub fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(peer))
@@ -237,7 +248,7 @@ pub enum Forwarding {
 /// `[limits]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// What stands before HTTP: the PROXY header.
+    /// What stands before HTTP: PROXY header and TLS handshake.
     pub handshake_timeout: Duration,
     /// Total bytes of a request head.
     pub header_bytes: u64,

@@ -1,7 +1,7 @@
-//! What stands before HTTP on a connection, under one deadline: the PROXY header.
+//! What stands before HTTP on a connection, under one deadline: the PROXY header, then the TLS handshake.
 //!
 //! It happens in the connection's own task, so that one who is slow at it holds nobody else up; who is not done when `[limits] handshake_timeout`
-//! ends, or a moment after the process began to drain, is closed. Nothing is answered: whoever is refused here did not say what it speaks.
+//! ends, or a moment after the process began to drain, is closed. Nothing is answered but HTTP on a port for TLS: whoever is refused here did not say what it speaks.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,16 +14,20 @@ use tokio::time::sleep;
 use super::connection::Connection;
 use super::drain::{Drain, Guard};
 use super::proxy_protocol::{self, Malformed};
+use super::tls::Acceptor;
 use crate::config::Edge;
+use crate::telemetry::Metrics;
 
 /// How long after it was accepted a connection may be at this although the process drains: its client could not know.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// What is asked of connections to a listener before they are HTTP.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Before {
     /// `[[listen]] proxy_protocol = "required"`.
     pub proxy_protocol: bool,
+    /// `[[listen]] tls`.
+    pub tls: Option<Acceptor>,
 }
 
 /// Why a connection did not become HTTP.
@@ -33,6 +37,10 @@ pub(super) enum Refused {
     Untrusted,
     /// It did not begin with a PROXY header.
     ProxyHeader,
+    /// What came was no TLS.
+    NotTls,
+    /// The TLS handshake failed.
+    Handshake,
     /// It took too long.
     TooLate,
     /// It ended, or the process does.
@@ -45,6 +53,8 @@ impl Refused {
         match self {
             Refused::Untrusted => Some("untrusted_peer"),
             Refused::ProxyHeader => Some("proxy_header"),
+            Refused::NotTls => Some("not_tls"),
+            Refused::Handshake => Some("tls"),
             Refused::TooLate => Some("handshake_timeout"),
             Refused::Gone => None,
         }
@@ -54,7 +64,7 @@ impl Refused {
 impl Before {
     /// Whether connections are HTTP from the first byte.
     pub(super) fn is_nothing(&self) -> bool {
-        !self.proxy_protocol
+        !self.proxy_protocol && self.tls.is_none()
     }
 
     /// From an accepted socket to a stream that HTTP can begin on, and whose it is.
@@ -65,6 +75,7 @@ impl Before {
         guard: Guard,
         edge: &Edge,
         drain: &Drain,
+        metrics: &Metrics,
     ) -> Result<(Stream, SocketAddr), Refused> {
         // Made now: both are counted from here.
         let (too_late, first_word) = (sleep(edge.limits.handshake_timeout), sleep(FIRST_WORD));
@@ -74,7 +85,7 @@ impl Before {
         };
         tokio::select! {
             biased;
-            done = self.work(tcp, peer, guard, edge) => done,
+            done = self.work(tcp, peer, guard, edge, metrics) => done,
             () = too_late => Err(Refused::TooLate),
             () = drained => Err(Refused::Gone),
         }
@@ -86,6 +97,7 @@ impl Before {
         mut peer: SocketAddr,
         guard: Guard,
         edge: &Edge,
+        metrics: &Metrics,
     ) -> Result<(Stream, SocketAddr), Refused> {
         if self.proxy_protocol {
             if !edge.trusts(peer.ip().to_canonical()) {
@@ -93,7 +105,11 @@ impl Before {
             }
             peer = proxy_header(&mut tcp).await?.unwrap_or(peer);
         }
-        Ok((Box::new(Connection::new(tcp, peer, guard)), peer))
+        let connection = Connection::new(tcp, peer, guard);
+        match &self.tls {
+            None => Ok((Box::new(connection), peer)),
+            Some(tls) => Ok((Box::new(tls.accept(connection, edge, metrics).await?), peer)),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Pingora's own stream reads through a buffer of 64 KiB, which its callers' buffers make useless for plain HTTP; here reads and
 //! writes go straight through. When we close first, what the client still sends is read away for a moment: closing with unread bytes
 //! would reset the connection, and the reset would take the answer from the client. A reset is what it gets when it must not take what it
-//! got for whole ([`reset`]).
+//! got for whole ([`Connection::reset`]).
 
 use std::fmt;
 use std::io;
@@ -49,6 +49,28 @@ impl Connection {
         Connection { open: Some((tcp.into(), guard)), peer, digest: OnceLock::new(), fd, finished: false, wrote: false }
     }
 
+    /// The first byte that comes, which stays to be read. `None`: none does.
+    pub(super) async fn peek(&self) -> Option<u8> {
+        let (socket, _) = self.open.as_ref()?;
+        let mut first = [0];
+        let seen = socket.stream().peek(&mut first).await.ok()?;
+        (seen > 0).then_some(first[0])
+    }
+
+    /// The client sends nothing more: there is nothing to linger for.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    /// Has it closed so that the client cannot take what it got for whole.
+    pub(super) fn reset(&mut self) {
+        if let Some((tcp, _)) = &self.open {
+            // If it fails, the connection is closed in the ordinary way.
+            let _ = SockRef::from(tcp.stream()).set_linger(Some(Duration::ZERO));
+            self.finished = true;
+        }
+    }
+
     fn stream(&mut self) -> Pin<&mut Socket> {
         let (stream, _) = self.open.as_mut().expect("the stream is taken only by drop");
         Pin::new(stream)
@@ -73,25 +95,6 @@ impl Drop for Connection {
                 drop(guard);
             });
         }
-    }
-}
-
-/// Closes a connection whose client sends nothing more.
-pub(super) fn finish(stream: Stream) {
-    if let Ok(mut connection) = stream.into_any().downcast::<Connection>() {
-        connection.finished = true;
-    }
-}
-
-/// Closes a connection so that the client cannot take what it got for whole. Without a [`Connection`] beneath (in TLS the missing
-/// close alert says it) it is just closed.
-pub(super) fn reset(stream: Stream) {
-    if let Ok(mut connection) = stream.into_any().downcast::<Connection>()
-        && let Some((tcp, _)) = &connection.open
-    {
-        // If it fails, the connection is closed in the ordinary way.
-        let _ = SockRef::from(tcp.stream()).set_linger(Some(Duration::ZERO));
-        connection.finished = true;
     }
 }
 

@@ -20,11 +20,7 @@ struct State {
 
 impl Default for State {
     fn default() -> State {
-        State {
-            begun: watch::Sender::new(false),
-            open: AtomicUsize::new(0),
-            gone: Notify::new(),
-        }
+        State { begun: watch::Sender::new(false), open: AtomicUsize::new(0), gone: Notify::new() }
     }
 }
 

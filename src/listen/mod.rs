@@ -14,6 +14,8 @@ mod before;
 mod connection;
 mod drain;
 pub mod proxy_protocol;
+mod secured;
+mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -30,6 +32,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::config::tls::Certificate;
 use crate::state::Reader;
 use crate::telemetry::Metrics;
 use crate::turn;
@@ -37,7 +40,8 @@ pub use before::Before;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
-use drain::Guard;
+use secured::Secured;
+pub use tls::Acceptor;
 
 /// Connections that the kernel may hold for us; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -331,7 +335,7 @@ impl AcceptLoop {
         let edge = Arc::clone(&published.edge);
         tokio::spawn(async move {
             // On the heap, and gone when it is done: what follows may take hours.
-            let established = Box::pin(before.establish(tcp, peer, guard, &edge, &drain)).await;
+            let established = Box::pin(before.establish(tcp, peer, guard, &edge, &drain, &metrics)).await;
             drop(edge);
             match established {
                 Ok((stream, peer)) => serve(&*handler, stream, peer, &shutdown).await,
@@ -350,9 +354,34 @@ impl AcceptLoop {
 async fn serve(handler: &dyn ConnectionHandler, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) {
     match handler.serve(stream, peer, shutdown).await {
         Ending::Closed => {}
-        Ending::Finished(stream) => connection::finish(stream),
-        Ending::Reset(stream) => connection::reset(stream),
+        Ending::Finished(stream) => {
+            close(&stream);
+            with_connection(stream, Connection::finish);
+        }
+        Ending::Reset(stream) => with_connection(stream, Connection::reset),
     }
+}
+
+/// Says something last to a connection, whether TLS is around it or not.
+fn with_connection(stream: Stream, last: impl FnOnce(&mut Connection)) {
+    let mut stream = stream.into_any();
+    if let Some(connection) = stream.downcast_mut::<Connection>() {
+        last(connection);
+    } else if let Some(secured) = stream.downcast_mut::<Secured>() {
+        last(secured.connection());
+    }
+}
+
+/// Says that what the client got is whole, which in TLS it is told when the stream is dropped.
+pub fn close(stream: &Stream) {
+    if let Some(secured) = (**stream).as_any().downcast_ref::<Secured>() {
+        secured.close();
+    }
+}
+
+/// The certificates that requests on this connection are bound to: their hosts must be one of these's. Empty: any host will do.
+pub fn certificates(stream: &Stream) -> &[Arc<Certificate>] {
+    (**stream).as_any().downcast_ref::<Secured>().map_or(&[], Secured::certificates)
 }
 
 /// Whether accepting failed because the process or the machine ran out of something.

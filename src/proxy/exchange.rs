@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 
 use crate::config::Edge;
+use crate::config::tls::Certificate;
 use crate::proxy::affinity::{self, Claim};
 use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
@@ -67,6 +68,8 @@ pub struct Head<'a, F> {
     pub peer: Option<SocketAddr>,
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// Certificates of which the client was shown one and to whose hosts it is held; empty: it may ask for any.
+    pub bound: &'a [Arc<Certificate>],
     /// Who moves the bytes.
     pub mover: Mover,
     /// When the head was complete.
@@ -455,6 +458,9 @@ impl Exchange {
             return Err(Outcome::MaxForwards);
         }
         self.record.text.push_host(host);
+        if !head.bound.is_empty() && !head.bound.iter().any(|certificate| certificate.is_for(host)) {
+            return Err(Outcome::Misdirected);
+        }
         let id = self.published.snapshot.fleet().router.route(host, path)?;
         self.record.service = Some(id);
         self.counted = Some(self.published.handles.in_flight(id));

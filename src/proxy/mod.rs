@@ -49,6 +49,7 @@ mod tests {
                 connections: 20_000,
                 underscores: Underscores::Drop,
             },
+            tls: Vec::new(),
         }
     }
 }

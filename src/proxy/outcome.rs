@@ -33,6 +33,8 @@ pub enum Outcome {
     Loop,
     /// No service has this host.
     NoHost,
+    /// The client was shown a certificate that is not for this host.
+    Misdirected,
     /// No service of this host has this path.
     NoPath,
     /// Residency leaves the client no region.
@@ -69,7 +71,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 28] = [
+    pub const ALL: [Outcome; 29] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -82,6 +84,7 @@ impl Outcome {
         Outcome::HeadTooLarge,
         Outcome::Loop,
         Outcome::NoHost,
+        Outcome::Misdirected,
         Outcome::NoPath,
         Outcome::Residency,
         Outcome::NoRegion,
@@ -117,6 +120,11 @@ impl Outcome {
             Outcome::HeadTooLarge => (431, "head_too_large", "431 request header fields too large\n"),
             Outcome::Loop => (508, "loop", "508 loop detected: this request was here before\n"),
             Outcome::NoHost => (421, "no_host", "421 misdirected request: no service has this host\n"),
+            Outcome::Misdirected => (
+                421,
+                "misdirected",
+                "421 misdirected request: the certificate that you were shown is not for this host\n",
+            ),
             Outcome::NoPath => (404, "no_path", "404 not found: no service has this path\n"),
             Outcome::Residency => {
                 (451, "residency", "451 residency: data residency rules leave no region for your location\n")
@@ -170,6 +178,7 @@ impl Outcome {
         matches!(
             self,
             Outcome::NoHost
+                | Outcome::Misdirected
                 | Outcome::NoPath
                 | Outcome::Residency
                 | Outcome::NoRegion

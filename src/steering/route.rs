@@ -123,7 +123,7 @@ fn suffix_of(host: &str) -> Option<&str> {
 
 /// A Host field's value without port and trailing dot, in lower case, IPv6 addresses in one form; `None` for what no
 /// configured host can be.
-fn comparable(host: &str) -> Option<ArrayString<255>> {
+pub fn comparable(host: &str) -> Option<ArrayString<255>> {
     let mut out = ArrayString::new();
     if let Some(rest) = host.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;

@@ -22,6 +22,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::config::Edge;
 use crate::geo::{Place, Source};
 use crate::steering::{Event, Fleet, RegionId, ServiceId, Snapshot, TakeReason};
 use crate::telemetry::{AccessRecord, Journal, Mover, standing};
@@ -94,6 +95,7 @@ pub struct Reload {
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     pub(super) snapshot: Arc<Snapshot>,
+    pub(super) edge: Arc<Edge>,
     /// Unix milliseconds at which the writer's clock read 0.
     pub(super) origin_ms: u64,
 }
@@ -122,6 +124,7 @@ struct Families {
     moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
     refused_connections: IntCounterVec,
+    handshakes: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
     certificates: IntGaugeVec,
@@ -235,6 +238,11 @@ impl Metrics {
             ),
             events: new.counter_vec("meridian_events_total", "Events, by kind; /api/events has the last ones.", &["kind"]),
             moved: Mover::ALL.map(|mover| moved.with_label_values(&[mover.as_str()])),
+            handshakes: new.counter_vec(
+                "meridian_tls_handshakes_total",
+                "TLS handshakes with clients that succeeded.",
+                &["version", "resumed"],
+            ),
             refused_connections: new.counter_vec(
                 "meridian_connections_refused_total",
                 "Connections closed before they were HTTP, by why.",
@@ -296,8 +304,8 @@ impl Metrics {
     /// Scrapes read this snapshot from now on, and its handles are returned: the same ones for every snapshot of one
     /// configuration generation. For the one writer only: a second caller could forget what the first has just resolved.
     /// `origin_ms`: Unix milliseconds at which the writer's clock read 0.
-    pub fn published(&self, snapshot: &Arc<Snapshot>, origin_ms: u64) -> Arc<Handles> {
-        let next = Arc::new(Standing { snapshot: snapshot.clone(), origin_ms });
+    pub fn published(&self, snapshot: &Arc<Snapshot>, edge: &Arc<Edge>, origin_ms: u64) -> Arc<Handles> {
+        let next = Arc::new(Standing { snapshot: snapshot.clone(), edge: edge.clone(), origin_ms });
         let before = self.families.standing.swap(Some(next));
         // Forgotten before the new handles exist, so no handle in use loses its series.
         if before.is_some_and(|before| !same_names(&before.snapshot, snapshot)) {
@@ -390,6 +398,11 @@ impl Metrics {
         let mover = mover.as_str();
         self.families.request_panics.with_label_values(&[mover]).inc();
         tracing::error!(panic, mover, "a request ended with a panic: this is a mistake of meridian's");
+    }
+
+    /// Counts a TLS handshake with a client.
+    pub fn handshake(&self, version: &'static str, resumed: bool) {
+        self.families.handshakes.with_label_values(&[version, if resumed { "yes" } else { "no" }]).inc();
     }
 
     /// Counts a connection that was closed before it was HTTP.

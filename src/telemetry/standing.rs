@@ -41,7 +41,7 @@ impl Gauges {
 
 /// The families of what is now. `now`: since the Unix epoch.
 pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFamily> {
-    let Some(Standing { snapshot, origin_ms }) = standing else { return Vec::new() };
+    let Some(Standing { snapshot, edge, origin_ms }) = standing else { return Vec::new() };
     let fleet = snapshot.fleet();
     let mut gauges = Gauges::default();
     let pools: Vec<_> = fleet
@@ -215,6 +215,15 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
                 (vec![target.as_str().to_owned(), state.as_str().to_owned()], words.count() as f64)
             })
         }),
+    );
+    gauges.family(
+        "meridian_certificate_expiry_timestamp_seconds",
+        "When a certificate of a listener ends.",
+        &["certificate"],
+        edge.tls
+            .iter()
+            .flat_map(|(_, tls)| &tls.certificates)
+            .map(|certificate| (vec![certificate.file.display().to_string()], certificate.valid.1 as f64)),
     );
     let atlas = &snapshot.view.atlas;
     let sources: Vec<_> = atlas.databases().iter().chain(atlas.geofeeds()).filter(|s| s.built_at > 0).collect();

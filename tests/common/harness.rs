@@ -59,7 +59,7 @@ impl Proxy {
         let down: RegionSet = down.iter().map(|name| config.fleet.region_named(name).expect("a region")).collect();
         let snapshot = Arc::new(Snapshot::assuming(View::compile(config.fleet, atlas, None), down));
         let metrics = Metrics::new();
-        let handles = metrics.published(&snapshot, 0);
+        let handles = metrics.published(&snapshot, &config.edge, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
         Proxy::over(listen, reader, &metrics).await
     }
@@ -127,7 +127,7 @@ impl Proxy {
 
 /// A plain listener on any port.
 pub fn listener(engine: Engine) -> Listen {
-    Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine, proxy_protocol: false }
+    Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine, tls: false, proxy_protocol: false }
 }
 
 /// Waits until `condition` holds.

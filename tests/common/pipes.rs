@@ -211,7 +211,7 @@ impl World {
         let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
         let snapshot = Arc::new(Snapshot::assuming(view, RegionSet::default()));
         let metrics = Metrics::new();
-        let handles = metrics.published(&snapshot, 0);
+        let handles = metrics.published(&snapshot, &config.edge, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
         let (access, guard) = AccessLogger::start(log, &metrics).expect("a log");
         World { reader, access, metrics, _guard: Mutex::new(guard) }
@@ -252,7 +252,7 @@ impl Engine {
         let pipe = ClientPipe { source, closes, sink: Sink { grain, rests: false }, got: Arc::clone(&got) };
         let peer = Some(SocketAddr::from(([192, 0, 2, 77], 4711)));
         let (_keep, draining) = watch::channel(false);
-        let served = self.mover.serve(pipe, Downstream { peer, scheme: "http" }, &draining);
+        let served = self.mover.serve(pipe, Downstream { peer, scheme: "http", bound: &[] }, &draining);
         // No deadline of ours is longer than this.
         let served = tokio::time::timeout(Duration::from_secs(36_000), served).await.expect("it ends");
         let reset = matches!(served, Served::Reset(_));

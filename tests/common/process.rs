@@ -79,7 +79,8 @@ impl Origin {
 /// `meridian run` on a configuration in a folder of its own.
 pub struct Proxy {
     pub listen: SocketAddr,
-    engine: &'static str,
+    /// What the `[[listen]]` has beside its address.
+    more: String,
     folder: tempfile::TempDir,
     child: Ended,
 }
@@ -93,9 +94,14 @@ impl Proxy {
 
     /// The same with that `engine`.
     pub async fn start_on(engine: &'static str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+        Proxy::start_with(&format!("engine = \"{engine}\"\n"), config, setup).await
+    }
+
+    /// The same with that beneath its `[[listen]]`.
+    pub async fn start_with(more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         setup(folder.path());
-        write(&folder.path().join("meridian.toml"), &whole(engine, config, folder.path()));
+        write(&folder.path().join("meridian.toml"), &whole(more, config, folder.path()));
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let access = std::fs::File::create(folder.path().join("stdout")).expect("an access log");
         let child = meridian()
@@ -106,7 +112,8 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .expect("meridian starts");
-        let mut proxy = Proxy { listen: ([127, 0, 0, 1], 0).into(), engine, folder, child: Ended(child) };
+        let mut proxy =
+            Proxy { listen: ([127, 0, 0, 1], 0).into(), more: more.to_owned(), folder, child: Ended(child) };
         proxy.until("ready", async || proxy.admin("/readyz").await.is_some_and(|(status, _)| status == 200)).await;
         let status = proxy.status().await;
         proxy.listen = status["listen"][0].as_str().and_then(|text| text.parse().ok()).expect("a listening address");
@@ -125,7 +132,7 @@ impl Proxy {
     /// Replaces the configuration by renaming a new file over it.
     pub fn write_config(&self, config: &str) {
         let aside = self.folder.path().join(".meridian.toml.new");
-        write(&aside, &whole(self.engine, config, self.folder.path()));
+        write(&aside, &whole(&self.more, config, self.folder.path()));
         std::fs::rename(aside, self.config_path()).expect("the new file takes the old one's name");
     }
 
@@ -200,9 +207,9 @@ impl Proxy {
     }
 }
 
-fn whole(engine: &str, config: &str, folder: &Path) -> String {
+fn whole(more: &str, config: &str, folder: &Path) -> String {
     format!(
-        "[[listen]]\naddress = \"127.0.0.1:0\"\nengine = \"{engine}\"\n\n[admin]\naddress = \"\"\nsocket = \"{}\"\n\n{config}",
+        "[[listen]]\naddress = \"127.0.0.1:0\"\n{more}\n[admin]\naddress = \"\"\nsocket = \"{}\"\n\n{config}",
         folder.join("admin.sock").display()
     )
 }

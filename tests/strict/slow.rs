@@ -335,7 +335,7 @@ async fn nothing_is_said_inside_a_hint() {
     let config = world::compile(&config("", "[services.web.timeouts]\nrequest = \"200ms\"", &[("only", upstream)]));
     let view = View::compile(config.fleet, Arc::new(AtlasBuilder::new().build()), None);
     let (snapshot, metrics) = (Arc::new(Snapshot::assuming(view, RegionSet::default())), Metrics::new());
-    let handles = metrics.published(&snapshot, 0);
+    let handles = metrics.published(&snapshot, &config.edge, 0);
     let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
     let folder = tempfile::tempdir().unwrap();
     let (access, _guard) = AccessLogger::start(&AccessLog::File(folder.path().join("log")), &metrics).unwrap();
@@ -344,7 +344,7 @@ async fn nothing_is_said_inside_a_hint() {
     let (drain, draining) = tokio::sync::watch::channel(false);
     client.write_all(GET.as_bytes()).await.unwrap();
     let serving = tokio::spawn(async move {
-        let from = Downstream { peer: None, scheme: "http" };
+        let from = Downstream { peer: None, scheme: "http", bound: &[] };
         matches!(mover.serve(near, from, &draining).await, Served::Closed)
     });
     // The request's time ends inside the hint.

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, AdminDoors, Boot, Engine, Listen};
+use crate::config::{AccessLog, AdminDoors, Boot, Engine, Listen, ListenerId, Tls};
 use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -17,9 +18,12 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The default of `[process] brake`, in percent: what moves more than half of the clients is a rare thing to want.
 const BRAKE: u8 = 50;
 
-/// What is fixed at start; and `[process] brake`, which is not.
-pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8) {
-    let (listen, mut taken) = listen(root, context);
+/// The TLS of the listeners that have it.
+type Secured = Vec<(ListenerId, Arc<Tls>)>;
+
+/// What is fixed at start; and `[process] brake` and the listeners' TLS, which are not.
+pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8, Secured) {
+    let (listen, secured, mut taken) = listen(root, context);
     let AdminDoors { address: admin, socket: admin_socket, token: admin_token } =
         admin(root.table("admin"), &mut taken, context);
     refuse_collisions(&taken, context);
@@ -46,13 +50,13 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8) {
         log_level,
         access_log,
     };
-    (boot, brake)
+    (boot, brake, secured)
 }
 
 type Taken = Vec<(SocketAddr, Place)>;
 
-fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
-    let (mut listen, mut taken) = (Vec::new(), Vec::new());
+fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, Taken) {
+    let (mut listen, mut secured, mut taken): (Vec<Listen>, _, _) = (Vec::new(), Vec::new(), Vec::new());
     let sections = root.tables("listen");
     let nobody_trusted = super::edge::trusts_nobody(root);
     if !root.has("listen") || super::is_empty_list(root, "listen") {
@@ -68,13 +72,28 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
         if proxy_protocol && nobody_trusted {
             section
                 .scribe
-                .warning(section.place_of("proxy_protocol"), "no connection can come in here: no peer is trusted to send a PROXY header")
+                .warning(
+                    section.place_of("proxy_protocol"),
+                    "no connection can come in here: no peer is trusted to send a PROXY header",
+                )
                 .hint("list your load balancers in `trusted` of `[client_ip]`");
+        }
+        let tls = super::tls::tls(&section, context);
+        if engine == Engine::Pingora && tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
+            section
+                .scribe
+                .error(
+                    section.place_of("engine"),
+                    "`client_ca` needs the native engine: only that holds hosts against certificates",
+                )
+                .hint("leave `engine` out");
         }
         match section.text("address") {
             Some(text) => {
                 if let Some(address) = socket(&section, text) {
-                    listen.push(Listen { address, engine, proxy_protocol });
+                    let nth = listen.iter().filter(|listen| listen.address == address).count();
+                    listen.push(Listen { address, engine, tls: tls.is_some(), proxy_protocol });
+                    secured.extend(tls.map(|tls| (ListenerId { address, nth }, Arc::new(tls))));
                     // Port 0 means any free port: it never collides.
                     taken.extend((address.port() != 0).then_some((address, text.place)));
                 }
@@ -86,7 +105,7 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Taken) {
         }
         section.finish();
     }
-    (listen, taken)
+    (listen, secured, taken)
 }
 
 pub(super) fn admin_doors(section: Section<'_>, context: &Context<'_>) -> AdminDoors {

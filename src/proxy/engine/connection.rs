@@ -48,7 +48,7 @@ const FIRST_WORD: Duration = Duration::from_secs(1);
 pub(super) struct Connection<'a, C: Connect, S> {
     core: &'a Arc<Core<C>>,
     client: Client<S>,
-    from: Downstream,
+    from: Downstream<'a>,
     draining: Draining<'a>,
     accepted: Instant,
     /// When something happened last: the clock is read once for each time that the task is woken.
@@ -97,7 +97,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
     pub(super) fn new(
         core: &'a Arc<Core<C>>,
         stream: S,
-        from: Downstream,
+        from: Downstream<'a>,
         draining: &'a watch::Receiver<bool>,
         input: &[u8],
         requests: u32,
@@ -128,7 +128,10 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             };
             match next {
                 Next::Request => self.requests = self.requests.saturating_add(1),
-                Next::Close => return Served::Closed,
+                Next::Close => {
+                    self.client.stream.close();
+                    return Served::Closed;
+                }
                 Next::Finish => return Served::Finished(self.client.stream),
                 Next::Reset => return Served::Reset(self.client.stream),
                 Next::HandOver(head, framing) => {
@@ -545,7 +548,10 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         target: &'h [u8],
         version: Version,
         fields: &'h Lines<'b>,
-    ) -> Head<'h, Lines<'b>> {
+    ) -> Head<'h, Lines<'b>>
+    where
+        'a: 'h,
+    {
         Head {
             method,
             target,
@@ -553,6 +559,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             fields,
             peer: self.from.peer,
             scheme: self.from.scheme,
+            bound: self.from.bound,
             mover: Mover::Native,
             now: self.at,
             at_us: unix_us(),

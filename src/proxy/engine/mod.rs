@@ -37,6 +37,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
+use crate::config::tls::Certificate;
 use crate::proxy::Shared;
 use crate::telemetry::Metrics;
 use connection::Connection;
@@ -64,11 +65,13 @@ struct Core<C: Connect> {
 
 /// How a client came.
 #[derive(Clone, Copy, Debug)]
-pub struct Downstream {
+pub struct Downstream<'a> {
     /// The connecting peer.
     pub peer: Option<SocketAddr>,
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// As [`Head::bound`](crate::proxy::Head::bound).
+    pub bound: &'a [Arc<Certificate>],
 }
 
 /// How a connection was left.
@@ -100,7 +103,7 @@ impl<C: Connect> Mover<C> {
 
     /// Serves a connection to its end, or to a request that is to be handed over. Once `draining` is true it closes after the
     /// request it is at, and at once when it is at none.
-    pub async fn serve<S>(&self, stream: S, from: Downstream, draining: &watch::Receiver<bool>) -> Served<S>
+    pub async fn serve<S>(&self, stream: S, from: Downstream<'_>, draining: &watch::Receiver<bool>) -> Served<S>
     where
         S: Side,
     {
@@ -111,7 +114,7 @@ impl<C: Connect> Mover<C> {
     pub async fn resume<S>(
         &self,
         stream: S,
-        from: Downstream,
+        from: Downstream<'_>,
         draining: &watch::Receiver<bool>,
         input: &[u8],
         requests: u32,

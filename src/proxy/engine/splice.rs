@@ -51,6 +51,9 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
     fn socket(&self) -> Option<&TcpStream> {
         None
     }
+
+    /// Says before this is dropped that all that was to be sent on it was: where an end can be told from a cut, it is to be an end.
+    fn close(&mut self) {}
 }
 
 impl Side for Socket {

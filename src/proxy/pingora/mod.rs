@@ -403,6 +403,8 @@ fn begin(shared: &Arc<Shared>, session: &Session) -> Exchange {
         fields: request,
         peer: session.client_addr().and_then(|address| address.as_inet()).copied(),
         scheme: if tls { "https" } else { "http" },
+        // A listener that binds hosts to certificates has the other mover, which looked before it handed anything over.
+        bound: &[],
         mover: telemetry::Mover::Pingora,
         now: Instant::now(),
         at_us: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64),

@@ -1,0 +1,209 @@
+//! `tls` of a `[[listen]]`: the files it names, read and tried.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+
+use crate::config::compile::Context;
+use crate::config::reader::{Section, Text};
+use crate::config::tls::{Certificate, ClientCa, Tls};
+
+const HINT: &str = "write `tls = { certificates = [{ cert = \"site.pem\", key = \"site.key\" }] }`";
+
+/// `None`: the listener is plain, or what is written cannot be used, which was reported.
+pub(super) fn tls(listen: &Section<'_>, context: &Context<'_>) -> Option<Tls> {
+    let section = listen.table("tls");
+    if !section.is_present() {
+        return None;
+    }
+    if !section.has("certificates") || super::is_empty_list(&section, "certificates") {
+        section.missing("`certificates` of this listener's `tls`", HINT);
+    }
+    let mut certificates: Vec<Arc<Certificate>> = Vec::new();
+    for entry in section.tables("certificates") {
+        if let Some(certificate) = certificate(&entry, context) {
+            let is_same = |other: &Arc<Certificate>| {
+                other.names == certificate.names
+                    && other.addresses == certificate.addresses
+                    && other.key.key.algorithm() == certificate.key.key.algorithm()
+            };
+            if certificates.iter().any(is_same) {
+                section.scribe.warning(
+                    entry.place,
+                    "no client ever gets this certificate: one above has the same names and the same kind of key",
+                );
+            }
+            certificates.push(Arc::new(certificate));
+        }
+        entry.finish();
+    }
+    let client_ca = section.text("client_ca").and_then(|text| client_ca(text, context));
+    let only_tls13 = section.choice("min_version", false, &[("1.2", false), ("1.3", true)]);
+    section.finish();
+    (!certificates.is_empty()).then_some(Tls { certificates, client_ca, only_tls13 })
+}
+
+fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certificate> {
+    let required = |key, hint| {
+        let text = section.text(key);
+        if text.is_none() && !section.has(key) {
+            section.missing(&format!("`{key}` of this certificate"), hint);
+        }
+        text
+    };
+    let cert = required("cert", "name the PEM file with the certificate and its chain: `cert = \"site.pem\"`");
+    let key = required("key", "name the PEM file with the private key: `key = \"site.key\"`");
+    let (cert, key) = (cert?, key?);
+    let (chain, private) =
+        (chain(cert, "the certificate first, then those that signed it", context), private_key(key, context));
+    let (chain, private) = (chain?, private?);
+    let scribe = context.scribe;
+    let Ok((_, leaf)) = parse_x509_certificate(&chain[0]) else {
+        scribe.error(cert.place, format!("`{}` holds no X.509 certificate", shown(cert)));
+        return None;
+    };
+    let (mut names, mut addresses) = (Vec::new(), Vec::new());
+    let alternative = leaf.subject_alternative_name().ok().flatten();
+    for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => names.push(name.trim_end_matches('.').to_ascii_lowercase()),
+            GeneralName::IPAddress(bytes) => {
+                let v4 = <[u8; 4]>::try_from(*bytes).map(std::net::IpAddr::from);
+                addresses.extend(v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(std::net::IpAddr::from)));
+            }
+            _ => {}
+        }
+    }
+    if names.is_empty() && addresses.is_empty() {
+        scribe
+            .warning(
+                cert.place,
+                format!("the certificate in `{}` names no host, so no client will trust it", shown(cert)),
+            )
+            .hint("its names must stand in `subjectAltName`; browsers do not look at the common name");
+    }
+    let valid = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+    match CertifiedKey::from_der(chain, private, &ring::default_provider()) {
+        Ok(certified) => {
+            Some(Certificate { file: context.path(cert), names, addresses, valid, key: Arc::new(certified) })
+        }
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            scribe
+                .error(
+                    key.place,
+                    format!("the key in `{}` is not that of the certificate in `{}`", shown(key), shown(cert)),
+                )
+                .also("the certificate", cert.place)
+                .hint("the server's own certificate must come first in its file; were both files written?");
+            None
+        }
+        Err(error) => {
+            scribe
+                .error(key.place, format!("the key in `{}` cannot be used: {error}", shown(key)))
+                .hint("RSA (2,048 bits or more), ECDSA (P-256, P-384) and Ed25519 work");
+            None
+        }
+    }
+}
+
+fn client_ca(text: Text<'_>, context: &Context<'_>) -> Option<ClientCa> {
+    let certificates = chain(text, "those of the authorities that sign clients' certificates", context)?;
+    let mut roots = RootCertStore::empty();
+    for (n, certificate) in certificates.iter().enumerate() {
+        if let Err(error) = roots.add(certificate.clone()) {
+            let what = format!("certificate {} in `{}` cannot be an authority's: {error}", n + 1, shown(text));
+            context.scribe.error(text.place, what);
+            return None;
+        }
+    }
+    let provider = Arc::new(ring::default_provider());
+    match WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+        Ok(verifier) => Some(ClientCa { file: context.path(text), certificates, verifier }),
+        Err(error) => {
+            context.scribe.error(text.place, format!("nobody can be verified against `{}`: {error}", shown(text)));
+            None
+        }
+    }
+}
+
+/// What is written; of a variable only its name.
+fn shown(text: Text<'_>) -> &str {
+    if text.secret { "${…}" } else { text.value }
+}
+
+fn read(text: Text<'_>, context: &Context<'_>) -> Option<String> {
+    let path = context.path(text);
+    let error = match context.files.read(&path) {
+        Ok(pem) => return Some(pem),
+        Err(error) => error,
+    };
+    let written = context.scribe.error(
+        text.place,
+        match error.kind() {
+            ErrorKind::InvalidData => format!("`{}` is not PEM: it is not even text", shown(text)),
+            _ => format!("`{}` cannot be read: {}", shown(text), crate::config::file::why(&error)),
+        },
+    );
+    match error.kind() {
+        ErrorKind::InvalidData => {
+            drop(written.hint("make PEM of DER with `openssl x509 -inform der` or `openssl pkey -inform der`"))
+        }
+        ErrorKind::PermissionDenied => drop(written.hint("the user that meridian runs as must be able to read it")),
+        ErrorKind::NotFound if Path::new(text.value).is_relative() => {
+            drop(written.hint("paths are relative to the file that names them"));
+        }
+        _ => {}
+    }
+    None
+}
+
+/// At least one certificate.
+fn chain(text: Text<'_>, expected: &str, context: &Context<'_>) -> Option<Vec<CertificateDer<'static>>> {
+    let pem = read(text, context)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match found {
+        Ok(chain) if !chain.is_empty() => Some(chain),
+        Ok(_) => {
+            let what = format!("`{}` holds no certificate (`-----BEGIN CERTIFICATE-----`)", shown(text));
+            context.scribe.error(text.place, what).hint(format!("it is to hold {expected}"));
+            None
+        }
+        Err(error) => {
+            context.scribe.error(text.place, format!("`{}` is not good PEM: {error}", shown(text)));
+            None
+        }
+    }
+}
+
+fn private_key(text: Text<'_>, context: &Context<'_>) -> Option<PrivateKeyDer<'static>> {
+    let pem = read(text, context)?;
+    // Which kinds there are is the parser's business, but this one it passes over in silence.
+    if pem.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || pem.contains("Proc-Type: 4,ENCRYPTED") {
+        context
+            .scribe
+            .error(
+                text.place,
+                format!("the key in `{}` is encrypted, and nobody is there to ask for its password", shown(text)),
+            )
+            .hint("decrypt it with `openssl pkey -in KEY -out PLAIN`, and let nobody else read the file");
+        return None;
+    }
+    match PrivateKeyDer::from_pem_slice(pem.as_bytes()) {
+        Ok(key) => Some(key),
+        // What the parser says of it might quote it.
+        Err(_) => {
+            let what = format!("`{}` holds no private key (`-----BEGIN PRIVATE KEY-----`)", shown(text));
+            context.scribe.error(text.place, what);
+            None
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! TLS of listeners as compiled: certificates with their keys, and who may be a client.
+//!
+//! Everything that a handshake could fail at for a mistake of ours is found out before: keys fit their certificates, authorities can be verified
+//! against. Which certificate a client gets is decided here, as a function of the name that it asks for; no handshake happens here.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::CertifiedKey;
+
+use crate::steering::route::comparable;
+
+/// Which listener: reloads know it again by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerId {
+    /// As written: port 0 stays 0.
+    pub address: SocketAddr,
+    /// How many listeners with the same address stand before it: more than none only with port 0.
+    pub nth: usize,
+}
+
+/// `[[listen]] tls`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// At least one. The first one's names are what a client gets that names no server, or one that none is for.
+    pub certificates: Vec<Arc<Certificate>>,
+    /// `client_ca`: clients must have a certificate that one of these authorities signed.
+    pub client_ca: Option<ClientCa>,
+    /// `min_version = "1.3"`.
+    pub only_tls13: bool,
+}
+
+/// A certificate with its chain and its key.
+pub struct Certificate {
+    /// Where it came from.
+    pub file: PathBuf,
+    /// The DNS names that it is for, in lower case; a wildcard as `*.example.com`.
+    pub names: Vec<String>,
+    /// The addresses that it is for.
+    pub addresses: Vec<IpAddr>,
+    /// From when to when it is valid, in Unix seconds.
+    pub valid: (i64, i64),
+    /// Chain and key. Its `Debug` does not show the key.
+    pub key: Arc<CertifiedKey>,
+}
+
+/// The authorities that sign clients' certificates.
+#[derive(Clone)]
+pub struct ClientCa {
+    /// Where they came from.
+    pub file: PathBuf,
+    /// They themselves.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// Looks whether they signed a client's.
+    pub verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Tls {
+    /// The certificates for a client that asks for `name`, in lower case and without a dot at its end: those for exactly that name, else those with the wildcard
+    /// that covers it, else the first one and others for the same names. More than one are of several kinds of key. Never empty.
+    pub fn certificates_for(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<Certificate>> {
+        let has = |wanted: &str| self.certificates.iter().any(|certificate| certificate.is_named(wanted));
+        let wildcard = name.and_then(wildcard_of);
+        let found = name.filter(|name| has(name)).map(str::to_owned).or(wildcard.filter(|wildcard| has(wildcard)));
+        let first = self.certificates.first();
+        self.certificates.iter().filter(move |certificate| match &found {
+            Some(name) => certificate.is_named(name),
+            None => {
+                first.is_some_and(|first| first.names == certificate.names && first.addresses == certificate.addresses)
+            }
+        })
+    }
+}
+
+/// `*.example.com` of `www.example.com`.
+fn wildcard_of(name: &str) -> Option<String> {
+    let (_, rest) = name.split_once('.')?;
+    Some(format!("*.{rest}"))
+}
+
+impl Certificate {
+    fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+
+    /// Whether it is for the host of a Host field's value.
+    pub fn is_for(&self, host: &str) -> bool {
+        let Some(host) = comparable(host) else { return false };
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
+        match bare.parse::<IpAddr>() {
+            Ok(address) => self.addresses.contains(&address),
+            Err(_) => self.is_named(&host) || wildcard_of(&host).is_some_and(|wildcard| self.is_named(&wildcard)),
+        }
+    }
+}
+
+impl PartialEq for Certificate {
+    /// A certificate names its key.
+    fn eq(&self, other: &Certificate) -> bool {
+        self.file == other.file && self.key.cert == other.key.cert
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("file", &self.file).field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for ClientCa {
+    fn eq(&self, other: &ClientCa) -> bool {
+        self.file == other.file && self.certificates == other.certificates
+    }
+}
+
+impl fmt::Debug for ClientCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientCa").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::ring::sign::any_ecdsa_type;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+
+    fn certificate(file: &str, names: &[&str], addresses: &[&str]) -> Arc<Certificate> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let key = any_ecdsa_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap();
+        Arc::new(Certificate {
+            file: file.into(),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            valid: (0, 0),
+            key: Arc::new(CertifiedKey::new(Vec::new(), key)),
+        })
+    }
+
+    #[test]
+    fn exact_names_go_before_wildcards_and_those_before_the_first() {
+        let certificates = vec![
+            certificate("first", &["a.test"], &["192.0.2.1"]),
+            certificate("wild", &["*.b.test"], &[]),
+            certificate("exact", &["www.b.test"], &[]),
+            certificate("first again", &["a.test"], &["192.0.2.1"]),
+        ];
+        let tls = Tls { certificates, client_ca: None, only_tls13: false };
+        let rows: &[(Option<&str>, &[&str])] = &[
+            (None, &["first", "first again"]),
+            (Some("a.test"), &["first", "first again"]),
+            (Some("www.b.test"), &["exact"]),
+            (Some("other.b.test"), &["wild"]),
+            (Some("x.other.b.test"), &["first", "first again"]),
+            (Some("b.test"), &["first", "first again"]),
+            (Some("*.b.test"), &["wild"]),
+        ];
+        for (name, expected) in rows {
+            let files: Vec<_> =
+                tls.certificates_for(*name).map(|certificate| certificate.file.to_str().unwrap()).collect();
+            assert_eq!(&files, expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_for_its_hosts_however_they_are_written() {
+        let certificate = certificate("", &["a.test", "*.b.test"], &["192.0.2.1", "2001:db8::1"]);
+        let rows = [
+            ("a.test", true),
+            ("A.test.", true),
+            ("a.test:8443", true),
+            ("x.b.test:443", true),
+            ("b.test", false),
+            ("x.y.b.test", false),
+            ("192.0.2.1:443", true),
+            ("192.0.2.2", false),
+            ("[2001:db8::1]", true),
+            ("[2001:DB8:0::1]:443", true),
+            ("[2001:db8::2]", false),
+            ("", false),
+            ("xa.test", false),
+        ];
+        for (host, expected) in rows {
+            assert_eq!(certificate.is_for(host), expected, "{host}");
+        }
+    }
+}
