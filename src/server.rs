@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::pingora::protocols::Stream;
+use ::pingora::protocols::{ALPN, Stream};
 use ::pingora::server::configuration::ServerConf;
 use ::pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use ::pingora::services::Service;
@@ -27,13 +27,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::admin::{self, Admin};
+use crate::config::tls::Certificate;
 use crate::config::{Boot, Engine, Listen, ListenerId};
 use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
 use crate::proxy::caught::caught;
-use crate::proxy::engine::{Gate, Served};
+use crate::proxy::engine::{Gate, Served, h2};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Kept, Reader, ReloadRequest, Sender};
@@ -42,6 +43,9 @@ use crate::watch::Watch;
 
 /// How long the control service may take to put its things away.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Between two looks for the rest of an HTTP/2 preface that came in pieces.
+const PIECES: Duration = Duration::from_millis(5);
 
 /// Runs the proxy with that configuration until it is told to end. Exit codes: 0 after an orderly end, 1 when it could not start.
 pub fn run(config: &Path) -> ExitCode {
@@ -174,20 +178,22 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
     let pingora =
         Arc::new(Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() });
     let engine = engine::Mover::new(Arc::clone(shared), metrics.clone(), threads);
-    let native: Arc<dyn ConnectionHandler> = Arc::new(Native { engine, pingora: Arc::clone(&pingora) });
-    let pingora: Arc<dyn ConnectionHandler> = pingora;
-    let handler = |engine: Engine| match engine {
-        Engine::Native => Arc::clone(&native),
-        Engine::Pingora => Arc::clone(&pingora),
+    let movers = Arc::new(Movers { engine, pingora: Arc::clone(&pingora) });
+    let native = |plain_http2| -> Arc<dyn ConnectionHandler> {
+        Arc::new(Native { movers: Arc::clone(&movers), reader: shared.reader.clone(), plain_http2 })
     };
-    let listener = |(n, Listen { address, engine, tls, proxy_protocol }): (usize, &Listen)| {
+    let (native, both): (_, Arc<dyn ConnectionHandler>) = (native(false), native(true));
+    let pingora: Arc<dyn ConnectionHandler> = pingora;
+    let listener = |(n, Listen { address, engine, http2, tls, proxy_protocol }): (usize, &Listen)| {
         let nth = listen[..n].iter().filter(|before| before.address == *address).count();
-        let tls = tls.then(|| Acceptor::new(ListenerId { address: *address, nth }));
-        Listener {
-            address: *address,
-            before: Before { proxy_protocol: *proxy_protocol, tls },
-            handler: handler(*engine),
-        }
+        let handler = match engine {
+            Engine::Native if *http2 && !tls => &both,
+            Engine::Native => &native,
+            Engine::Pingora => &pingora,
+        };
+        let tls = tls.then(|| Acceptor::new(ListenerId { address: *address, nth }, *http2));
+        let before = Before { proxy_protocol: *proxy_protocol, tls };
+        Listener { address: *address, before, handler: Arc::clone(handler) }
     };
     listen.iter().enumerate().map(listener).collect()
 }
@@ -203,10 +209,26 @@ impl engine::Side for Stream {
     }
 }
 
-/// Joins the listening service to our engine, and the engine to the mover of what it does not speak.
+/// Joins the listening service to our engine.
 struct Native {
+    movers: Arc<Movers>,
+    reader: Reader,
+    /// Trusted peers may speak HTTP/2 without TLS.
+    plain_http2: bool,
+}
+
+/// Our engine, and the mover of what it does not speak.
+struct Movers {
     engine: engine::Mover<engine::Tcp>,
     pingora: Arc<Pingora>,
+}
+
+/// Whose connection it is.
+struct Whose {
+    peer: SocketAddr,
+    scheme: &'static str,
+    http2: bool,
+    bound: Vec<Arc<Certificate>>,
 }
 
 #[async_trait]
@@ -214,7 +236,59 @@ impl ConnectionHandler for Native {
     async fn serve(&self, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) -> listen::Ending {
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
         let bound = listen::certificates(&stream).to_vec();
-        let from = engine::Downstream { peer: Some(peer), scheme, bound: &bound };
+        let edge = Arc::clone(&self.reader.load().edge);
+        let http2 = match stream.selected_alpn_proto() {
+            Some(protocol) => protocol == ALPN::H2,
+            None => {
+                let may = self.plain_http2 && edge.trusts(peer.ip().to_canonical());
+                may && timeout(edge.limits.header_timeout, begins_with(&stream, h2::PREFACE)).await.unwrap_or(false)
+            }
+        };
+        let whose = Whose { peer, scheme, http2, bound };
+        if !http2 {
+            drop(edge);
+            return self.movers.serve(stream, &whose, shutdown).await;
+        }
+        let whose = Arc::new(whose);
+        let each = |stream| {
+            let (movers, whose, shutdown) = (Arc::clone(&self.movers), Arc::clone(&whose), shutdown.clone());
+            async move {
+                // However it ended, the stream it came from knows.
+                drop(movers.serve(stream, &whose, &shutdown).await);
+            }
+        };
+        Box::pin(h2::serve(stream, peer, &edge.limits, shutdown.clone(), each)).await;
+        listen::Ending::Closed
+    }
+
+    /// Its connections watch the drain themselves.
+    async fn close_idle(&self) {}
+}
+
+/// Whether the first bytes on a plain connection are those. They stay to be read. Returns when that is known.
+async fn begins_with(stream: &Stream, expected: &[u8]) -> bool {
+    let Some(socket) = listen::socket(stream) else { return false };
+    let mut seen = [0; 32];
+    let seen = &mut seen[..expected.len()];
+    loop {
+        match socket.peek(seen).await {
+            Ok(count @ 1..) if expected.starts_with(&seen[..count]) => {
+                if count == expected.len() {
+                    return true;
+                }
+            }
+            _ => return false,
+        }
+        // It would return at once with the same. Whoever sends this in pieces can wait for the next.
+        sleep(PIECES).await;
+    }
+}
+
+impl Movers {
+    /// Serves HTTP/1.1.
+    async fn serve(&self, stream: Stream, whose: &Whose, shutdown: &ShutdownWatch) -> listen::Ending {
+        let Whose { peer, scheme, http2, bound } = whose;
+        let from = engine::Downstream { peer: Some(*peer), scheme, http2: *http2, bound };
         let mut served = self.engine.serve(stream, from, shutdown).await;
         loop {
             let request = match served {
@@ -230,9 +304,6 @@ impl ConnectionHandler for Native {
             served = self.engine.resume(stream, from, shutdown, &input, before + 1).await;
         }
     }
-
-    /// Its connections watch the drain themselves.
-    async fn close_idle(&self) {}
 }
 
 /// Joins the listening service to pingora-proxy.

@@ -17,7 +17,6 @@ pub(crate) struct Key {
 enum Same {
     Text(&'static str),
     Integer(i128),
-    Boolean(bool),
 }
 
 /// A value that does not work yet, of a key that does.
@@ -40,7 +39,6 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
-    key("listen.http2", &[Same::Boolean(false)], "HTTP/2"),
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),
@@ -60,7 +58,6 @@ impl Key {
         self.same.iter().any(|same| match (same, &node.value) {
             (Same::Text(same), Value::Text { value, .. }) => value == same,
             (Same::Integer(same), Value::Integer(value)) => value == same,
-            (Same::Boolean(same), Value::Boolean(value)) => value == same,
             _ => false,
         })
     }
@@ -70,7 +67,6 @@ impl Key {
         let written = |same: &Same| match same {
             Same::Text(text) => format!("\"{text}\""),
             Same::Integer(integer) => integer.to_string(),
-            Same::Boolean(boolean) => boolean.to_string(),
         };
         self.same.first().map(written)
     }

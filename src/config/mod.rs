@@ -182,6 +182,8 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Who moves the bytes of HTTP/1.1 here.
     pub engine: Engine,
+    /// `http2`: by ALPN with TLS, else by prior knowledge from trusted peers.
+    pub http2: bool,
     /// `tls` is there; what it says is in [`Edge::tls`].
     pub tls: bool,
     /// `proxy_protocol = "required"`: connections begin with a PROXY header, from trusted peers only.

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -149,6 +149,11 @@ impl UniqueID for Secured {
 impl Ssl for Secured {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         Some(Arc::clone(&self.digest))
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        let (_, session) = self.stream.as_ref()?.get_ref();
+        Some(if session.alpn_protocol() == Some(b"h2") { ALPN::H2 } else { ALPN::H1 })
     }
 }
 

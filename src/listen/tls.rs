@@ -22,7 +22,7 @@ use crate::config::tls::{ListenerId, Tls};
 use crate::telemetry::Metrics;
 
 /// What we speak above TLS.
-const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"http/1.0"];
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
 
 /// Bytes of plain text that wait to be sent, at most: one record.
 const BUFFER: usize = 16 << 10;
@@ -34,6 +34,7 @@ const NOT_TLS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nC
 /// The handshakes of one listener.
 pub struct Acceptor {
     listener: ListenerId,
+    http2: bool,
     /// `None`: there is no randomness for them.
     tickets: Option<Arc<dyn ProducesTickets>>,
     current: ArcSwapOption<Current>,
@@ -45,13 +46,13 @@ struct Current {
 }
 
 impl Acceptor {
-    /// For that listener, which [`Edge`] knows.
-    pub fn new(listener: ListenerId) -> Acceptor {
+    /// For that listener, which [`Edge`] knows. `http2`: clients may speak it.
+    pub fn new(listener: ListenerId, http2: bool) -> Acceptor {
         let tickets = ring::Ticketer::new();
         if let Err(error) = &tickets {
             tracing::warn!(%error, "no TLS session can be resumed");
         }
-        Acceptor { listener, tickets: tickets.ok(), current: ArcSwapOption::empty() }
+        Acceptor { listener, http2, tickets: tickets.ok(), current: ArcSwapOption::empty() }
     }
 
     /// What is in force.
@@ -84,7 +85,8 @@ impl Acceptor {
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(ByName(Arc::clone(tls))));
-        config.alpn_protocols = PROTOCOLS.iter().map(|protocol| protocol.to_vec()).collect();
+        let protocols = &PROTOCOLS[usize::from(!self.http2)..];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if let (Some(tickets), None) = (&self.tickets, &tls.client_ca) {
             config.ticketer = Arc::clone(tickets);

@@ -418,7 +418,11 @@ impl Exchange {
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
-            version: if is_http_11 { "1.1" } else { "1.0" },
+            version: match head.version {
+                http::Version::HTTP_2 => "2.0",
+                http::Version::HTTP_11 => "1.1",
+                _ => "1.0",
+            },
             framing: Framing::None,
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
             max_forwards: None,
@@ -1018,7 +1022,7 @@ fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, reque
         protocol: match head.version {
             http::Version::HTTP_10 => "HTTP/1.0",
             http::Version::HTTP_11 => "HTTP/1.1",
-            http::Version::HTTP_2 => "HTTP/2",
+            http::Version::HTTP_2 => "HTTP/2.0",
             _ => "HTTP",
         },
         mover: head.mover,

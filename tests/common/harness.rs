@@ -127,7 +127,7 @@ impl Proxy {
 
 /// A plain listener on any port.
 pub fn listener(engine: Engine) -> Listen {
-    Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine, tls: false, proxy_protocol: false }
+    Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), engine, http2: false, tls: false, proxy_protocol: false }
 }
 
 /// Waits until `condition` holds.

@@ -44,7 +44,8 @@ impl Lane {
         let client = Client { left: requests, may_ask: true, got: Arc::clone(&got) };
         let (_keep, draining) = watch::channel(false);
         let peer = Some(SocketAddr::from(([192, 0, 2, 77], 4711)));
-        let served = self.mover.serve(client, Downstream { peer, scheme: "http", bound: &[] }, &draining).await;
+        let served =
+            self.mover.serve(client, Downstream { peer, scheme: "http", http2: false, bound: &[] }, &draining).await;
         assert!(matches!(served, Served::Closed));
         got.load(std::sync::atomic::Ordering::Relaxed)
     }

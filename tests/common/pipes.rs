@@ -252,7 +252,7 @@ impl Engine {
         let pipe = ClientPipe { source, closes, sink: Sink { grain, rests: false }, got: Arc::clone(&got) };
         let peer = Some(SocketAddr::from(([192, 0, 2, 77], 4711)));
         let (_keep, draining) = watch::channel(false);
-        let served = self.mover.serve(pipe, Downstream { peer, scheme: "http", bound: &[] }, &draining);
+        let served = self.mover.serve(pipe, Downstream { peer, scheme: "http", http2: false, bound: &[] }, &draining);
         // No deadline of ours is longer than this.
         let served = tokio::time::timeout(Duration::from_secs(36_000), served).await.expect("it ends");
         let reset = matches!(served, Served::Reset(_));

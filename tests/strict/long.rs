@@ -204,7 +204,7 @@ impl Line {
                 let (mover, draining) = (Arc::clone(&mover), draining.clone());
                 let client = Counted::new(tcp, &passed, false, shows.1);
                 tokio::spawn(async move {
-                    let from = Downstream { peer: Some(peer), scheme: "http", bound: &[] };
+                    let from = Downstream { peer: Some(peer), scheme: "http", http2: false, bound: &[] };
                     assert!(!matches!(mover.serve(client, from, &draining).await, Served::HandOver(_)));
                 });
             }

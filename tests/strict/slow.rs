@@ -344,7 +344,7 @@ async fn nothing_is_said_inside_a_hint() {
     let (drain, draining) = tokio::sync::watch::channel(false);
     client.write_all(GET.as_bytes()).await.unwrap();
     let serving = tokio::spawn(async move {
-        let from = Downstream { peer: None, scheme: "http", bound: &[] };
+        let from = Downstream { peer: None, scheme: "http", http2: false, bound: &[] };
         matches!(mover.serve(near, from, &draining).await, Served::Closed)
     });
     // The request's time ends inside the hint.

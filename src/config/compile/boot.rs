@@ -79,6 +79,22 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, T
                 .hint("list your load balancers in `trusted` of `[client_ip]`");
         }
         let tls = super::tls::tls(&section, context);
+        let http2 = section.boolean("http2", engine == Engine::Native && section.has("tls"));
+        if http2 && engine == Engine::Pingora {
+            section
+                .scribe
+                .error(section.place_of("http2"), "HTTP/2 from clients needs the native engine")
+                .hint("leave `engine` out");
+        }
+        if http2 && !section.has("tls") && nobody_trusted {
+            section
+                .scribe
+                .warning(
+                    section.place_of("http2"),
+                    "nobody can speak HTTP/2 here: without TLS it is spoken to trusted peers only, and there are none",
+                )
+                .hint("list your load balancers in `trusted` of `[client_ip]`");
+        }
         if engine == Engine::Pingora && tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) {
             section
                 .scribe
@@ -92,7 +108,7 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, T
             Some(text) => {
                 if let Some(address) = socket(&section, text) {
                     let nth = listen.iter().filter(|listen| listen.address == address).count();
-                    listen.push(Listen { address, engine, tls: tls.is_some(), proxy_protocol });
+                    listen.push(Listen { address, engine, http2, tls: tls.is_some(), proxy_protocol });
                     secured.extend(tls.map(|tls| (ListenerId { address, nth }, Arc::new(tls))));
                     // Port 0 means any free port: it never collides.
                     taken.extend((address.port() != 0).then_some((address, text.place)));

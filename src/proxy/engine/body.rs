@@ -288,6 +288,11 @@ impl Body {
         Ok(())
     }
 
+    /// What followed the last chunk, if anything did. For a body that is over.
+    pub(super) fn trailers(&self) -> Option<Lines<'_>> {
+        Some(&self.trailers).filter(|trailers| trailers.len() > 2).and_then(|trailers| head::trailers(trailers))
+    }
+
     /// Appends the end of a chunked body: the last chunk and the trailers that may be forwarded.
     pub fn write_end(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"0\r\n");

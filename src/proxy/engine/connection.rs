@@ -555,7 +555,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         Head {
             method,
             target,
-            version,
+            version: if self.from.http2 { Version::HTTP_2 } else { version },
             fields,
             peer: self.from.peer,
             scheme: self.from.scheme,

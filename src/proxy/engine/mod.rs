@@ -18,6 +18,7 @@ mod date;
 mod draining;
 mod frames;
 pub mod gate;
+pub mod h2;
 pub mod head;
 mod hedge;
 mod lines;
@@ -70,6 +71,8 @@ pub struct Downstream<'a> {
     pub peer: Option<SocketAddr>,
     /// `http` or `https`.
     pub scheme: &'static str,
+    /// It speaks HTTP/2, and this is one of its streams.
+    pub http2: bool,
     /// As [`Head::bound`](crate::proxy::Head::bound).
     pub bound: &'a [Arc<Certificate>],
 }

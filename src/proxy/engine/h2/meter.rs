@@ -1,0 +1,255 @@
+//! What a client makes us do that is no request: counted frame by frame as they come in, and bounded.
+//!
+//! A frame of nine bytes can cost an answer, a search or a lock. Those that serve something come with requests, with data or now and then, and so does what a
+//! client may send of them: a budget that fills up with each request, with bytes that we sent and with time. Whoever uses it up is told to calm down,
+//! and its connection ends. What the library bounds by itself is left to it: cancelled streams, the pieces of a head, small pieces of data, the table of compressed
+//! fields.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::PREFACE;
+use crate::proxy::engine::now;
+
+/// The budget of a new connection, and the most that there ever is. A client that opens all its streams at once needs some hundreds.
+const MOST: u32 = 2048;
+
+/// What each request adds: room to open a window, to change its mind, and for a piece of its head.
+const REQUEST: u32 = 8;
+
+/// Bytes of ours for which a client may tell us once that it took them.
+const BYTES: usize = 1024;
+
+/// What a second adds: pings, and windows of what was sent before.
+const SECOND: u64 = 16;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const END_STREAM: u8 = 1;
+
+/// Whether a connection's budget is used up.
+#[derive(Clone, Debug)]
+pub(super) struct Flooded(Arc<AtomicBool>);
+
+impl Flooded {
+    /// Whether it is; whoever polls the connection is woken when it becomes so.
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The connection, counted. Nothing is read from it any more once its budget is used up.
+pub(super) struct Metered {
+    inner: Stream,
+    budget: Budget,
+    flooded: Flooded,
+}
+
+/// Follows the frames in what comes.
+#[derive(Debug)]
+struct Budget {
+    at: At,
+    left: u32,
+    /// Bytes sent that added nothing yet.
+    sent: usize,
+    /// To when the time that passed was added.
+    refilled: Instant,
+}
+
+#[derive(Debug)]
+enum At {
+    /// So many bytes before the next header.
+    Skip(usize),
+    /// In a header, of which so many bytes came.
+    Header([u8; 9], usize),
+}
+
+impl Metered {
+    pub(super) fn new(inner: Stream) -> (Metered, Flooded) {
+        let flooded = Flooded(Arc::default());
+        let budget = Budget { at: At::Skip(PREFACE.len()), left: MOST, sent: 0, refilled: now() };
+        (Metered { inner, budget, flooded: flooded.clone() }, flooded)
+    }
+}
+
+impl Budget {
+    /// Looks at what came. False: too much of it.
+    fn take(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+        while !bytes.is_empty() {
+            match &mut self.at {
+                At::Skip(left) => {
+                    let count = bytes.len().min(*left);
+                    *left -= count;
+                    bytes = &bytes[count..];
+                    if *left == 0 {
+                        self.at = At::Header([0; 9], 0);
+                    }
+                }
+                At::Header(header, filled) => {
+                    let count = bytes.len().min(header.len() - *filled);
+                    header[*filled..*filled + count].copy_from_slice(&bytes[..count]);
+                    *filled += count;
+                    bytes = &bytes[count..];
+                    if *filled == header.len() {
+                        let [high, mid, low, kind, flags, ..] = *header;
+                        let length = u32::from_be_bytes([0, high, mid, low]) as usize;
+                        self.at = if length == 0 { At::Header([0; 9], 0) } else { At::Skip(length) };
+                        if !self.pay(kind, flags, length, &now) {
+                            return false;
+                        }
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn pay(&mut self, kind: u8, flags: u8, length: usize, now: impl Fn() -> Instant) -> bool {
+        match kind {
+            HEADERS => self.add(REQUEST),
+            DATA if length > 0 || flags & END_STREAM != 0 => {}
+            _ => {
+                if self.left == 0 {
+                    // Rare, so that the clock is looked at only here.
+                    let (now, since) = (now(), self.refilled);
+                    let gained = now.saturating_duration_since(since).as_secs().saturating_mul(SECOND);
+                    if gained > 0 {
+                        self.refilled = now;
+                        self.add(u32::try_from(gained).unwrap_or(MOST));
+                    }
+                }
+                match self.left.checked_sub(1) {
+                    Some(left) => self.left = left,
+                    None => return false,
+                }
+            }
+        }
+        true
+    }
+
+    fn add(&mut self, more: u32) {
+        self.left = self.left.saturating_add(more).min(MOST);
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.sent += count;
+        self.add(u32::try_from(self.sent / BYTES).unwrap_or(MOST));
+        self.sent %= BYTES;
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.flooded.0.load(Relaxed) {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        if !this.budget.take(&buf.filled()[before..], now) {
+            this.flooded.0.store(true, Relaxed);
+            // Whoever polls the connection looks at this first.
+            cx.waker().wake_by_ref();
+            buf.set_filled(before);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
+        self.budget.sent(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
+        self.budget.sent(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
+        let [_, high, mid, low] = u32::try_from(length).unwrap().to_be_bytes();
+        [&[high, mid, low, kind, flags, 0, 0, 0, 1][..], &vec![0xff; length]].concat()
+    }
+
+    fn budget() -> Budget {
+        Budget { at: At::Header([0; 9], 0), left: MOST, sent: 0, refilled: Instant::now() }
+    }
+
+    #[test]
+    fn a_flood_ends_and_what_serves_requests_does_not() {
+        let begun = Instant::now();
+        for (kind, length) in [(6, 8), (4, 0), (4, 6), (8, 4), (3, 4), (2, 5), (9, 0), (0, 0), (77, 3)] {
+            let mut budget = budget();
+            let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), || begun)).unwrap();
+            assert_eq!(passed, MOST, "{kind}");
+            // Time makes it good again, slowly.
+            let mut budget = Budget { left: 0, refilled: begun, ..budget };
+            let later = || begun + Duration::from_secs(2);
+            let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), later)).unwrap();
+            assert_eq!(passed, 2 * u32::try_from(SECOND).unwrap(), "{kind}");
+        }
+        let mut budget = budget();
+        for _ in 0..100_000 {
+            // A request, its window, data both ways, a cancellation.
+            for (kind, flags, length) in [(HEADERS, 4, 30), (8, 0, 4), (DATA, 0, 100), (DATA, END_STREAM, 0), (3, 0, 4)]
+            {
+                assert!(budget.take(&frame(kind, flags, length), || begun));
+            }
+            budget.sent(16 << 10);
+            for _ in 0..10 {
+                assert!(budget.take(&frame(8, 0, 4), || begun));
+            }
+        }
+    }
+
+    proptest! {
+        /// Wherever what comes is cut, it is counted alike.
+        #[test]
+        fn frames_are_found_however_they_are_cut(frames in prop::collection::vec((0u8..12, 0u8..3, 0usize..40), 0..40), cut in 1usize..30) {
+            let bytes: Vec<u8> = frames.iter().flat_map(|(kind, flags, length)| frame(*kind, *flags, *length)).collect();
+            let (mut whole, mut pieces) = (budget(), budget());
+            let begun = whole.refilled;
+            whole.take(&bytes, || begun);
+            for piece in bytes.chunks(cut) {
+                pieces.take(piece, || begun);
+            }
+            prop_assert_eq!(whole.left, pieces.left);
+            let at_border = matches!(whole.at, At::Header(_, 0));
+            prop_assert!(at_border);
+        }
+    }
+}

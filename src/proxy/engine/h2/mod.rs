@@ -1,0 +1,127 @@
+//! HTTP/2 from clients: each stream becomes an HTTP/1.1 connection with one request on it, which whoever serves HTTP/1.1 serves.
+//!
+//! So everything that holds for HTTP/1.1 clients holds for these: strictness, deadlines, the decision, failing over, hedging, the log. Frames, windows and
+//! header compression are the library's (crate h2, which pingora and hyper use as well); what is ours is the conversion in both directions
+//! ([`request`], [`stream`]) and the bounds of what a client may make us do ([`meter`]). The conversion costs a head written and read once more, which is a small part of what
+//! a stream costs the library. Refused: a second way from a request to an upstream, which would have to be kept as good as the first.
+//!
+//! Must not know what a request is for, nor who answers it.
+
+mod meter;
+mod request;
+mod stream;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::server::Builder;
+use pingora::protocols::Stream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Limits;
+use meter::Metered;
+use stream::Around;
+pub use stream::H2Stream;
+
+/// How every HTTP/2 connection begins (RFC 9113, 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Streams at once; nginx has the same default.
+const STREAMS: u32 = 128;
+
+/// What may lie here of one request's body, and of all bodies of a connection, before somebody takes it.
+const WINDOWS: (u32, u32) = (128 << 10, 1 << 20);
+
+/// What may lie here of one answer before the client takes it.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// Streams that a client has cancelled before we came to them, and faults of its own, before it is told to calm down.
+const RESETS: (usize, usize) = (32, 64);
+
+/// After a farewell, what is left to say of streams that are over.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Serves the requests of one connection, each by a future that `each` makes of it and that runs as a task. Returns when the connection is over.
+pub async fn serve<F, T>(
+    stream: Stream,
+    peer: SocketAddr,
+    limits: &Limits,
+    mut draining: watch::Receiver<bool>,
+    each: F,
+) where
+    F: Fn(Stream) -> T,
+    T: Future<Output = ()> + Send + 'static,
+{
+    let around = Arc::new(Around::of(&stream, peer));
+    let (metered, flooded) = Metered::new(stream);
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(RESETS.0)
+        .max_local_error_reset_streams(Some(RESETS.1));
+    let begun = Instant::now();
+    let first = begun + limits.header_timeout;
+    let handshake = builder.handshake::<_, Bytes>(metered);
+    let Ok(Ok(mut connection)) = tokio::time::timeout_at(first, handshake).await else { return };
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut requests = 0u32;
+    let mut timer = pin!(sleep_until(first));
+    let mut drained = pin!(async move {
+        // An error: the process is on its way out.
+        let _ = draining.wait_for(|draining| *draining).await;
+    });
+    let (mut saying_farewell, mut calmed) = (false, false);
+    loop {
+        let accepted = poll_fn(|cx| {
+            if flooded.is_set() && !calmed {
+                calmed = true;
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+            if !saying_farewell && drained.as_mut().poll(cx).is_ready() {
+                saying_farewell = true;
+                connection.graceful_shutdown();
+            }
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Some(accepted));
+            }
+            timer.as_mut().poll(cx).map(|()| None)
+        })
+        .await;
+        match accepted {
+            Some(Some(Ok((request, respond)))) => {
+                requests += 1;
+                let stream = H2Stream::new(request, respond, Arc::clone(&around), Arc::clone(&open));
+                if let Some(stream) = stream {
+                    tokio::spawn(each(Box::new(stream)));
+                }
+                if limits.requests > 0 && requests >= limits.requests && !saying_farewell {
+                    saying_farewell = true;
+                    connection.graceful_shutdown();
+                }
+                timer.as_mut().reset(Instant::now() + limits.idle_timeout);
+            }
+            // It broke a rule, which the library told it, or left.
+            Some(Some(Err(_)) | None) => return,
+            // Nothing new for long.
+            None if open.load(Relaxed) > 0 => timer.as_mut().reset(Instant::now() + limits.idle_timeout),
+            None if saying_farewell => return,
+            None => {
+                saying_farewell = true;
+                connection.graceful_shutdown();
+                timer.as_mut().reset(Instant::now() + FAREWELL);
+            }
+        }
+    }
+}
