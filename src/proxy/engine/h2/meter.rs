@@ -217,7 +217,7 @@ mod tests {
             let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), || begun)).unwrap();
             assert_eq!(passed, MOST, "{kind}");
             // Time makes it good again, slowly.
-            let mut budget = Budget { left: 0, refilled: begun, ..budget };
+            let mut budget = Budget { at: At::Header([0; 9], 0), left: 0, refilled: begun, ..budget };
             let later = || begun + Duration::from_secs(2);
             let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), later)).unwrap();
             assert_eq!(passed, 2 * u32::try_from(SECOND).unwrap(), "{kind}");
