@@ -147,7 +147,7 @@ async fn curl_is_served() {
     let (ca, port) = (proxy.folder().join("ca.pem"), proxy.listen.port());
     let resolve = format!("www.example.com:{port}:127.0.0.1");
     let url = format!("https://www.example.com:{port}/x");
-    let arguments = ["-sSv", "--cacert", ca.to_str().unwrap(), "--resolve", &resolve, &url, &url];
+    let arguments = ["-sSv", "--http1.1", "--cacert", ca.to_str().unwrap(), "--resolve", &resolve, &url, &url];
     let output = run("curl", &arguments);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hellohello", "{}", text(&output));
     assert!(
