@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use crate::config::file::{Table, Value, beside};
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::{Place, Scribe};
-use crate::config::{AdminDoors, Boot, Edge, Files, GeoFiles};
+use crate::config::{AdminDoors, Boot, Edge, Engine, Files, GeoFiles};
 use crate::steering::Fleet;
 use crate::steering::fleet::Pop;
 
@@ -57,11 +57,12 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
         brake,
         ..Fleet::default()
     };
-    service::services(&root, &regions, &mut fleet, context);
+    let pingora = boot.listen.iter().any(|listen| listen.engine == Engine::Pingora);
+    let upstream_tls = service::services(&root, &regions, &mut fleet, pingora, context);
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;
-    let edge = edge::edge(&root, &pop, tls);
+    let edge = edge::edge(&root, &pop, tls, upstream_tls);
     root.finish();
     Compiled { boot, edge, fleet, geoip: geoip.files }
 }

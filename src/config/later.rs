@@ -42,7 +42,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),
-    key("services.*.upstream.tls", &[], "TLS to upstreams"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
     key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];

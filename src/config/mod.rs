@@ -22,7 +22,7 @@ use crate::geo::Prefix;
 use crate::secret::Secret;
 use crate::steering::Fleet;
 
-pub use self::tls::{ListenerId, Tls};
+pub use self::tls::{ListenerId, Tls, UpstreamTls};
 pub use report::{Finding, Mark, Report, Severity};
 pub(crate) use units::{duration, meant, show_duration};
 
@@ -222,11 +222,18 @@ pub struct Edge {
     pub forwarding: Forwarding,
     /// `[limits]`.
     pub limits: Limits,
+    /// `upstream.tls` of each service that has it.
+    pub upstream_tls: Vec<Arc<UpstreamTls>>,
     /// `tls` of each `[[listen]]` that has it.
     pub tls: Vec<(ListenerId, Arc<Tls>)>,
 }
 
 impl Edge {
+    /// The TLS to endpoints of that fingerprint; `None` for 0.
+    pub fn upstream_tls(&self, fingerprint: u64) -> Option<&Arc<UpstreamTls>> {
+        self.upstream_tls.iter().find(|tls| tls.fingerprint == fingerprint)
+    }
+
     /// The TLS of that listener, if it has any.
     pub fn tls(&self, listener: ListenerId) -> Option<&Arc<Tls>> {
         self.tls.iter().find(|(id, _)| *id == listener).map(|(_, tls)| tls)

@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 
@@ -57,6 +58,41 @@ pub struct ClientCa {
     pub certificates: Vec<CertificateDer<'static>>,
     /// Looks whether they signed a client's.
     pub verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// `services.*.upstream.tls`: TLS to endpoints.
+#[derive(Clone)]
+pub struct UpstreamTls {
+    /// Of everything that is written of it and in its files: connections made by another one are not used any more. Never 0.
+    pub fingerprint: u64,
+    /// `sni`: the name that is asked for and verified, instead of the endpoint's own.
+    pub name: Option<ServerName<'static>>,
+    /// Whom it trusts, and who we are.
+    pub config: Arc<ClientConfig>,
+}
+
+impl UpstreamTls {
+    /// The name that the certificate of an endpoint (`host:port`, as configured) has to be for; it is asked for, too, unless it is an address.
+    pub fn name_of(&self, endpoint: &str) -> Option<ServerName<'static>> {
+        if let Some(name) = &self.name {
+            return Some(name.clone());
+        }
+        let (host, _) = endpoint.rsplit_once(':')?;
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        ServerName::try_from(bare.trim_end_matches('.').to_owned()).ok()
+    }
+}
+
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &UpstreamTls) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamTls").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Tls {

@@ -11,7 +11,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::{Bounded, Learned, Target, USER_AGENT, authority, carried, words};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Learned, Target, USER_AGENT, authority, carried, words};
 
 /// Bytes of a body that are searched.
 const BODY: usize = 64 * 1024;
@@ -24,7 +26,7 @@ const WEIGHT: &str = "x-meridian-weight";
 
 /// Sends the request and looks at the answer: its status in one of the ranges, its body with `wanted` in it.
 pub(super) async fn exchange(
-    stream: Bounded,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Empty<Bytes>>,
     status: &[(u16, u16)],
     wanted: &[u8],

@@ -28,6 +28,8 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::config::Edge;
+use crate::config::tls::UpstreamTls;
 use crate::state::{Reader, Sender};
 use crate::steering::Snapshot;
 use crate::steering::fleet::{HealthPolicy, Probe};
@@ -61,6 +63,8 @@ struct Target {
     /// The endpoint as configured, for the Host field.
     name: Arc<str>,
     policy: HealthPolicy,
+    /// What requests to it are within, and so its probes.
+    secured: Option<Arc<UpstreamTls>>,
     /// Where connects are counted.
     trips: Arc<Trips>,
     /// How often its traffic ejected it: each time it is probed at once.
@@ -73,7 +77,10 @@ pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
     let mut running: HashMap<EndpointId, (watch::Sender<Target>, AbortHandle)> = HashMap::new();
     let tls = tls::Prober::new();
     loop {
-        let mut wanted = targets(&reader.load().snapshot);
+        let mut wanted = {
+            let published = reader.load();
+            targets(&published.snapshot, &published.edge)
+        };
         running.retain(|id, (target, task)| {
             // A task that ended (its endpoint was gone for a moment) is started again below.
             if task.is_finished() {
@@ -101,7 +108,7 @@ pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
 }
 
 /// Every endpoint whose service has probes.
-fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
+fn targets(snapshot: &Snapshot, edge: &Edge) -> HashMap<EndpointId, Target> {
     let fleet = snapshot.fleet();
     let mut targets = HashMap::new();
     for (pool, view) in fleet.pools.iter().zip(&snapshot.pools) {
@@ -119,6 +126,7 @@ fn targets(snapshot: &Snapshot) -> HashMap<EndpointId, Target> {
                 address,
                 name: endpoint.name.clone(),
                 policy: service.health.clone(),
+                secured: edge.upstream_tls(service.upstream.tls).cloned(),
                 trips: Arc::clone(endpoint.meter.trips()),
                 ejections: endpoint.ejected.count,
             };
@@ -267,7 +275,14 @@ async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> R
         Probe::Grpc { host } => grpc::check(stream, target, host).await,
         Probe::Http { path, method, host, headers, status, body } => {
             let request = http::request(target, path, method, host, headers)?;
-            http::exchange(stream, request, status, body.as_bytes(), learned).await
+            let (status, body) = (status.as_slice(), body.as_bytes());
+            match &target.secured {
+                None => http::exchange(stream, request, status, body, learned).await,
+                Some(secured) => {
+                    let stream = tls::within(secured, stream, target, learned).await?;
+                    http::exchange(stream, request, status, body, learned).await
+                }
+            }
         }
     }
 }
@@ -429,6 +444,7 @@ mod tests {
             address,
             name: "origin.example:80".into(),
             policy,
+            secured: None,
             trips: Arc::default(),
             ejections: 0,
         }

@@ -1,7 +1,7 @@
 //! TLS probes: a handshake completes, and the certificate's time is not over.
 //!
-//! What a probe does not say is whom the certificate belongs to: neither the chain nor the name is verified. meridian speaks no TLS to
-//! upstreams in this version, so that there is nothing yet that would tell which roots to trust. The server does prove that it
+//! What a probe of `kind = "tls"` does not say is whom the certificate belongs to: neither the chain nor the name is verified, as nothing tells which roots to
+//! trust. (An HTTP probe of a service with `upstream.tls` shakes hands as its requests do, and verifies what they verify.) The server does prove that it
 //! has the key of the certificate that it shows, as in every handshake.
 //!
 //! Sessions are never resumed: a resumed one shows no certificate.
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -19,6 +20,7 @@ use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureS
 use x509_parser::parse_x509_certificate;
 
 use super::{Bounded, Learned, Target, bare, words};
+use crate::config::tls::UpstreamTls;
 use crate::text::rfc3339;
 
 /// What TLS probes have in common. Cheap to clone.
@@ -59,6 +61,23 @@ impl Prober {
         let _ = stream.shutdown().await;
         verdict
     }
+}
+
+/// Shakes hands as requests to that endpoint do.
+pub(super) async fn within(
+    secured: &UpstreamTls,
+    stream: Bounded,
+    target: &Target,
+    learned: &mut Learned,
+) -> Result<TlsStream<Bounded>, String> {
+    let name =
+        secured.name_of(&target.name).ok_or_else(|| format!("{} is not a name that TLS can ask for", target.name))?;
+    let connector = TlsConnector::from(Arc::clone(&secured.config));
+    let stream = connector.connect(name, stream).await.map_err(|error| broken(&error))?;
+    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    learned.certificate =
+        leaf.and_then(|leaf| Some(parse_x509_certificate(leaf).ok()?.1.validity().not_after.timestamp()));
+    Ok(stream)
 }
 
 /// The name to ask for. For an address nothing is sent.

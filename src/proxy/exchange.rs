@@ -95,7 +95,9 @@ pub struct Attempt {
     pub fresh: bool,
     /// What it speaks.
     pub protocol: Protocol,
-    /// For connecting.
+    /// Which TLS it speaks that within, by its fingerprint; 0: none.
+    pub tls: u64,
+    /// For connecting, TLS included.
     pub connect: Duration,
     /// For the first byte of the answer.
     pub first_byte: Duration,
@@ -127,6 +129,7 @@ impl Attempt {
             epoch: 0,
             fresh: false,
             protocol: Protocol::Http1,
+            tls: 0,
             connect: second,
             first_byte: second,
             pool_idle: minute,
@@ -993,6 +996,7 @@ impl Exchange {
             epoch: self.published.snapshot.pool(take.pool).epoch,
             fresh,
             protocol: service.upstream.protocol,
+            tls: service.upstream.tls,
             connect: timeouts.connect.min(remaining),
             first_byte: share,
             pool_idle: service.upstream.idle,

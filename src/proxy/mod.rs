@@ -49,6 +49,7 @@ mod tests {
                 connections: 20_000,
                 underscores: Underscores::Drop,
             },
+            upstream_tls: Vec::new(),
             tls: Vec::new(),
         }
     }

@@ -432,6 +432,8 @@ pub struct Timeouts {
 pub struct Upstream {
     /// What is spoken to endpoints.
     pub protocol: Protocol,
+    /// Which TLS it is spoken within, by its fingerprint; 0: none.
+    pub tls: u64,
     /// How long an unused connection is kept.
     pub idle: Duration,
     /// How long a connection is used at all. Native engine only.

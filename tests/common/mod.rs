@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses another part")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests fail by panicking and own a clock")]
 
+pub mod authority;
 pub mod dice;
 pub mod fleet;
 pub mod harness;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use meridian::config::AccessLog;
-use meridian::proxy::engine::{Connect, Downstream, Served, Side};
+use meridian::proxy::engine::{Connect, Downstream, Served, Side, Within};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -161,7 +161,7 @@ struct Net {
 impl Connect for Net {
     type Stream = Counted;
 
-    async fn connect(&self, address: SocketAddr) -> io::Result<Counted> {
+    async fn connect(&self, address: SocketAddr, _: Option<Within>) -> io::Result<Counted> {
         let socket = TcpSocket::new_v4()?;
         if self.there > 0 {
             socket.set_recv_buffer_size(1 << 20)?;

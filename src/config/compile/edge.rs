@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::compile::Context;
 use crate::config::names;
 use crate::config::reader::Section;
-use crate::config::{Edge, Forwarding, Limits, ListenerId, Tls, Underscores};
+use crate::config::{Edge, Forwarding, Limits, ListenerId, Tls, Underscores, UpstreamTls};
 use crate::geo::{Point, Prefix};
 
 /// `[pop]`: name and location.
@@ -35,14 +35,19 @@ pub(super) fn pop(section: &Section<'_>, context: &Context<'_>) -> (String, Opti
     (name, location)
 }
 
-pub(super) fn edge(root: &Section<'_>, pop: &str, tls: Vec<(ListenerId, Arc<Tls>)>) -> Edge {
+pub(super) fn edge(
+    root: &Section<'_>,
+    pop: &str,
+    tls: Vec<(ListenerId, Arc<Tls>)>,
+    upstream_tls: Vec<Arc<UpstreamTls>>,
+) -> Edge {
     let section = root.table("client_ip");
     let trusted = trusted(&section);
     let words = [("x-forwarded-for", Forwarding::XForwardedFor), ("forwarded", Forwarding::Forwarded)];
     let forwarding = section.choice("header", Forwarding::XForwardedFor, &words);
     section.finish();
     let via = format!("meridian-{pop}");
-    Edge { via, trusted, forwarding, limits: limits(root.table("limits")), tls }
+    Edge { via, trusted, forwarding, limits: limits(root.table("limits")), upstream_tls, tls }
 }
 
 /// Whether `[client_ip] trusted` is empty or not there.

@@ -1,6 +1,7 @@
 //! `[services.*]`: what clients ask for, and the policies for them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::compile::areas::{self, Own};
@@ -11,6 +12,7 @@ use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
+use crate::config::tls::UpstreamTls;
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
     Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service,
@@ -31,6 +33,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A service and what only the compiler needs of it.
 struct Read {
     service: Service,
+    tls: Option<Arc<UpstreamTls>>,
     pools: Vec<Draft>,
     /// Hosts and paths; `None` when some were refused.
     routes: Option<Routes>,
@@ -43,7 +46,15 @@ struct Routes {
 }
 
 /// Fills in the fleet's services, pools and router.
-pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+/// `pingora`: a listener has that engine. Returns the TLS to the endpoints of those that have it.
+pub(super) fn services(
+    root: &Section<'_>,
+    regions: &Regions<'_>,
+    fleet: &mut Fleet,
+    pingora: bool,
+    context: &Context<'_>,
+) -> Vec<Arc<UpstreamTls>> {
+    let mut secured: Vec<Arc<UpstreamTls>> = Vec::new();
     let section = root.table("services");
     let entries = section.entries();
     if entries.is_empty() && (section.is_present() || !root.has("services")) {
@@ -56,18 +67,19 @@ pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fl
         context
             .scribe
             .error(entry.place, format!("there can be at most {MOST_SERVICES} services, not {}", entries.len()));
-        return;
+        return secured;
     }
     let mut routes: Vec<(ServiceId, String, Routes)> = Vec::new();
     let mut affinity_places = Vec::new();
     for entry in entries {
         super::check_name(&entry.key, entry.place, "service", context.scribe);
         let Some(service) = section.named(&entry.key, entry.place, &entry.node) else { continue };
-        let mut read = service_of(&entry.key, service, regions, context);
+        let mut read = service_of(&entry.key, service, regions, pingora, context);
+        secured.extend(read.tls.take().filter(|tls| secured.iter().all(|known| known.fingerprint != tls.fingerprint)));
         let id = ServiceId(fleet.services.len() as u16);
         if fleet.pools.len() + read.pools.len() > MOST_POOLS {
             context.scribe.error(entry.place, format!("there can be at most {MOST_POOLS} pools in all"));
-            return;
+            return secured;
         }
         for draft in read.pools {
             let pool = PoolId(fleet.pools.len() as u16);
@@ -82,6 +94,7 @@ pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fl
     }
     warn_of_shared_cookies(&routes, &affinity_places, fleet, context);
     fleet.router = router(&routes, context);
+    secured
 }
 
 /// A browser holds one cookie of a name for a host: services that share both would overwrite each other's.
@@ -137,7 +150,7 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
-fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: &Context<'_>) -> Read {
+fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, pingora: bool, context: &Context<'_>) -> Read {
     let dial: u8 = section.integer("dial", 100, 0..=100);
     let pools_section = section.table("pools");
     let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
@@ -172,12 +185,21 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
+    let (upstream, tls) = upstream(section.table("upstream"), pingora, context);
     let affinity_place = section.place_of("affinity");
     let affinity = affinity::affinity(section.table("affinity"));
     let pins = areas::pins(&section.table("pins"), &own);
     let health_section = section.table("health");
     let health_place = health_section.place;
     let health = health::health(health_section);
+    if tls.is_some() && matches!(health.probe, Probe::Grpc { .. }) {
+        context
+            .scribe
+            .error(health_place, "gRPC probes are made without TLS, and this service has `upstream.tls`")
+            .hint(
+                "`kind = \"http\"` goes within the same TLS as requests; `kind = \"tls\"` looks at the handshake alone",
+            );
+    }
     let service = Service {
         name: name.to_owned(),
         steering,
@@ -191,7 +213,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         affinity,
         health,
         timeouts: timeouts(section.table("timeouts")),
-        upstream: upstream(section.table("upstream")),
+        upstream,
         retry: retry(section.table("retry")),
         drain_timeout,
         max_body,
@@ -205,7 +227,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     warn(&service, &pools, &own, health_place);
     warn_of_blend(&service, rtt_place, context);
     section.finish();
-    Read { service, pools, routes, affinity_place }
+    Read { service, tls, pools, routes, affinity_place }
 }
 
 fn warn_of_blend(service: &Service, place: Place, context: &Context<'_>) {
@@ -367,15 +389,33 @@ fn timeouts(section: Section<'_>) -> Timeouts {
     timeouts
 }
 
-fn upstream(section: Section<'_>) -> Upstream {
+fn upstream(section: Section<'_>, pingora: bool, context: &Context<'_>) -> (Upstream, Option<Arc<UpstreamTls>>) {
+    let tls = super::tls::upstream(&section, context);
     let upstream = Upstream {
         protocol: section.choice("protocol", Protocol::Http1, &[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
+        tls: tls.as_ref().map_or(0, |tls| tls.fingerprint),
         idle: section.duration("idle", 60 * SECOND, MS..=DAY),
         max_age: section.duration("max_age", 3600 * SECOND, MS..=7 * DAY),
         max_connections: section.integer("max_connections", 0u32, 0..=1_000_000),
     };
+    let has_tls = section.has("tls");
+    if has_tls && upstream.protocol == Protocol::H2c {
+        section
+            .scribe
+            .error(section.place_of("protocol"), "`h2c` is HTTP/2 without TLS, and this service has `tls`")
+            .hint("leave `protocol` out: HTTP/1.1 is spoken within TLS");
+    }
+    if has_tls && pingora {
+        section
+            .scribe
+            .error(
+                section.place_of("tls"),
+                "TLS to upstreams needs the native engine, and a listener has `engine = \"pingora\"`",
+            )
+            .hint("leave `engine` out of every `[[listen]]`");
+    }
     section.finish();
-    upstream
+    (upstream, tls.map(Arc::new))
 }
 
 fn retry(section: Section<'_>) -> RetryPolicy {

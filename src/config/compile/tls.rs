@@ -1,21 +1,23 @@
-//! `tls` of a `[[listen]]`: the files it names, read and tried.
+//! `tls` of a `[[listen]]` and of a service's `upstream`: the files they name, read and tried.
 
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::crypto::ring;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
-use crate::config::tls::{Certificate, ClientCa, Tls};
+use crate::config::tls::{Certificate, ClientCa, Tls, UpstreamTls};
 
 const HINT: &str = "write `tls = { certificates = [{ cert = \"site.pem\", key = \"site.key\" }] }`";
 
@@ -63,14 +65,9 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
     let cert = required("cert", "name the PEM file with the certificate and its chain: `cert = \"site.pem\"`");
     let key = required("key", "name the PEM file with the private key: `key = \"site.key\"`");
     let (cert, key) = (cert?, key?);
-    let (chain, private) =
-        (chain(cert, "the certificate first, then those that signed it", context), private_key(key, context));
-    let (chain, private) = (chain?, private?);
+    let certified = certified(cert, key, context)?;
     let scribe = context.scribe;
-    let Ok((_, leaf)) = parse_x509_certificate(&chain[0]) else {
-        scribe.error(cert.place, format!("`{}` holds no X.509 certificate", shown(cert)));
-        return None;
-    };
+    let (_, leaf) = parse_x509_certificate(&certified.cert[0]).ok()?;
     let (mut names, mut addresses) = (Vec::new(), Vec::new());
     let alternative = leaf.subject_alternative_name().ok().flatten();
     for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
@@ -92,10 +89,110 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
             .hint("its names must stand in `subjectAltName`; browsers do not look at the common name");
     }
     let valid = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-    match CertifiedKey::from_der(chain, private, &ring::default_provider()) {
-        Ok(certified) => {
-            Some(Certificate { file: context.path(cert), names, addresses, valid, key: Arc::new(certified) })
+    Some(Certificate { file: context.path(cert), names, addresses, valid, key: Arc::new(certified) })
+}
+
+/// Where systems keep the authorities that everybody trusts: Debian and its kin, Fedora and its kin, Alpine.
+const SYSTEM: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// `upstream.tls`. `None`: it is not there, or cannot be used, which was reported.
+pub(super) fn upstream(upstream: &Section<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+    let section = upstream.table("tls");
+    if !section.is_present() {
+        return None;
+    }
+    // Whatever is part of it: what is written, and what is in files.
+    let mut parts: Vec<u8> = b"tls".to_vec();
+    let mut part = |bytes: &[u8]| {
+        parts.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        parts.extend_from_slice(bytes);
+    };
+    let name = section.text("sni").and_then(|text| {
+        part(text.value.as_bytes());
+        let name = ServerName::try_from(text.value.trim_end_matches('.').to_owned()).ok();
+        if name.is_none() {
+            section.wrong(section.node("sni")?, "sni", "a host name or an IP address, without a port", None);
         }
+        name
+    });
+    let verify = section.boolean("verify", true);
+    part(&[u8::from(verify)]);
+    if !verify {
+        section
+            .scribe
+            .warning(
+                section.place_of("verify"),
+                "anybody on the way can pass for these endpoints: their certificates are not verified",
+            )
+            .hint("name the authority that signed them with `ca`; it may be the certificate itself");
+    }
+    let ca = section.text("ca");
+    let mut roots = RootCertStore::empty();
+    if let Some(text) = ca {
+        for (n, certificate) in
+            chain(text, "those of the authorities that sign endpoints' certificates", context)?.into_iter().enumerate()
+        {
+            part(&certificate);
+            if let Err(error) = roots.add(certificate) {
+                let what = format!("certificate {} in `{}` cannot be an authority's: {error}", n + 1, shown(text));
+                context.scribe.error(text.place, what);
+                return None;
+            }
+        }
+    } else if verify {
+        let Some(pem) = SYSTEM.iter().find_map(|path| context.files.read(Path::new(path)).ok()) else {
+            section
+                .scribe
+                .error(section.place, "nobody is known who could have signed these endpoints' certificates: this system has no list of authorities")
+                .hint("install `ca-certificates`, or name a file with `ca`");
+            return None;
+        };
+        part(pem.as_bytes());
+        // Some lists have certificates in them that nobody reads.
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok));
+    }
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has cipher suites for TLS 1.2 and 1.3");
+    let builder = match verify {
+        true => builder.with_root_certificates(roots),
+        false => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+    };
+    let mut config = match (section.text("cert"), section.text("key")) {
+        (Some(cert), Some(key)) => {
+            let certified = certified(cert, key, context)?;
+            certified.cert.iter().for_each(|certificate| part(certificate));
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+        }
+        (None, None) => builder.with_no_client_auth(),
+        (cert, _) => {
+            let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
+            section.missing(
+                &format!("`{missing}` beside `{there}`"),
+                "a certificate to show needs both: `cert = \"meridian.pem\", key = \"meridian.key\"`",
+            );
+            return None;
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    section.finish();
+    Some(UpstreamTls { fingerprint: xxh3_64(&parts).max(1), name, config: Arc::new(config) })
+}
+
+/// A certificate with its chain, and the key that is its own.
+fn certified(cert: Text<'_>, key: Text<'_>, context: &Context<'_>) -> Option<CertifiedKey> {
+    let (chain, private) =
+        (chain(cert, "the certificate first, then those that signed it", context), private_key(key, context));
+    let (chain, private) = (chain?, private?);
+    let scribe = context.scribe;
+    if parse_x509_certificate(&chain[0]).is_err() {
+        scribe.error(cert.place, format!("`{}` holds no X.509 certificate", shown(cert)));
+        return None;
+    }
+    match CertifiedKey::from_der(chain, private, &ring::default_provider()) {
+        Ok(certified) => Some(certified),
         Err(rustls::Error::InconsistentKeys(_)) => {
             scribe
                 .error(
@@ -103,7 +200,7 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
                     format!("the key in `{}` is not that of the certificate in `{}`", shown(key), shown(cert)),
                 )
                 .also("the certificate", cert.place)
-                .hint("the server's own certificate must come first in its file; were both files written?");
+                .hint("the certificate itself must come first in its file; were both files written?");
             None
         }
         Err(error) => {
@@ -112,6 +209,45 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
                 .hint("RSA (2,048 bits or more), ECDSA (P-256, P-384) and Ed25519 work");
             None
         }
+    }
+}
+
+/// `verify = false`: takes every certificate, whoever it names and whoever signed it. The server proves all the same that it has the key.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

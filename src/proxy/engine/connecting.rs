@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::timer::Timer;
-use super::upstream::{Connect, Place, Upstream};
+use super::upstream::{Connect, Place, Upstream, Within};
 use super::{Core, now};
 use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange};
@@ -42,13 +42,14 @@ impl<C: Connect> Connecting<C> {
         let (meter, many) = exchange.counters(attempt)?;
         let place = Place::take(&meter, attempt.max_connections)?;
         let (core, address) = (Arc::clone(core), attempt.address);
-        let future = Box::pin(async move { core.connect.connect(address).await });
+        let tls = exchange.tls(attempt).map(|(tls, endpoint)| Within { tls, endpoint });
+        let future = Box::pin(async move { core.connect.connect(address, tls).await });
         Some(Connecting { attempt: *attempt, future, place, meter, many, began })
     }
 
     /// Whether it is for this attempt's endpoint, as that attempt would have it.
     pub(super) fn is_for(&self, attempt: &Attempt) -> bool {
-        (self.attempt.endpoint, self.attempt.epoch) == (attempt.endpoint, attempt.epoch)
+        (self.attempt.endpoint, self.attempt.epoch, self.attempt.tls) == (attempt.endpoint, attempt.epoch, attempt.tls)
     }
 
     /// When its time is over.

@@ -45,7 +45,7 @@ use connection::Connection;
 pub use gate::{Gate, HandOver};
 pub use splice::Side;
 use upstream::Pool;
-pub use upstream::{Connect, Tcp};
+pub use upstream::{Connect, Tcp, TcpOrTls, Within};
 
 /// How often connections that nobody uses are looked through.
 const SWEEP: Duration = Duration::from_secs(1);

@@ -16,15 +16,18 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::buffer::Buffer;
 use super::splice::Side;
+use crate::config::tls::UpstreamTls;
 use crate::proxy::Attempt;
 use crate::socket::Socket;
 use crate::steering::meter::Meter;
@@ -35,27 +38,110 @@ pub trait Connect: Send + Sync + 'static {
     /// A connection.
     type Stream: Side + 'static;
 
-    /// Connects. Who calls bounds how long it may take.
-    fn connect(&self, address: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Connects, and shakes hands if there is TLS. Who calls bounds how long it may take.
+    fn connect(
+        &self,
+        address: SocketAddr,
+        tls: Option<Within>,
+    ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
     /// Whether nothing came on a connection that nobody uses: no byte, and no end.
     fn is_quiet(stream: &mut Self::Stream) -> bool {
-        let mut byte = [0];
-        let mut look = ReadBuf::new(&mut byte);
-        // Not a task's own reading: it must not be told to wait because that task did much already.
-        let mut read = tokio::task::unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut look)));
-        Pin::new(&mut read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+        has_nothing(stream)
     }
 }
 
-/// Plain TCP.
+/// Whether neither a byte nor an end is there to be read.
+fn has_nothing(stream: &mut (impl AsyncRead + Unpin)) -> bool {
+    let mut byte = [0];
+    let mut look = ReadBuf::new(&mut byte);
+    // Not a task's own reading: it must not be told to wait because that task did much already.
+    let mut read = tokio::task::unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut look)));
+    Pin::new(&mut read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+/// The TLS that a connection is to be within.
+#[derive(Debug)]
+pub struct Within {
+    /// By its configuration,
+    pub tls: Arc<UpstreamTls>,
+    /// to that endpoint, as it was configured.
+    pub endpoint: Arc<str>,
+}
+
+/// TCP, with or without TLS.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
-impl Connect for Tcp {
-    type Stream = Socket;
+/// A connection by [`Tcp`].
+#[derive(Debug)]
+pub enum TcpOrTls {
+    /// Plain.
+    Tcp(Socket),
+    /// Within TLS. Larger by far, and rarer.
+    Tls(Box<TlsStream<Socket>>),
+}
 
-    async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
+impl Side for TcpOrTls {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            TcpOrTls::Tcp(socket) => Some(socket.stream()),
+            TcpOrTls::Tls(_) => None,
+        }
+    }
+}
+
+impl AsyncRead for TcpOrTls {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            TcpOrTls::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            TcpOrTls::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for TcpOrTls {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            TcpOrTls::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            TcpOrTls::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            TcpOrTls::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            TcpOrTls::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            TcpOrTls::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            TcpOrTls::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            TcpOrTls::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            TcpOrTls::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl Connect for Tcp {
+    type Stream = TcpOrTls;
+
+    async fn connect(&self, address: SocketAddr, tls: Option<Within>) -> io::Result<TcpOrTls> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
@@ -64,14 +150,26 @@ impl Connect for Tcp {
         socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
-        Ok(stream.into())
+        let Some(Within { tls, endpoint }) = tls else { return Ok(TcpOrTls::Tcp(stream.into())) };
+        let Some(name) = tls.name_of(&endpoint) else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let connector = TlsConnector::from(Arc::clone(&tls.config));
+        let stream = connector.connect(name, stream.into()).await.inspect_err(|error| {
+            tracing::debug!(%error, %endpoint, "no TLS with an endpoint");
+        })?;
+        Ok(TcpOrTls::Tls(Box::new(stream)))
     }
 
     /// By what the runtime knows. It looks at all sockets of this worker whenever its tasks have run, and after some dozens of them at the
     /// latest, and the last read of this one found its end; so what it does not know came a moment ago. Asking the kernel each time would only make that
     /// moment shorter, for a system call per request: HTTP/1.1 cannot tell such bytes from an answer.
-    fn is_quiet(socket: &mut Socket) -> bool {
-        socket.stream().try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    fn is_quiet(stream: &mut TcpOrTls) -> bool {
+        match stream {
+            TcpOrTls::Tcp(socket) => {
+                socket.stream().try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // Tickets may come, which are no bytes of an answer.
+            TcpOrTls::Tls(stream) => has_nothing(stream),
+        }
     }
 }
 
@@ -85,6 +183,7 @@ pub(super) struct Upstream<U> {
     pub(super) reused: bool,
     endpoint: EndpointId,
     epoch: u32,
+    tls: u64,
     idle: Duration,
     /// When it is too old to be used again.
     dies: Instant,
@@ -118,6 +217,7 @@ impl<U> Upstream<U> {
             reused: false,
             endpoint: attempt.endpoint,
             epoch: attempt.epoch,
+            tls: attempt.tls,
             idle: attempt.pool_idle,
             dies: now + attempt.max_age,
             _place: place,
@@ -193,7 +293,8 @@ impl<C: Connect> Pool<C> {
                 kept.push(idle);
                 return None;
             }
-            if idle.upstream.epoch == attempt.epoch && idle.is_good::<C>(now) {
+            // Made by another configuration of TLS, it may be to whom that one trusted.
+            if (idle.upstream.epoch, idle.upstream.tls) == (attempt.epoch, attempt.tls) && idle.is_good::<C>(now) {
                 idle.upstream.reused = true;
                 return Some(idle.upstream);
             }
@@ -260,7 +361,7 @@ mod tests {
     impl Connect for Pipes {
         type Stream = DuplexStream;
 
-        async fn connect(&self, _address: SocketAddr) -> io::Result<DuplexStream> {
+        async fn connect(&self, _address: SocketAddr, _tls: Option<Within>) -> io::Result<DuplexStream> {
             Err(io::ErrorKind::Unsupported.into())
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Attempt, Exchange, Rival, in_doubt, with_room};
+use crate::config::tls::UpstreamTls;
 use crate::proxy::retry;
 use crate::steering::fleet::Service;
 use crate::steering::meter::Meter;
@@ -53,6 +54,12 @@ impl Exchange {
     pub fn counters(&self, attempt: &Attempt) -> Option<(Arc<Meter>, u32)> {
         let many = self.service()?.health.passive.failures;
         Some((Arc::clone(&self.endpoint(attempt.take).meter), many))
+    }
+
+    /// The TLS that the attempt's endpoint is spoken to within, and the endpoint as it was configured; `None`: none.
+    pub fn tls(&self, attempt: &Attempt) -> Option<(Arc<UpstreamTls>, Arc<str>)> {
+        let tls = self.published.edge.upstream_tls(attempt.tls)?;
+        Some((Arc::clone(tls), Arc::clone(&self.endpoint(attempt.take).name)))
     }
 
     /// The rival has its connection, and the attempt being made has none: the rival is the next attempt.
