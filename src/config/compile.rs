@@ -12,6 +12,7 @@ mod geoip;
 mod health;
 mod pools;
 mod region;
+mod rules;
 mod service;
 mod tls;
 
@@ -57,7 +58,9 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
         brake,
         ..Fleet::default()
     };
-    service::services(&root, &regions, &mut fleet, context);
+    // By its connection, or by the word of a trusted peer.
+    let knows_https = boot.listen.iter().any(|listen| listen.tls) || !edge::trusts_nobody(&root);
+    service::services(&root, &regions, knows_https, &mut fleet, context);
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::compile::areas::{self, Own};
 use crate::config::compile::pools::{self, Draft};
 use crate::config::compile::region::Regions;
-use crate::config::compile::{Context, affinity, health};
+use crate::config::compile::{Context, affinity, health, rules};
 use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::{Section, Text};
@@ -42,8 +42,14 @@ struct Routes {
     paths: Vec<(String, Place)>,
 }
 
-/// Fills in the fleet's services, pools and router.
-pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fleet, context: &Context<'_>) {
+/// Fills in the fleet's services, pools and router. `knows_https`: whether a request can count as one that came by https.
+pub(super) fn services(
+    root: &Section<'_>,
+    regions: &Regions<'_>,
+    knows_https: bool,
+    fleet: &mut Fleet,
+    context: &Context<'_>,
+) {
     let section = root.table("services");
     let entries = section.entries();
     if entries.is_empty() && (section.is_present() || !root.has("services")) {
@@ -63,7 +69,7 @@ pub(super) fn services(root: &Section<'_>, regions: &Regions<'_>, fleet: &mut Fl
     for entry in entries {
         super::check_name(&entry.key, entry.place, "service", context.scribe);
         let Some(service) = section.named(&entry.key, entry.place, &entry.node) else { continue };
-        let mut read = service_of(&entry.key, service, regions, context);
+        let mut read = service_of(&entry.key, service, regions, knows_https, context);
         let id = ServiceId(fleet.services.len() as u16);
         if fleet.pools.len() + read.pools.len() > MOST_POOLS {
             context.scribe.error(entry.place, format!("there can be at most {MOST_POOLS} pools in all"));
@@ -137,7 +143,13 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
-fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: &Context<'_>) -> Read {
+fn service_of(
+    name: &str,
+    section: Section<'_>,
+    regions: &Regions<'_>,
+    knows_https: bool,
+    context: &Context<'_>,
+) -> Read {
     let dial: u8 = section.integer("dial", 100, 0..=100);
     let pools_section = section.table("pools");
     let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
@@ -172,6 +184,8 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
+    let paths = routes.as_ref().map(|routes| routes.paths.as_slice());
+    let rules = rules::rules(&section, paths, knows_https);
     let affinity_place = section.place_of("affinity");
     let affinity = affinity::affinity(section.table("affinity"));
     let pins = areas::pins(&section.table("pins"), &own);
@@ -196,6 +210,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, context: 
         drain_timeout,
         max_body,
         host,
+        rules,
         pools: Vec::with_capacity(pools.len()),
         pool_of: vec![None; regions.list.len()],
         regions: members,
