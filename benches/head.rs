@@ -42,6 +42,8 @@ fn head(c: &mut Criterion) {
                 websocket: false,
                 max_forwards: None,
                 trailers: true,
+                rules: None,
+                cut: 0,
             };
             out.clear();
             request.rewrite(&mut out, &edge, &forward, Framing::None, false);

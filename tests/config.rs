@@ -335,6 +335,8 @@ fn what_a_variable_holds_is_never_shown() {
         "[services.web.retry]\nreplay = \"${SECRET}\"\non = [\"${SECRET}\"]",
         "[services.o]\nhosts = [\"${SECRET}.example\"]\npaths = [\"/${SECRET}\"]\npools.a.endpoints = [\"10.0.0.1:80\"]\n\
          [services.p]\nhosts = [\"${SECRET}.example\"]\npaths = [\"/${SECRET}\"]\npools.a.endpoints = [\"10.0.0.1:80\"]",
+        "[services.web]\nstrip_prefix = \"${SECRET}/\"\nhsts = \"${SECRET}\"\nhttps = \"${SECRET}\"\n[services.web.headers.request]\n\
+         remove = [\"${SECRET}\", \"${SECRET}\", \"${SECRET} \"]\nset = { x = \"${SECRET}\\n\", host = \"${SECRET}\", y = \"${SECRET}\" }",
         "[pop]\nname = \"${SECRET} x\"\nlocation = [\"${SECRET}\", 1]",
     ] {
         let report = load(&format!("{SMALL}{line}\n")).map(|config| config.warnings).unwrap_err();

@@ -76,6 +76,25 @@ async fn both_movers_serve_one_connection_in_order() {
 }
 
 #[tokio::test]
+async fn rules_hold_whoever_serves() {
+    let h2c = h2c().await;
+    let text = format!(
+        "[regions.only]\n[client_ip]\ntrusted = [\"127.0.0.1\"]\n\
+         [services.rpc]\nhttps = \"redirect\"\nhsts = \"1d\"\nstrip_prefix = \"/rpc\"\nadd_prefix = \"/v2\"\n\
+         headers.response.set = {{ X-Set = \"ours\" }}\n\
+         [services.rpc.upstream]\nprotocol = \"h2c\"\n[services.rpc.pools.only]\nendpoints = [\"{h2c}\"]\n"
+    );
+    let proxy = Proxy::start(&text, &[]).await;
+    let requests = "GET /rpc/one HTTP/1.1\r\nHost: test\r\n\r\n\
+        GET /rpc/two HTTP/1.1\r\nHost: test\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n";
+    let answers = raw(proxy.address, requests.as_bytes()).await;
+    let (first, second) = answers.split_once("by https\n").unwrap();
+    assert!(status(first) == 308 && first.contains("https://test/rpc/one\r\n") && !first.contains("ours"), "{first}");
+    assert!(status(second) == 200 && second.contains("HTTP/2.0 GET /v2/two "), "{second}");
+    assert!(second.contains(": ours\r\n") && second.contains(": max-age=86400\r\n"), "{second}");
+}
+
+#[tokio::test]
 async fn a_connection_ends_at_its_bound_whoever_serves_the_last_request() {
     let (plain, h2c) = (origin("plain").await, h2c().await);
     let text = format!(

@@ -111,6 +111,27 @@ async fn requests_are_served_at_once_and_logged_as_what_they_are() {
 }
 
 #[tokio::test]
+async fn the_rules_of_a_service_hold() {
+    let rules = "https = \"redirect\"\nhsts = \"1d\"\nstrip_prefix = \"/api\"\n\
+        headers.request.set = { X-Set = \"ours\" }\nheaders.response.set = { X-Set = \"ours\" }";
+    let proxy = proxy(&config(TRUSTED, rules, &[("only", origin("only").await)])).await;
+    let (mut client, _) = connect(proxy.address).await;
+    let answer = send(&mut client, request("GET", "/api/x?y"), b"").await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["location"]),
+        (308, &"https://test/api/x?y".parse().unwrap())
+    );
+    let mut by_https = request("GET", "/api/x?y");
+    by_https.headers_mut().insert("x-forwarded-proto", "https".parse().unwrap());
+    let mut answer = send(&mut client, by_https, b"").await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["x-set"]), (200, &"ours".parse().unwrap()));
+    assert_eq!(answer.headers()["strict-transport-security"], "max-age=86400");
+    let body = String::from_utf8(take(answer.body_mut()).await.unwrap()).unwrap();
+    assert!(body.contains("\"target\":\"/x?y\"") && body.contains("\"x-set\":[\"ours\"]"), "{body}");
+    assert!(body.contains("\"x-forwarded-prefix\":[\"/api\"]"), "{body}");
+}
+
+#[tokio::test]
 async fn bodies_pass_whole_in_both_directions_with_and_without_a_length() {
     const LENGTH: usize = 3 << 20;
     let body: Vec<u8> = (0..LENGTH).map(|n| (n * 31 >> 3) as u8).collect();

@@ -457,6 +457,22 @@ async fn long_bodies_pass_whole_in_both_directions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn its_connections_count_as_https() {
+    let authority = Authority::new("tests");
+    let service = "[services.web]\nhttps = \"redirect\"\nhsts = \"1d\"\n";
+    for engine in ["native", "pingora"] {
+        let text = config(answering(HELLO).await.0).replace("[services.web]\n", service);
+        let listen = format!("engine = \"{engine}\"\ntls = {{ {SITE} }}\n");
+        let proxy = Proxy::start_with(&listen, &text, |folder| authority.issue(folder, "site", &["x.test"])).await;
+        let client = authority.trusting().with_no_client_auth();
+        let mut stream = connect(proxy.listen, "x.test", client).await.unwrap();
+        let (answer, _) = get(&mut stream, "x.test").await;
+        assert_eq!(status(&answer), 200, "{engine}: {answer}");
+        assert!(answer.to_ascii_lowercase().contains("\r\nstrict-transport-security: max-age=86400\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_header_comes_before_the_handshake() {
     let authority = Authority::new("tests");
     let text = format!("[client_ip]\ntrusted = [\"127.0.0.1\"]\n{}", config(answering(HELLO).await.0));

@@ -12,6 +12,7 @@ mod geoip;
 mod health;
 mod pools;
 mod region;
+mod rules;
 mod service;
 mod tls;
 
@@ -57,8 +58,12 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
         brake,
         ..Fleet::default()
     };
-    let pingora = boot.listen.iter().any(|listen| listen.engine == Engine::Pingora);
-    let upstream_tls = service::services(&root, &regions, &mut fleet, pingora, context);
+    let listeners = service::Listeners {
+        pingora: boot.listen.iter().any(|listen| listen.engine == Engine::Pingora),
+        // By its connection, or by the word of a trusted peer.
+        knows_https: boot.listen.iter().any(|listen| listen.tls) || !edge::trusts_nobody(&root),
+    };
+    let upstream_tls = service::services(&root, &regions, listeners, &mut fleet, context);
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;

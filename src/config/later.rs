@@ -39,7 +39,6 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 
 #[rustfmt::skip]
 pub(crate) const KEYS: &[Key] = &[
-    key("services.*.headers", &[], "header rules"),
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),
     key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),

@@ -192,6 +192,13 @@ pub(crate) fn is_field_value(text: &str) -> bool {
     text.trim() == text && text.bytes().all(|b| b == b'\t' || b == b' ' || b.is_ascii_graphic())
 }
 
+/// A field value as rules may write it: bytes beyond ASCII too, control bytes never, blanks inside only (RFC 9110, 5.5).
+pub(crate) fn is_field_text(text: &str) -> bool {
+    !text.starts_with([' ', '\t'])
+        && !text.ends_with([' ', '\t'])
+        && text.bytes().all(|b| b == b'\t' || b >= b' ' && b != 127)
+}
+
 /// A request target in origin form.
 pub(crate) fn is_target(text: &str) -> bool {
     text.starts_with('/') && text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#')
@@ -278,6 +285,16 @@ mod tests {
             "a:80/x",
         ] {
             assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn field_texts() {
+        for good in ["a", "a b\tc", "max-age=0; é", "\u{ff}"] {
+            assert!(is_field_text(good), "{good:?}");
+        }
+        for bad in [" a", "a ", "\ta", "a\t", "a\r\nb: c", "a\nb", "a\rb", "a\0b", "\x7f", "\x1b"] {
+            assert!(!is_field_text(bad), "{bad:?}");
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-const DURATION_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const DURATION_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Parses `300ms`, `1s`, `1m30s`: whole numbers with units, the larger unit first, each at most once. The error is a hint.
 pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
-    const UNITS: &str = "units are `ms`, `s`, `m` and `h`, as in `300ms`, `5s` or `1m30s`";
+    const UNITS: &str = "units are `ms`, `s`, `m`, `h` and `d`, as in `300ms`, `5s` or `1m30s`";
     let (mut rest, mut total_ms, mut last) = (text, 0u64, u64::MAX);
     if rest.is_empty() {
         return Err(UNITS);
@@ -32,15 +32,17 @@ pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
     Ok(Duration::from_millis(total_ms))
 }
 
-/// The shortest way to write a duration of whole milliseconds.
+/// A way to write a duration of whole milliseconds: in days only what is long, as people say it.
 pub(crate) fn show_duration(duration: Duration) -> String {
     let mut ms = duration.as_millis() as u64;
     if ms == 0 {
         return "0s".to_owned();
     }
     let mut out = String::new();
-    for (unit, size) in DURATION_UNITS {
-        if ms >= size {
+    let days_from = 10 * DURATION_UNITS[0].1;
+    let units = DURATION_UNITS.iter().skip(usize::from(ms < days_from));
+    for (unit, size) in units {
+        if ms >= *size {
             out.push_str(&format!("{}{unit}", ms / size));
             ms %= size;
         }
@@ -119,9 +121,16 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, ms) in
-            [("300ms", 300), ("1s", 1000), ("5m", 300_000), ("1m30s", 90_000), ("0s", 0), ("24h", 86_400_000)]
-        {
+        for (text, ms) in [
+            ("300ms", 300),
+            ("1s", 1000),
+            ("5m", 300_000),
+            ("1m30s", 90_000),
+            ("0s", 0),
+            ("24h", 86_400_000),
+            ("365d", 31_536_000_000),
+            ("1d12h", 129_600_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
             assert_eq!(duration(&show_duration(Duration::from_millis(ms))), Ok(Duration::from_millis(ms)), "{text}");
         }
@@ -137,11 +146,13 @@ mod tests {
             "1S",
             "99999999999999999999h",
             "18446744073709551615h",
-            "1d",
+            "1y",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(show_duration(Duration::from_millis(90_500)), "1m30s500ms");
+        assert_eq!(show_duration(Duration::from_secs(24 * 3600)), "24h");
+        assert_eq!(show_duration(Duration::from_secs(3650 * 24 * 3600)), "3650d");
     }
 
     #[test]

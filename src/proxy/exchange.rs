@@ -23,6 +23,7 @@ use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
 use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
+use crate::proxy::rules::Ruled;
 use crate::proxy::{Fields, Outcome};
 use crate::state::{Published, Reader};
 use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
@@ -154,6 +155,7 @@ pub struct Exchange {
     framing: Framing,
     websocket: bool,
     max_forwards: Option<u64>,
+    ruled: Ruled,
     idempotent: bool,
     /// What the client says of where it was before, and what came of that; for services with affinity.
     claim: Claim,
@@ -429,6 +431,7 @@ impl Exchange {
             framing: Framing::None,
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
             max_forwards: None,
+            ruled: Ruled::default(),
             idempotent: retry::is_idempotent(head.method),
             claim: Claim::Absent,
             affinity: None,
@@ -474,6 +477,9 @@ impl Exchange {
 
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
+        if let Some(rules) = &service.rules {
+            self.ruled.by(rules, head, self.client.as_ref(), (host, path))?;
+        }
         if matches!(self.framing, Framing::Length(length) if length > service.max_body) {
             return Err(Outcome::BodyTooLarge);
         }
@@ -812,6 +818,7 @@ impl Exchange {
     /// What the forwarded head says of the client.
     pub fn forward(&self, trailers: bool) -> Forward<'_> {
         static PASS: crate::steering::fleet::HostRule = crate::steering::fleet::HostRule::Pass;
+        let service = self.service();
         Forward {
             client: self.client.as_ref(),
             host: self.record.text.host(),
@@ -820,17 +827,27 @@ impl Exchange {
             version: self.version,
             request_id: self.record.request_id,
             request_id_kept: self.request_id_kept,
-            host_rule: self.service().map_or(&PASS, |service| &service.host),
+            host_rule: service.map_or(&PASS, |service| &service.host),
             websocket: self.websocket,
             max_forwards: self.max_forwards,
             trailers,
+            rules: service.and_then(|service| service.rules.as_deref()),
+            cut: self.ruled.cut(),
         }
     }
 
-    /// Makes the fields of the final answer as the client gets them, once [`crate::proxy::headers::response`] has: with a cookie for the
-    /// region that answers, if the client is to have one. No shared cache may keep that for others.
-    pub fn bind(&self, fields: &mut impl Fields, upgraded: bool) {
+    /// What an answer of our own says besides what all of them do: name and value.
+    pub fn own_fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.ruled.own(self.service().and_then(|service| service.rules.as_deref()))
+    }
+
+    /// Makes the fields of the final answer as the client gets them, once [`crate::proxy::headers::response`] has: by the service's rules, and
+    /// with a cookie for the region that answers, if the client is to have one. No shared cache may keep that for others, whatever a rule says.
+    pub fn complete(&self, fields: &mut impl Fields, upgraded: bool) {
         let Some(service) = self.service() else { return };
+        if let Some(rules) = &service.rules {
+            self.ruled.response(fields, rules);
+        }
         let Some(Affinity::Cookie(policy)) = &service.affinity else { return };
         let Some(region) = self.current.map(|attempt| attempt.take.region) else { return };
         if self.claim == (Claim::Region { id: region, stale: false }) {

@@ -1,7 +1,7 @@
 //! Header fields as the phases see them.
 //!
 //! Movers keep heads in their own shape (a map, a parsed byte slice). The phases need little of it: look, remove, set, add. Names given by
-//! the phases are lower case; comparing ignores case.
+//! the phases are lower case, those of a service's rules as they were written; comparing ignores case.
 
 /// A list of header fields. Values keep their order within a name.
 pub trait Fields {
@@ -30,6 +30,12 @@ pub trait Fields {
 
     /// Adds a line; its value is all parts together.
     fn append(&mut self, name: &'static str, parts: &[&[u8]]);
+
+    /// [`Fields::set`] for a name that a service's rules give, a token.
+    fn put(&mut self, name: &str, value: &[u8]);
+
+    /// Adds a line of such a name.
+    fn add(&mut self, name: &str, value: &[u8]);
 
     /// Continues a comma-separated list by one member: one line in place of every line of that name, empty ones left out.
     fn append_member(&mut self, name: &'static str, member: &[u8]) {
@@ -81,6 +87,18 @@ impl Fields for http::HeaderMap {
     fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
         if let Ok(value) = http::HeaderValue::from_bytes(&parts.concat()) {
             http::HeaderMap::append(self, http::HeaderName::from_static(name), value);
+        }
+    }
+
+    fn put(&mut self, name: &str, value: &[u8]) {
+        if let (Ok(name), Ok(value)) = (name.parse::<http::HeaderName>(), http::HeaderValue::from_bytes(value)) {
+            self.insert(name, value);
+        }
+    }
+
+    fn add(&mut self, name: &str, value: &[u8]) {
+        if let (Ok(name), Ok(value)) = (name.parse::<http::HeaderName>(), http::HeaderValue::from_bytes(value)) {
+            http::HeaderMap::append(self, name, value);
         }
     }
 }

@@ -14,8 +14,9 @@ use crate::config::names::{alphanumeric_and, is_token_byte};
 use crate::config::{Edge, Forwarding, Limits, Underscores};
 use crate::proxy::client::Client;
 use crate::proxy::framing::{self, Framing};
-use crate::proxy::{Fields, Outcome};
+use crate::proxy::{Fields, Outcome, rules};
 use crate::steering::fleet::HostRule;
+use crate::steering::rules::Rules;
 use crate::text;
 
 /// The most fields that `Connection` may nominate.
@@ -236,8 +237,8 @@ fn is_reg_name(mut name: &[u8]) -> bool {
     true
 }
 
-/// What upstreams get as the target: origin form, which is what an origin server expects (RFC 9112, 3.2.1). Apart from the authority that an
-/// absolute form loses (it is in Host), byte for byte what came. The second part is what `/` goes before.
+/// What upstreams get as the target, but for what its service's rules change: origin form, which is what an origin server expects (RFC 9112,
+/// 3.2.1). Apart from the authority that an absolute form loses (it is in Host), byte for byte what came. The second part is what `/` goes before.
 pub fn forwarded_target<'a>(method: &Method, target: &'a [u8]) -> (&'static str, &'a [u8]) {
     match split_absolute(target) {
         None => ("", target),
@@ -308,6 +309,21 @@ pub struct Forward<'a> {
     pub trailers: bool,
     /// How often it may still be forwarded, this time included.
     pub max_forwards: Option<u64>,
+    /// What the service changes, if anything.
+    pub rules: Option<&'a Rules>,
+    /// How many bytes of the path those take away.
+    pub cut: usize,
+}
+
+impl<'a> Forward<'a> {
+    /// What upstreams get as the target: see [`forwarded_target`] and [`rules::target`].
+    pub fn target(&self, method: &Method, target: &'a [u8]) -> (&'a str, &'a [u8]) {
+        let (before, rest) = forwarded_target(method, target);
+        match self.rules {
+            None => (before, rest),
+            Some(rules) => rules::target(rules, self.cut, before, rest),
+        }
+    }
 }
 
 /// Makes the fields of a request as the upstream gets them.
@@ -344,6 +360,9 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     } else if !fields.has("host") {
         // A client of HTTP/1.0 may leave it out, we may not: the target's, or empty for none (RFC 9110, 7.2).
         fields.set("host", forward.host.as_bytes());
+    }
+    if let Some(rules) = forward.rules {
+        rules::request(fields, rules, forward);
     }
 }
 
@@ -415,8 +434,7 @@ fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     } else {
         fields.remove("x-forwarded-for");
     }
-    let known_scheme = |value: &[u8]| matches!(value, b"http" | b"https");
-    if !trusted || !fields.values("x-forwarded-proto").next().is_some_and(known_scheme) {
+    if forwarded_scheme(trusted, fields).is_none() {
         fields.set("x-forwarded-proto", forward.scheme.as_bytes());
     }
     if !trusted || !fields.has("x-forwarded-host") {
@@ -431,8 +449,22 @@ fn describe(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
     append_via(fields, forward.version, forward.via);
 }
 
+/// The scheme by which a trusted peer says that the client came.
+fn forwarded_scheme(trusted: bool, fields: &impl Fields) -> Option<&'static str> {
+    match fields.values("x-forwarded-proto").next().filter(|_| trusted)? {
+        b"https" => Some("https"),
+        b"http" => Some("http"),
+        _ => None,
+    }
+}
+
+/// `http` or `https`: how the client came, by the word of a trusted peer or else by the connection's `scheme`. What upstreams are told.
+pub fn scheme(client: Option<&Client>, fields: &impl Fields, scheme: &'static str) -> &'static str {
+    forwarded_scheme(client.is_some_and(|client| client.peer_trusted), fields).unwrap_or(scheme)
+}
+
 /// Continues a comma-separated list, over all its lines, or begins it anew.
-fn continue_list(fields: &mut impl Fields, name: &'static str, member: &[u8], keep: bool) {
+pub fn continue_list(fields: &mut impl Fields, name: &'static str, member: &[u8], keep: bool) {
     if keep {
         fields.append_member(name, member);
     } else {
@@ -505,6 +537,8 @@ mod tests {
             websocket,
             max_forwards: None,
             trailers,
+            rules: None,
+            cut: 0,
         };
         request(&mut fields, edge, &forward);
         text(&fields)
@@ -667,7 +701,7 @@ mod tests {
             let _ = check(&Method::GET, b"/", &fields, &edge().limits, "meridian-a");
             let _ = host(b"/", &fields, false);
             let forward = Forward { client: Some(&client), host: "h", max_forwards: None, scheme: "http", via: "meridian-a", version: "1.1",
-                request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false };
+                request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false, rules: None, cut: 0 };
             request(&mut fields, &edge(), &forward);
             prop_assert!(!fields.contains_key("connection") && !fields.contains_key("upgrade") && !fields.contains_key("te"));
             prop_assert_eq!(fields.get("x-forwarded-for").unwrap(), "10.0.0.1");

@@ -1,7 +1,7 @@
 //! What happens to a request, apart from moving its bytes.
 //!
 //! The phases are plain functions over plain values: whom to believe ([`client`]), where it was before
-//! ([`affinity`]), what to forward ([`headers`]), what may go
+//! ([`affinity`]), what to forward ([`headers`]), what its service changes in that ([`rules`]), what may go
 //! again ([`retry`]), what a failure means to the client ([`outcome`]), and the state of one request that ties them together
 //! ([`exchange`]), where a body ends ([`framing`]). A mover of bytes owns the sockets, the clock and the dice, and calls the phases.
 //! There are two: [`engine`] is ours and moves HTTP/1.1; [`pingora`] moves it through pingora-proxy, as a way back. Both call the very same
@@ -18,6 +18,7 @@ pub mod headers;
 pub mod outcome;
 pub mod pingora;
 pub mod retry;
+pub mod rules;
 
 pub use exchange::{Attempt, Exchange, Head, Shared};
 pub use fields::Fields;

@@ -37,6 +37,8 @@ pub enum Outcome {
     Misdirected,
     /// No service of this host has this path.
     NoPath,
+    /// It came by http, and its service is to be reached by https.
+    Redirected,
     /// Residency leaves the client no region.
     Residency,
     /// Operators took out every region.
@@ -71,7 +73,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 29] = [
+    pub const ALL: [Outcome; 30] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -86,6 +88,7 @@ impl Outcome {
         Outcome::NoHost,
         Outcome::Misdirected,
         Outcome::NoPath,
+        Outcome::Redirected,
         Outcome::Residency,
         Outcome::NoRegion,
         Outcome::Unhealthy,
@@ -126,6 +129,8 @@ impl Outcome {
                 "421 misdirected request: the certificate that you were shown is not for this host\n",
             ),
             Outcome::NoPath => (404, "no_path", "404 not found: no service has this path\n"),
+            // Unlike 301, it lets no client make a GET of a POST.
+            Outcome::Redirected => (308, "redirected", "308 permanent redirect: by https\n"),
             Outcome::Residency => {
                 (451, "residency", "451 residency: data residency rules leave no region for your location\n")
             }
@@ -180,6 +185,7 @@ impl Outcome {
             Outcome::NoHost
                 | Outcome::Misdirected
                 | Outcome::NoPath
+                | Outcome::Redirected
                 | Outcome::Residency
                 | Outcome::NoRegion
                 | Outcome::Unhealthy

@@ -15,6 +15,7 @@ use crate::secret::Secret;
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::networks::Networks;
 use crate::steering::route::Router;
+use crate::steering::rules::Rules;
 
 /// Everything reloadable that a decision may depend on, but the geo data and what was observed.
 #[derive(Clone, Debug, Default)]
@@ -185,6 +186,8 @@ pub struct Service {
     pub max_body: u64,
     /// The Host that upstreams see.
     pub host: HostRule,
+    /// What it changes in what passes; `None`: nothing.
+    pub rules: Option<Box<Rules>>,
     /// This service's pools: the configured regions, in configuration order of the regions.
     pub pools: Vec<PoolId>,
     /// The pool in each region, by `RegionId`.

@@ -30,6 +30,7 @@ pub mod overrides;
 pub mod pool_health;
 pub(crate) mod pools;
 pub mod route;
+pub mod rules;
 pub mod select;
 mod shed;
 pub mod snapshot;

@@ -2,7 +2,8 @@
 //!
 //! Hosts: exact, then the longest wildcard, then services for every host; the first of these levels that knows the host decides,
 //! and only its paths count. Paths: by prefix at segment borders, the longest wins; a rule that ends in `/` covers what is below it
-//! only. Matching looks at a normalised copy of the path; what is forwarded stays byte for byte.
+//! only. Matching looks at a normalised copy of the path; what is forwarded stays byte for byte, but for a prefix that a service takes away
+//! or adds (see [`rules`](crate::steering::rules)).
 //!
 //! An upstream may decode what we don't: `/open%2f..%2fadmin` is below `/open` for us and `/admin` for it. So a path that holds
 //! `%2f`, `%5c`, `%00` or `\` is matched a second time as such an upstream would read it, and refused when that is another rule.
@@ -86,9 +87,7 @@ impl Router {
     /// (without the query). Does not allocate for paths without escapes or dot segments.
     pub fn route(&self, host: &str, path: &str) -> Result<ServiceId, NoRoute> {
         let paths = self.paths_of(host).ok_or(NoRoute::Host)?;
-        // Most paths have nothing in them that could be read in two ways.
-        let odd = |some| sixteen::equal(some, b'%') | sixteen::equal(some, b'\\') | sixteen::equal(some, b'.');
-        if path.starts_with('/') && find(path.as_bytes(), 0, odd).is_none() {
+        if path.starts_with('/') && !is_odd(path) {
             return paths.longest(path).map(|rule| rule.service).ok_or(NoRoute::Path);
         }
         let plain = normalise(path).ok_or(NoRoute::BadPath)?;
@@ -211,8 +210,15 @@ impl Paths {
     }
 }
 
+/// Whether a path has something in it that could be read in two ways: most have not.
+#[inline(always)]
+pub(crate) fn is_odd(path: &str) -> bool {
+    let odd = |some| sixteen::equal(some, b'%') | sixteen::equal(some, b'\\') | sixteen::equal(some, b'.');
+    find(path.as_bytes(), 0, odd).is_some()
+}
+
 /// Whether `path` is `rule` or below it.
-fn covers(rule: &str, path: &str) -> bool {
+pub(crate) fn covers(rule: &str, path: &str) -> bool {
     path.strip_prefix(rule).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rule.ends_with('/'))
 }
 
@@ -296,7 +302,7 @@ pub fn hides_delimiter(path: &str) -> bool {
 }
 
 /// A normalised path as an upstream may read it that decodes delimiters and ends at a zero byte.
-fn reveal(path: &str) -> String {
+pub(crate) fn reveal(path: &str) -> String {
     let end = path.find("%00").unwrap_or(path.len());
     path[..end].replace("%2F", "/").replace("%5C", "/").replace('\\', "/")
 }

@@ -237,6 +237,7 @@ fn default_service(name: &str) -> Service {
         },
         max_body: 1 << 30,
         host: HostRule::Pass,
+        rules: None,
         pools: Vec::new(),
         pool_of: Vec::new(),
         regions: RegionSet::EMPTY,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::compile::Context;
+use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::Section;
 use crate::config::{Edge, Forwarding, Limits, ListenerId, Tls, Underscores, UpstreamTls};
@@ -52,8 +53,12 @@ pub(super) fn edge(
 
 /// Whether `[client_ip] trusted` is empty or not there.
 pub(super) fn trusts_nobody(root: &Section<'_>) -> bool {
-    let section = root.table("client_ip");
-    !section.has("trusted") || super::is_empty_list(&section, "trusted")
+    // As written: what is wrong there is said once, where it is read.
+    let trusted = match root.node("client_ip").map(|node| &node.value) {
+        Some(Value::Table(table)) => table.get("trusted").map(|entry| &entry.node.value),
+        _ => None,
+    };
+    trusted.is_none_or(|trusted| matches!(trusted, Value::Array { items, .. } if items.is_empty()))
 }
 
 fn trusted(section: &Section<'_>) -> Vec<Prefix> {

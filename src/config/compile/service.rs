@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::compile::areas::{self, Own};
 use crate::config::compile::pools::{self, Draft};
 use crate::config::compile::region::Regions;
-use crate::config::compile::{Context, affinity, health};
+use crate::config::compile::{Context, affinity, health, rules};
 use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::{Section, Text};
@@ -45,13 +45,21 @@ struct Routes {
     paths: Vec<(String, Place)>,
 }
 
-/// Fills in the fleet's services, pools and router.
-/// `pingora`: a listener has that engine. Returns the TLS to the endpoints of those that have it.
+/// What services have to know of the listeners.
+#[derive(Clone, Copy)]
+pub(super) struct Listeners {
+    /// One has that engine.
+    pub(super) pingora: bool,
+    /// Whether a request can count as one that came by https.
+    pub(super) knows_https: bool,
+}
+
+/// Fills in the fleet's services, pools and router. Returns the TLS to the endpoints of those that have it.
 pub(super) fn services(
     root: &Section<'_>,
     regions: &Regions<'_>,
+    listeners: Listeners,
     fleet: &mut Fleet,
-    pingora: bool,
     context: &Context<'_>,
 ) -> Vec<Arc<UpstreamTls>> {
     let mut secured: Vec<Arc<UpstreamTls>> = Vec::new();
@@ -74,7 +82,7 @@ pub(super) fn services(
     for entry in entries {
         super::check_name(&entry.key, entry.place, "service", context.scribe);
         let Some(service) = section.named(&entry.key, entry.place, &entry.node) else { continue };
-        let mut read = service_of(&entry.key, service, regions, pingora, context);
+        let mut read = service_of(&entry.key, service, regions, listeners, context);
         secured.extend(read.tls.take().filter(|tls| secured.iter().all(|known| known.fingerprint != tls.fingerprint)));
         let id = ServiceId(fleet.services.len() as u16);
         if fleet.pools.len() + read.pools.len() > MOST_POOLS {
@@ -150,7 +158,13 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
-fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, pingora: bool, context: &Context<'_>) -> Read {
+fn service_of(
+    name: &str,
+    section: Section<'_>,
+    regions: &Regions<'_>,
+    listeners: Listeners,
+    context: &Context<'_>,
+) -> Read {
     let dial: u8 = section.integer("dial", 100, 0..=100);
     let pools_section = section.table("pools");
     let (pools, complete) = pools::pools(&pools_section, (dial, section.place_of("dial")), regions, context);
@@ -185,7 +199,9 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, pingora: 
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
     let host = host(&section);
-    let (upstream, tls) = upstream(section.table("upstream"), pingora, context);
+    let (upstream, tls) = upstream(section.table("upstream"), listeners.pingora, context);
+    let paths = routes.as_ref().map(|routes| routes.paths.as_slice());
+    let rules = rules::rules(&section, paths, listeners.knows_https);
     let affinity_place = section.place_of("affinity");
     let affinity = affinity::affinity(section.table("affinity"));
     let pins = areas::pins(&section.table("pins"), &own);
@@ -218,6 +234,7 @@ fn service_of(name: &str, section: Section<'_>, regions: &Regions<'_>, pingora: 
         drain_timeout,
         max_body,
         host,
+        rules,
         pools: Vec::with_capacity(pools.len()),
         pool_of: vec![None; regions.list.len()],
         regions: members,

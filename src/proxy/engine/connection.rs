@@ -490,7 +490,8 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             return Next::Close;
         }
         let body = if asked.to_head { "" } else { outcome.body() };
-        write::answer(&mut bytes, outcome, keep, asked, wall());
+        let more = self.exchange.iter().flat_map(Exchange::own_fields);
+        write::answer(&mut bytes, outcome, keep, asked, wall(), more);
         let sent = self.send(&bytes, asked.times.idle).await;
         self.at = now();
         match sent {

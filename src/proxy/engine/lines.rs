@@ -127,11 +127,11 @@ impl<'b> Lines<'b> {
     pub(super) fn found(&mut self, name: Range<usize>, value: Range<usize>, is_plain: bool) {
         let tag = tag(&self.bytes[name.clone()]);
         let places = |range: Range<usize>| range.start as u32..range.end as u32;
-        self.add(Line { name: places(name), value: places(value), tag, is_ours: false, is_plain, is_gone: false });
+        self.add_line(Line { name: places(name), value: places(value), tag, is_ours: false, is_plain, is_gone: false });
     }
 
     #[inline]
-    fn add(&mut self, line: Line) {
+    fn add_line(&mut self, line: Line) {
         let bit = bit(line.tag);
         if self.tags & bit == 0 {
             self.first[slot(line.tag)] = u8::try_from(self.store.lines.len()).unwrap_or(FAR);
@@ -158,7 +158,7 @@ impl<'b> Lines<'b> {
 
     fn push(&mut self, name: &str, value: &[u8]) {
         let line = self.keep(name, |own| own.extend_from_slice(value));
-        self.add(line);
+        self.add_line(line);
     }
 
     fn text(&self, line: &Line, part: &Range<u32>) -> &[u8] {
@@ -271,7 +271,15 @@ impl Fields for Lines<'_> {
     #[inline(always)]
     fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
         let line = self.keep(name, |own| parts.iter().for_each(|part| own.extend_from_slice(part)));
-        self.add(line);
+        self.add_line(line);
+    }
+
+    fn put(&mut self, name: &str, value: &[u8]) {
+        self.replace(tag(name.as_bytes()), name, value);
+    }
+
+    fn add(&mut self, name: &str, value: &[u8]) {
+        self.push(name, value);
     }
 
     #[inline(always)]
@@ -301,7 +309,7 @@ impl Lines<'_> {
 
     fn replace(&mut self, tag: u16, name: &str, value: &[u8]) {
         let line = self.keep(name, |own| own.extend_from_slice(value));
-        self.put(tag, name, line);
+        self.put_line(tag, name, line);
     }
 
     /// The list of all lines of that name with one more member, in the place of the first.
@@ -326,18 +334,18 @@ impl Lines<'_> {
         }
         list.extend_from_slice(member);
         let line = self.keep(name, |own| own.extend_from_slice(&list));
-        self.put(tag, name, line);
+        self.put_line(tag, name, line);
     }
 
     /// Puts a line in place of the first of its name, and of those after it.
-    fn put(&mut self, tag: u16, name: &str, line: Line) {
+    fn put_line(&mut self, tag: u16, name: &str, line: Line) {
         match self.find(tag, name) {
             Some(first) => {
                 let after = first + 1..self.reach(tag).end;
                 self.cut(after, tag, name);
                 self.store.lines[first] = line;
             }
-            None => self.add(line),
+            None => self.add_line(line),
         }
     }
 }
@@ -385,6 +393,8 @@ mod tests {
         Set(&'static str, String),
         Append(&'static str, String),
         AppendMember(&'static str, String),
+        Put(&'static str, String),
+        Add(&'static str, String),
     }
 
     fn set(list: &mut Vec<(String, String)>, name: &str, value: String) {
@@ -410,6 +420,8 @@ mod tests {
                 (name(), value()).prop_map(|(name, value)| Act::Set(name, value)),
                 (name(), value()).prop_map(|(name, value)| Act::Append(name, value)),
                 (name(), value()).prop_map(|(name, value)| Act::AppendMember(name, value)),
+                (name(), value()).prop_map(|(name, value)| Act::Put(name, value)),
+                (name(), value()).prop_map(|(name, value)| Act::Add(name, value)),
             ],
             0..12,
         )
@@ -453,6 +465,14 @@ mod tests {
                     Act::Append(name, value) => {
                         lines.append(name, &[value.as_bytes()]);
                         list.push((name.to_owned(), value));
+                    }
+                    Act::Put(name, value) => {
+                        lines.put(&name.to_ascii_uppercase(), value.as_bytes());
+                        set(&mut list, &name.to_ascii_uppercase(), value);
+                    }
+                    Act::Add(name, value) => {
+                        lines.add(&name.to_ascii_uppercase(), value.as_bytes());
+                        list.push((name.to_ascii_uppercase(), value));
                     }
                     Act::AppendMember(name, value) => {
                         lines.append_member(name, value.as_bytes());

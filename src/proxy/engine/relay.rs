@@ -677,7 +677,7 @@ where
                 asked.keep_alive && self.upload.ended() && !upgraded && !self.until_close && !self.draining.is_on();
             let nominates = said.nominates(&head.lines);
             headers::response(&mut head.lines, self.exchange.via(), version, upgraded);
-            self.exchange.bind(&mut head.lines, upgraded);
+            self.exchange.complete(&mut head.lines, upgraded);
             // What a body would have been is told too, in our own digits.
             let described = if asked.to_head || status == 304 { framing::described(&head.lines) } else { None };
             write::remove_framing(&mut head.lines);

@@ -21,7 +21,7 @@ impl head::Request<'_> {
             self.lines.remove("expect");
         }
         remove_framing(&mut self.lines);
-        let (before, target) = headers::forwarded_target(&self.method, self.target);
+        let (before, target) = forward.target(&self.method, self.target);
         for part in [self.method.as_str().as_bytes(), b" ", before.as_bytes(), target, b" HTTP/1.1\r\n"] {
             out.extend_from_slice(part);
         }
@@ -35,8 +35,15 @@ impl head::Request<'_> {
     }
 }
 
-/// An answer of our own.
-pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Asked, now: SystemTime) {
+/// An answer of our own, and what it says besides what all of them do: name and value.
+pub(super) fn answer<'a>(
+    out: &mut Vec<u8>,
+    outcome: Outcome,
+    keep: bool,
+    asked: Asked,
+    now: SystemTime,
+    more: impl Iterator<Item = (&'static str, &'a str)>,
+) {
     let status = outcome.status();
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
     let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
@@ -50,6 +57,9 @@ pub(super) fn answer(out: &mut Vec<u8>, outcome: Outcome, keep: bool, asked: Ask
     }
     if let Some(seconds) = outcome.retry_after_s() {
         out.extend_from_slice(format!("Retry-After: {seconds}\r\n").as_bytes());
+    }
+    for part in more.flat_map(|(name, value)| [name, ": ", value, "\r\n"]) {
+        out.extend_from_slice(part.as_bytes());
     }
     connection(out, keep, asked.version);
     out.extend_from_slice(b"\r\n");

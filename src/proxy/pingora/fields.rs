@@ -28,6 +28,14 @@ macro_rules! impl_fields {
             fn append(&mut self, name: &'static str, parts: &[&[u8]]) {
                 let _ = self.append_header(name, parts.concat());
             }
+
+            fn put(&mut self, name: &str, value: &[u8]) {
+                let _ = self.insert_header(name.to_owned(), value);
+            }
+
+            fn add(&mut self, name: &str, value: &[u8]) {
+                let _ = self.append_header(name.to_owned(), value);
+            }
         }
     };
 }

@@ -137,7 +137,7 @@ impl ProxyHttp for Hooks {
         let refusal = exchange.refusal();
         carried.exchange = Some(exchange);
         match refusal {
-            Some(outcome) => answer(session, outcome).await.map(|()| true),
+            Some(outcome) => answer(session, outcome, carried).await.map(|()| true),
             None => Ok(false),
         }
     }
@@ -200,8 +200,9 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let exchange = carried.exchange()?;
         // Pingora carries no trailers of HTTP/1.1 answers.
-        headers::request(request, exchange.edge(), &exchange.forward(false));
-        let (before, rest) = headers::forwarded_target(&request.method, request.raw_path());
+        let forward = exchange.forward(false);
+        headers::request(request, exchange.edge(), &forward);
+        let (before, rest) = forward.target(&request.method, request.raw_path());
         if !before.is_empty() || rest.len() != request.raw_path().len() {
             let target = [before.as_bytes(), rest].concat();
             request.set_raw_path(&target)?;
@@ -303,7 +304,7 @@ impl ProxyHttp for Hooks {
         let version = if response.version == Version::HTTP_10 { "1.0" } else { "1.1" };
         headers::response(response, exchange.via(), version, upgraded);
         if !interim {
-            exchange.bind(response, upgraded);
+            exchange.complete(response, upgraded);
         }
         // What we speak, not what the upstream spoke (RFC 9110, 2.5).
         response.set_version(Version::HTTP_11);
@@ -362,7 +363,7 @@ impl ProxyHttp for Hooks {
         // Pingora closes after a failed attempt, whatever is said here: the client must not be told otherwise.
         session.set_keepalive(None);
         // A client that does not take the answer is gone; the log says what the answer was.
-        let _ = answer(session, outcome).await;
+        let _ = answer(session, outcome, carried).await;
         FailToProxy { error_code: outcome.status(), can_reuse_downstream: false }
     }
 
@@ -477,7 +478,7 @@ fn cause(error: &Error, session: &Session, carried: &Carried, reused: bool) -> C
 }
 
 /// Sends the answer that an outcome calls for, unless an answer went out already or nobody is left to read one.
-async fn answer(session: &mut Session, outcome: Outcome) -> Result<()> {
+async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> Result<()> {
     let answered = |r: &ResponseHeader| !r.status.is_informational() || r.status == StatusCode::SWITCHING_PROTOCOLS;
     if outcome.status() == 0 || session.response_written().is_some_and(answered) {
         session.set_keepalive(None);
@@ -489,6 +490,9 @@ async fn answer(session: &mut Session, outcome: Outcome) -> Result<()> {
     head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
     if let Some(seconds) = outcome.retry_after_s() {
         head.insert_header(http::header::RETRY_AFTER, seconds)?;
+    }
+    for (name, value) in carried.exchange.iter().flat_map(Exchange::own_fields) {
+        head.insert_header(name, value)?;
     }
     if !outcome.keeps_connection() || !session.is_body_empty() {
         session.set_keepalive(None);
