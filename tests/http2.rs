@@ -134,7 +134,7 @@ async fn the_rules_of_a_service_hold() {
 #[tokio::test]
 async fn bodies_pass_whole_in_both_directions_with_and_without_a_length() {
     const LENGTH: usize = 3 << 20;
-    let body: Vec<u8> = (0..LENGTH).map(|n| (n * 31 >> 3) as u8).collect();
+    let body: Vec<u8> = (0..LENGTH).map(|n| ((n * 31) >> 3) as u8).collect();
     let (origin, script) = scripted(|mut stream, script| async move {
         while let Some(head) = script.request(&mut stream).await {
             let mut got = Vec::new();

@@ -21,13 +21,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+/// The name that was asked for, and how many certificates were shown.
+type Hello = (Option<String>, usize);
+
 /// What an origin saw.
 #[derive(Clone, Default)]
 struct Seen {
     handshakes: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
-    /// Of each connection the name that was asked for, and how many certificates were shown.
-    names: Arc<Mutex<Vec<(Option<String>, usize)>>>,
+    /// Of each connection.
+    names: Arc<Mutex<Vec<Hello>>>,
 }
 
 /// An origin that shows `NAME.pem` and answers with its name. `clients`: it wants theirs to be signed by that.

@@ -82,10 +82,13 @@ pub struct Listener {
     pub handler: Arc<dyn ConnectionHandler>,
 }
 
+/// One worker's socket for an address, and what becomes of connections to it.
+type Bound = (StdListener, Arc<Before>, Arc<dyn ConnectionHandler>);
+
 /// The listening service.
 pub struct HttpService {
     /// By worker.
-    workers: Vec<Vec<(StdListener, Arc<Before>, Arc<dyn ConnectionHandler>)>>,
+    workers: Vec<Vec<Bound>>,
     addresses: Vec<SocketAddr>,
     handlers: Vec<Arc<dyn ConnectionHandler>>,
     reader: Reader,

@@ -139,6 +139,9 @@ mod tests {
         [&SIGNATURE[..], &[command, family], &length, body].concat()
     }
 
+    /// Whose connection it is, or that there is no header.
+    type Expected = Result<Option<&'static str>, Malformed>;
+
     fn source(bytes: &[u8]) -> Result<Option<String>, Malformed> {
         let header = read(bytes)?.expect("whole");
         Ok(header.source.map(|source| source.to_string()))
@@ -146,7 +149,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_the_specification_writes_them() {
-        let rows: &[(&str, Result<Option<&str>, Malformed>)] = &[
+        let rows: &[(&str, Expected)] = &[
             ("PROXY TCP4 198.51.100.22 203.0.113.7 35646 80\r\n", Ok(Some("198.51.100.22:35646"))),
             ("PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n", Ok(Some("255.255.255.255:65535"))),
             ("PROXY TCP6 2001:db8::1 2001:db8::2 35646 0\r\n", Ok(Some("[2001:db8::1]:35646"))),
@@ -182,7 +185,7 @@ mod tests {
         let with_fields = [&v4[..], &[0x02, 0, 3, b'a', b'.', b'b']].concat();
         let mut v6 = [0; 36];
         (v6[0], v6[1], v6[15], v6[33]) = (0x20, 0x01, 9, 7);
-        let rows: &[(Vec<u8>, Result<Option<&str>, Malformed>)] = &[
+        let rows: &[(Vec<u8>, Expected)] = &[
             (binary(0x21, 0x11, &v4), Ok(Some("198.51.100.22:35646"))),
             (binary(0x21, 0x11, &with_fields), Ok(Some("198.51.100.22:35646"))),
             (binary(0x21, 0x21, &v6), Ok(Some("[2001::9]:7"))),

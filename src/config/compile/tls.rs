@@ -291,11 +291,13 @@ fn read(text: Text<'_>, context: &Context<'_>) -> Option<String> {
     );
     match error.kind() {
         ErrorKind::InvalidData => {
-            drop(written.hint("make PEM of DER with `openssl x509 -inform der` or `openssl pkey -inform der`"))
+            written.hint("make PEM of DER with `openssl x509 -inform der` or `openssl pkey -inform der`");
         }
-        ErrorKind::PermissionDenied => drop(written.hint("the user that meridian runs as must be able to read it")),
+        ErrorKind::PermissionDenied => {
+            written.hint("the user that meridian runs as must be able to read it");
+        }
         ErrorKind::NotFound if Path::new(text.value).is_relative() => {
-            drop(written.hint("paths are relative to the file that names them"));
+            written.hint("paths are relative to the file that names them");
         }
         _ => {}
     }
