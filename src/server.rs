@@ -182,12 +182,13 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
     let native = |plain_http2| -> Arc<dyn ConnectionHandler> {
         Arc::new(Native { movers: Arc::clone(&movers), reader: shared.reader.clone(), plain_http2 })
     };
-    let (native, both): (_, Arc<dyn ConnectionHandler>) = (native(false), native(true));
+    let [native, trusted, all] = [PlainHttp2::Nobody, PlainHttp2::Trusted, PlainHttp2::All].map(native);
     let pingora: Arc<dyn ConnectionHandler> = pingora;
     let listener = |(n, Listen { address, engine, http2, tls, proxy_protocol }): (usize, &Listen)| {
         let nth = listen[..n].iter().filter(|before| before.address == *address).count();
         let handler = match engine {
-            Engine::Native if *http2 && !tls => &both,
+            Engine::Native if *http2 && !tls && *proxy_protocol => &all,
+            Engine::Native if *http2 && !tls => &trusted,
             Engine::Native => &native,
             Engine::Pingora => &pingora,
         };
@@ -213,8 +214,17 @@ impl engine::Side for Stream {
 struct Native {
     movers: Arc<Movers>,
     reader: Reader,
-    /// Trusted peers may speak HTTP/2 without TLS.
-    plain_http2: bool,
+    plain_http2: PlainHttp2,
+}
+
+/// Who may speak HTTP/2 without TLS.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PlainHttp2 {
+    Nobody,
+    /// Peers that are trusted.
+    Trusted,
+    /// Everybody who comes in: who has sent a PROXY header was trusted to, and the address in it is another's.
+    All,
 }
 
 /// Our engine, and the mover of what it does not speak.
@@ -240,7 +250,11 @@ impl ConnectionHandler for Native {
         let http2 = match stream.selected_alpn_proto() {
             Some(protocol) => protocol == ALPN::H2,
             None => {
-                let may = self.plain_http2 && edge.trusts(peer.ip().to_canonical());
+                let may = match self.plain_http2 {
+                    PlainHttp2::Nobody => false,
+                    PlainHttp2::Trusted => edge.trusts(peer.ip().to_canonical()),
+                    PlainHttp2::All => true,
+                };
                 may && timeout(edge.limits.header_timeout, begins_with(&stream, h2::PREFACE)).await.unwrap_or(false)
             }
         };
@@ -257,7 +271,7 @@ impl ConnectionHandler for Native {
                 drop(movers.serve(stream, &whose, &shutdown).await);
             }
         };
-        Box::pin(h2::serve(stream, peer, &edge.limits, shutdown.clone(), each)).await;
+        Box::pin(h2::serve(stream, &edge.limits, shutdown.clone(), each)).await;
         listen::Ending::Closed
     }
 

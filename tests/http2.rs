@@ -7,6 +7,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::harness::{Proxy, answering, config, listener, origin, raw, refusing, scripted, silent, status, until};
@@ -420,8 +421,108 @@ async fn floods_are_told_to_calm_down() {
         }
     }
     assert!(frames.farewell().await.is_some(), "continuation");
+    // Cancelled with some patience: more than come with their requests.
+    let mut frames = Frames::connect(proxy.address).await;
+    for n in 0..4_000u32 {
+        if n % 60 == 59 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if frames.send(1, 5, 2 * n + 1, &get).await.is_err() {
+            break;
+        }
+        if n >= 60 && frames.send(3, 0, 2 * (n - 60) + 1, &[0, 0, 0, 8]).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(frames.farewell().await, Some(11), "requests taken back");
     // Streams that were cancelled are over.
     until("nothing is in flight", || proxy.in_flight() == 0).await;
+}
+
+#[tokio::test]
+async fn what_good_clients_do_ends_no_connection() {
+    let (origin, _) = scripted(|mut stream, script| async move {
+        while let Some(head) = script.request(&mut stream).await {
+            if head.starts_with("POST") {
+                // Chunks of a body, read away to the last.
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n0\r\n\r\n") {
+                    seen.push(stream.read_u8().await.unwrap());
+                }
+            }
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let proxy = over(origin).await;
+    let (mut client, _) = connect(proxy.address).await;
+    // Many small pieces of a body, faster than they are read.
+    client = client.ready().await.unwrap();
+    let (answer, mut stream) = client.send_request(request("POST", "/"), false).unwrap();
+    for n in 0..3_000 {
+        stream.send_data(Bytes::from_static(b"twenty bytes of this"), n == 2_999).unwrap();
+    }
+    assert_eq!(tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap().status(), 200);
+    // Malformed requests, one after the other.
+    for _ in 0..200 {
+        let mut odd = request("GET", "/");
+        odd.headers_mut().insert("x", http::HeaderValue::from_bytes(b" a").unwrap());
+        assert!(send(&mut client, odd, b"").await.is_err());
+    }
+    assert_eq!(get(&mut client, "/").await, (200, "ok".to_owned()));
+    // More streams at once than there may be.
+    let mut frames = Frames::connect(proxy.address).await;
+    let get = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
+    for n in 0..300u32 {
+        frames.send(1, 5, 2 * n + 1, &get).await.unwrap();
+    }
+    let mut answered = 0;
+    while answered < 128 {
+        let mut header = [0; 9];
+        frames.0.read_exact(&mut header).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+        frames.0.read_exact(&mut payload).await.unwrap();
+        assert_ne!(header[3], 7, "a farewell: {payload:?}");
+        answered += usize::from(header[3] == 1);
+    }
+}
+
+#[tokio::test]
+async fn answers_on_their_way_are_not_cut_by_the_idle_timeout() {
+    const LENGTH: usize = 60_000;
+    let body: &'static str = Box::leak(
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n{}", "x".repeat(LENGTH)).into_boxed_str(),
+    );
+    let origin = answering(body).await.0;
+    let limits = "[limits]\nidle_timeout = \"200ms\"\n";
+    let proxy = proxy(&config(&format!("{TRUSTED}{limits}"), "", &[("only", origin)])).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut frames = Frames(socket.connect(proxy.address).await.unwrap());
+    frames.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    // A window of 16 MiB for each stream and for all.
+    frames.send(4, 0, 0, &[0, 4, 1, 0, 0, 0]).await.unwrap();
+    frames.send(8, 0, 0, &[1, 0, 0, 0]).await.unwrap();
+    let get = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
+    for n in 0..20u32 {
+        frames.send(1, 5, 2 * n + 1, &get).await.unwrap();
+    }
+    // Far slower than it could be, but steadily.
+    let (mut ended, mut bytes) = (0, 0);
+    while ended < 20 {
+        let mut header = [0; 9];
+        frames.0.read_exact(&mut header).await.expect("it goes on");
+        let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+        frames.0.read_exact(&mut payload).await.expect("it goes on");
+        if header[3] == 0 {
+            bytes += payload.len();
+            ended += usize::from(header[4] & 1);
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+    }
+    assert_eq!(bytes, 20 * LENGTH);
 }
 
 #[tokio::test]
@@ -612,4 +713,18 @@ async fn curl_speaks_it_over_tls() {
     assert_eq!(said, "hello 2 200\nhello 2 200\n", "{}", String::from_utf8_lossy(&output.stderr));
     assert!(script.requests.lock().unwrap().iter().all(|head| head.contains("x-forwarded-proto: https")));
     proxy.until("both lines", async || proxy.access_log().matches("\"protocol\":\"HTTP/2.0\"").count() == 2).await;
+}
+
+#[tokio::test]
+async fn behind_a_proxy_header_it_is_spoken_for_whoever_is_named() {
+    let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.0;
+    let listen = Listen { http2: true, proxy_protocol: true, ..listener(Engine::Native) };
+    let proxy = Proxy::listening(listen, &config(TRUSTED, "", &[("only", origin)]), &[]).await;
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    stream.write_all(b"PROXY TCP4 198.51.100.9 203.0.113.7 1 80\r\n").await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    let _connection = tokio::spawn(connection);
+    assert_eq!(get(&mut client, "/").await, (200, "ok".to_owned()));
+    let line = &proxy.lines(1).await[0];
+    assert_eq!((line["client"].as_str(), line["protocol"].as_str()), (Some("198.51.100.9"), Some("HTTP/2.0")));
 }

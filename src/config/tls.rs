@@ -114,8 +114,8 @@ impl Tls {
 
 /// `*.example.com` of `www.example.com`.
 fn wildcard_of(name: &str) -> Option<String> {
-    let (_, rest) = name.split_once('.')?;
-    Some(format!("*.{rest}"))
+    let (first, rest) = name.split_once('.')?;
+    (!first.is_empty()).then(|| format!("*.{rest}"))
 }
 
 impl Certificate {
@@ -219,6 +219,7 @@ mod tests {
             ("[2001:db8::2]", false),
             ("", false),
             ("xa.test", false),
+            (".b.test", false),
         ];
         for (host, expected) in rows {
             assert_eq!(certificate.is_for(host), expected, "{host}");

@@ -468,7 +468,8 @@ impl Exchange {
             return Err(Outcome::MaxForwards);
         }
         self.record.text.push_host(host);
-        if !head.bound.is_empty() && !head.bound.iter().any(|certificate| certificate.is_for(host)) {
+        // Whichever of them it was.
+        if !head.bound.iter().all(|certificate| certificate.is_for(host)) {
             return Err(Outcome::Misdirected);
         }
         let id = self.published.snapshot.fleet().router.route(host, path)?;

@@ -27,8 +27,9 @@ use crate::telemetry::journal;
 const OVERRULE: &str = "RUST_LOG";
 
 /// Before the operator's own directive, which may say otherwise: the file watcher warns of folders that went away, which is our daily
-/// business; pingora tells of its own start and end in words of its own, and of each failed request, which the access log has.
-const QUIET: &str = "notify=error,pingora_core=warn,pingora_proxy=error";
+/// business; pingora tells of its own start and end in words of its own, and of each failed request, which the access log has; the HTTP/2 library of
+/// each oddity of a client, which could fill a disk with them.
+const QUIET: &str = "notify=error,pingora_core=warn,pingora_proxy=error,h2=error";
 
 /// Lines that may wait. A broken configuration makes one long line; a lost data center, one for each endpoint.
 const QUEUE: usize = 4096;

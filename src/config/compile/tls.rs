@@ -279,7 +279,8 @@ fn shown(text: Text<'_>) -> &str {
 fn read(text: Text<'_>, context: &Context<'_>) -> Option<String> {
     let path = context.path(text);
     let error = match context.files.read(&path) {
-        Ok(pem) => return Some(pem),
+        // Some editors put a mark before a text.
+        Ok(pem) => return Some(pem.trim_start_matches('\u{feff}').to_owned()),
         Err(error) => error,
     };
     let written = context.scribe.error(
@@ -315,8 +316,15 @@ fn chain(text: Text<'_>, expected: &str, context: &Context<'_>) -> Option<Vec<Ce
             context.scribe.error(text.place, what).hint(format!("it is to hold {expected}"));
             None
         }
-        Err(error) => {
-            context.scribe.error(text.place, format!("`{}` is not good PEM: {error}", shown(text)));
+        // What the parser says of it is for those who know its tables.
+        Err(_) => {
+            context
+                .scribe
+                .error(
+                    text.place,
+                    format!("`{}` is not good PEM: it is cut short, or holds what is no base64", shown(text)),
+                )
+                .hint("`openssl x509 -in FILE -noout -text` reads one that is good");
             None
         }
     }

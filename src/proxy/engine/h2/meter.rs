@@ -1,14 +1,14 @@
 //! What a client makes us do that is no request: counted frame by frame as they come in, and bounded.
 //!
 //! A frame of nine bytes can cost an answer, a search or a lock. Those that serve something come with requests, with data or now and then, and so does what a
-//! client may send of them: a budget that fills up with each request, with bytes that we sent and with time. Whoever uses it up is told to calm down,
+//! client may send of them: a budget that fills up with each request, with what we sent and with time. Requests that are taken back at once cost more than they bring. Whoever uses it up is told to calm down,
 //! and its connection ends. What the library bounds by itself is left to it: cancelled streams, the pieces of a head, small pieces of data, the table of compressed
 //! fields.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -19,10 +19,16 @@ use super::PREFACE;
 use crate::proxy::engine::now;
 
 /// The budget of a new connection, and the most that there ever is. A client that opens all its streams at once needs some hundreds.
-const MOST: u32 = 2048;
+const MOST: i32 = 2048;
 
 /// What each request adds: room to open a window, to change its mind, and for a piece of its head.
-const REQUEST: u32 = 8;
+const REQUEST: i32 = 8;
+
+/// What each piece of an answer adds: a window of the stream, one of the connection, and a ping, with which some clients measure what they may send.
+const ANSWER: i32 = 3;
+
+/// What a request costs that its client takes back before an answer began: more than it brought.
+const CANCELLED: i32 = 16;
 
 /// Bytes of ours for which a client may tell us once that it took them.
 const BYTES: usize = 1024;
@@ -34,14 +40,31 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 
-/// Whether a connection's budget is used up.
-#[derive(Clone, Debug)]
-pub(super) struct Flooded(Arc<AtomicBool>);
+/// What a connection's session and its streams have to know of its bytes, and the other way round.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The budget is used up.
+    flooded: AtomicBool,
+    /// Bytes written, as far as it matters whether there were any more.
+    written: AtomicUsize,
+    /// Requests that their client cancelled before an answer began, and that were not paid for yet.
+    cancelled: AtomicU32,
+}
 
-impl Flooded {
-    /// Whether it is; whoever polls the connection is woken when it becomes so.
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Relaxed)
+impl Told {
+    /// Whether the budget is used up; whoever polls the connection is woken when it becomes so.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.flooded.load(Relaxed)
+    }
+
+    /// A number that is another one when bytes were written.
+    pub(super) fn written(&self) -> usize {
+        self.written.load(Relaxed)
+    }
+
+    /// A client made a request and took it back: all of its work was for nothing.
+    pub(super) fn cancelled(&self) {
+        self.cancelled.fetch_add(1, Relaxed);
     }
 }
 
@@ -49,14 +72,17 @@ impl Flooded {
 pub(super) struct Metered {
     inner: Stream,
     budget: Budget,
-    flooded: Flooded,
+    /// Where in what we write.
+    out: At,
+    told: Arc<Told>,
 }
 
 /// Follows the frames in what comes.
 #[derive(Debug)]
 struct Budget {
     at: At,
-    left: u32,
+    /// Below 0: owed.
+    left: i32,
     /// Bytes sent that added nothing yet.
     sent: usize,
     /// To when the time that passed was added.
@@ -72,24 +98,41 @@ enum At {
 }
 
 impl Metered {
-    pub(super) fn new(inner: Stream) -> (Metered, Flooded) {
-        let flooded = Flooded(Arc::default());
+    pub(super) fn new(inner: Stream) -> (Metered, Arc<Told>) {
+        let told = Arc::<Told>::default();
         let budget = Budget { at: At::Skip(PREFACE.len()), left: MOST, sent: 0, refilled: now() };
-        (Metered { inner, budget, flooded: flooded.clone() }, flooded)
+        (Metered { inner, budget, out: At::Header([0; 9], 0), told: Arc::clone(&told) }, told)
+    }
+
+    /// So many of these bytes were written.
+    fn wrote(&mut self, bufs: &[io::IoSlice<'_>], count: usize) {
+        self.told.written.fetch_add(count, Relaxed);
+        let mut left = count;
+        for buf in bufs {
+            let taken = left.min(buf.len());
+            self.out.follow(&buf[..taken], |kind, _, length| {
+                if kind == HEADERS || kind == DATA && length > 0 {
+                    self.budget.add(ANSWER);
+                }
+                true
+            });
+            left -= taken;
+        }
+        self.budget.sent(count);
     }
 }
 
-impl Budget {
-    /// Looks at what came. False: too much of it.
-    fn take(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+impl At {
+    /// Goes over what comes next, and says of each header its kind, its flags and how much follows it, until that is answered with false.
+    fn follow(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8, usize) -> bool) -> bool {
         while !bytes.is_empty() {
-            match &mut self.at {
+            match self {
                 At::Skip(left) => {
                     let count = bytes.len().min(*left);
                     *left -= count;
                     bytes = &bytes[count..];
                     if *left == 0 {
-                        self.at = At::Header([0; 9], 0);
+                        *self = At::Header([0; 9], 0);
                     }
                 }
                 At::Header(header, filled) => {
@@ -100,8 +143,8 @@ impl Budget {
                     if *filled == header.len() {
                         let [high, mid, low, kind, flags, ..] = *header;
                         let length = u32::from_be_bytes([0, high, mid, low]) as usize;
-                        self.at = if length == 0 { At::Header([0; 9], 0) } else { At::Skip(length) };
-                        if !self.pay(kind, flags, length, &now) {
+                        *self = if length == 0 { At::Header([0; 9], 0) } else { At::Skip(length) };
+                        if !frame(kind, flags, length) {
                             return false;
                         }
                     }
@@ -110,37 +153,53 @@ impl Budget {
         }
         true
     }
+}
+
+impl Budget {
+    /// Looks at what came. False: too much of it.
+    fn take(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+        let mut at = std::mem::replace(&mut self.at, At::Skip(0));
+        let good = at.follow(bytes, |kind, flags, length| self.pay(kind, flags, length, &now));
+        self.at = at;
+        good
+    }
+
+    /// Pays for requests that were taken back. What is not there is owed, up to a whole budget.
+    fn fine(&mut self, cancelled: u32) {
+        let fine = i32::try_from(cancelled).unwrap_or(i32::MAX).saturating_mul(CANCELLED);
+        self.left = self.left.saturating_sub(fine).max(-MOST);
+    }
 
     fn pay(&mut self, kind: u8, flags: u8, length: usize, now: impl Fn() -> Instant) -> bool {
         match kind {
             HEADERS => self.add(REQUEST),
             DATA if length > 0 || flags & END_STREAM != 0 => {}
             _ => {
-                if self.left == 0 {
+                if self.left <= 0 {
                     // Rare, so that the clock is looked at only here.
                     let (now, since) = (now(), self.refilled);
                     let gained = now.saturating_duration_since(since).as_secs().saturating_mul(SECOND);
                     if gained > 0 {
                         self.refilled = now;
-                        self.add(u32::try_from(gained).unwrap_or(MOST));
+                        self.add(i32::try_from(gained).unwrap_or(MOST));
                     }
                 }
-                match self.left.checked_sub(1) {
-                    Some(left) => self.left = left,
-                    None => return false,
+                if self.left <= 0 {
+                    return false;
                 }
+                self.left -= 1;
             }
         }
         true
     }
 
-    fn add(&mut self, more: u32) {
+    fn add(&mut self, more: i32) {
         self.left = self.left.saturating_add(more).min(MOST);
     }
 
     fn sent(&mut self, count: usize) {
         self.sent += count;
-        self.add(u32::try_from(self.sent / BYTES).unwrap_or(MOST));
+        self.add(i32::try_from(self.sent / BYTES).unwrap_or(MOST));
         self.sent %= BYTES;
     }
 }
@@ -148,13 +207,14 @@ impl Budget {
 impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.flooded.0.load(Relaxed) {
+        if this.told.is_flooded() {
             return Poll::Pending;
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        this.budget.fine(this.told.cancelled.swap(0, Relaxed));
         if !this.budget.take(&buf.filled()[before..], now) {
-            this.flooded.0.store(true, Relaxed);
+            this.told.flooded.store(true, Relaxed);
             // Whoever polls the connection looks at this first.
             cx.waker().wake_by_ref();
             buf.set_filled(before);
@@ -167,7 +227,7 @@ impl AsyncRead for Metered {
 impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.inner).poll_write(cx, buf))?;
-        self.budget.sent(count);
+        self.wrote(&[io::IoSlice::new(buf)], count);
         Poll::Ready(Ok(count))
     }
 
@@ -177,7 +237,7 @@ impl AsyncWrite for Metered {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs))?;
-        self.budget.sent(count);
+        self.wrote(bufs, count);
         Poll::Ready(Ok(count))
     }
 
@@ -214,13 +274,13 @@ mod tests {
         let begun = Instant::now();
         for (kind, length) in [(6, 8), (4, 0), (4, 6), (8, 4), (3, 4), (2, 5), (9, 0), (0, 0), (77, 3)] {
             let mut budget = budget();
-            let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), || begun)).unwrap();
+            let passed = (0..10_000).find(|_| !budget.take(&frame(kind, 0, length), || begun)).unwrap();
             assert_eq!(passed, MOST, "{kind}");
             // Time makes it good again, slowly.
             let mut budget = Budget { at: At::Header([0; 9], 0), left: 0, refilled: begun, ..budget };
             let later = || begun + Duration::from_secs(2);
-            let passed = (0..u32::MAX).find(|_| !budget.take(&frame(kind, 0, length), later)).unwrap();
-            assert_eq!(passed, 2 * u32::try_from(SECOND).unwrap(), "{kind}");
+            let passed = (0..10_000).find(|_| !budget.take(&frame(kind, 0, length), later)).unwrap();
+            assert_eq!(passed, 2 * i32::try_from(SECOND).unwrap(), "{kind}");
         }
         let mut budget = budget();
         for _ in 0..100_000 {
@@ -234,6 +294,17 @@ mod tests {
                 assert!(budget.take(&frame(8, 0, 4), || begun));
             }
         }
+    }
+
+    #[test]
+    fn requests_that_are_taken_back_cost_more_than_they_bring() {
+        let (mut budget, begun) = (budget(), Instant::now());
+        let passed = (0..10_000).find(|_| {
+            let good = budget.take(&frame(HEADERS, 5, 30), || begun) && budget.take(&frame(3, 0, 4), || begun);
+            budget.fine(1);
+            !good
+        });
+        assert!((100..1000).contains(&passed.unwrap()), "{passed:?}");
     }
 
     proptest! {

@@ -12,7 +12,6 @@ mod request;
 mod stream;
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -37,36 +36,38 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Streams at once; nginx has the same default.
 const STREAMS: u32 = 128;
 
-/// What may lie here of one request's body, and of all bodies of a connection, before somebody takes it.
-const WINDOWS: (u32, u32) = (128 << 10, 1 << 20);
+/// What may lie here of one request's body, and of all bodies of a connection, before somebody takes it: as much as of 64 bodies, so that some that
+/// nobody reads do not hold up the others.
+const WINDOWS: (u32, u32) = (64 << 10, 4 << 20);
+
+/// What pieces of bodies may take beside what is in them: some 35,000 small ones.
+const PIECES: usize = 8 << 20;
 
 /// What may lie here of one answer before the client takes it.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// Streams that a client has cancelled before we came to them, and faults of its own, before it is told to calm down.
-const RESETS: (usize, usize) = (32, 64);
+/// Streams that a client has cancelled before we came to them; and, in the life of a connection, streams that were malformed or one too many, before it is told
+/// to calm down.
+const RESETS: (usize, usize) = (32, 8192);
 
-/// After a farewell, what is left to say of streams that are over.
+/// After a farewell, how long nothing has to happen before the connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves the requests of one connection, each by a future that `each` makes of it and that runs as a task. Returns when the connection is over.
-pub async fn serve<F, T>(
-    stream: Stream,
-    peer: SocketAddr,
-    limits: &Limits,
-    mut draining: watch::Receiver<bool>,
-    each: F,
-) where
+pub async fn serve<F, T>(stream: Stream, limits: &Limits, mut draining: watch::Receiver<bool>, each: F)
+where
     F: Fn(Stream) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
-    let around = Arc::new(Around::of(&stream, peer));
-    let (metered, flooded) = Metered::new(stream);
+    let around = Around::of(&stream);
+    let (metered, told) = Metered::new(stream);
+    let around = Arc::new(around.told(Arc::clone(&told)));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(STREAMS)
         .initial_window_size(WINDOWS.0)
         .initial_connection_window_size(WINDOWS.1)
+        .data_frame_budget(PIECES)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS.0)
@@ -83,15 +84,17 @@ pub async fn serve<F, T>(
         let _ = draining.wait_for(|draining| *draining).await;
     });
     let (mut saying_farewell, mut calmed) = (false, false);
+    let (mut written, mut quiet) = (0, Duration::ZERO);
     loop {
         let accepted = poll_fn(|cx| {
-            if flooded.is_set() && !calmed {
+            if told.is_flooded() && !calmed {
                 calmed = true;
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
             if !saying_farewell && drained.as_mut().poll(cx).is_ready() {
                 saying_farewell = true;
                 connection.graceful_shutdown();
+                timer.as_mut().reset(Instant::now() + FAREWELL);
             }
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Some(accepted));
@@ -115,12 +118,21 @@ pub async fn serve<F, T>(
             // It broke a rule, which the library told it, or left.
             Some(Some(Err(_)) | None) => return,
             // Nothing new for long.
-            None if open.load(Relaxed) > 0 => timer.as_mut().reset(Instant::now() + limits.idle_timeout),
-            None if saying_farewell => return,
             None => {
-                saying_farewell = true;
-                connection.graceful_shutdown();
-                timer.as_mut().reset(Instant::now() + FAREWELL);
+                let period = if saying_farewell { FAREWELL } else { limits.idle_timeout };
+                let moved = std::mem::replace(&mut written, told.written()) != told.written();
+                quiet = if moved || open.load(Relaxed) > 0 { Duration::ZERO } else { quiet + period };
+                // Answers that the library has whole may still be on their way to a client who takes its time.
+                let patience = if connection.has_streams() { limits.body_timeout } else { period };
+                if quiet >= patience && saying_farewell {
+                    return;
+                }
+                if quiet >= patience {
+                    saying_farewell = true;
+                    quiet = Duration::ZERO;
+                    connection.graceful_shutdown();
+                }
+                timer.as_mut().reset(Instant::now() + if saying_farewell { FAREWELL } else { period });
             }
         }
     }

@@ -41,7 +41,7 @@ pub(super) fn head(request: &Parts, ends: bool) -> Result<(Vec<u8>, Following), 
     for host in request.headers.get_all(HOST) {
         // Said twice it must be the same (RFC 9113, 8.3.1); two Hosts are refused by who reads this.
         if authority.is_none_or(|authority| !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes())) {
-            field(&mut out, b"Host", host.as_bytes());
+            field(&mut out, b"Host", plain(host)?);
         }
     }
     let mut cookies = request.headers.get_all(COOKIE).iter();

@@ -7,7 +7,6 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -28,6 +27,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::meter::Told;
 use super::request::{self, Following, Malformed};
 use crate::proxy::Fields;
 use crate::proxy::engine::body::{Body, Step};
@@ -55,15 +55,24 @@ const OF_CONNECTIONS: [HeaderName; 5] = [
 /// What all streams of a connection have around them.
 #[derive(Debug)]
 pub(super) struct Around {
-    peer: SocketAddr,
+    told: Arc<Told>,
     tls: Option<Arc<SslDigest>>,
     socket: Option<Arc<SocketDigest>>,
     id: UniqueIDType,
 }
 
 impl Around {
-    pub(super) fn of(stream: &Stream, peer: SocketAddr) -> Around {
-        Around { peer, tls: stream.get_ssl_digest(), socket: stream.get_socket_digest(), id: stream.id() }
+    pub(super) fn of(stream: &Stream) -> Around {
+        Around {
+            told: Arc::default(),
+            tls: stream.get_ssl_digest(),
+            socket: stream.get_socket_digest(),
+            id: stream.id(),
+        }
+    }
+
+    pub(super) fn told(self, told: Arc<Told>) -> Around {
+        Around { told, ..self }
     }
 }
 
@@ -83,6 +92,7 @@ pub struct H2Stream {
     /// What came of the body and was not read yet.
     piece: Bytes,
     answer: Answer,
+    is_given_up: bool,
 }
 
 /// What comes of the request after its head.
@@ -144,12 +154,8 @@ impl H2Stream {
             coming,
             piece: Bytes::new(),
             answer: Answer::Head(respond, Vec::new()),
+            is_given_up: false,
         })
-    }
-
-    /// The connection's peer.
-    pub fn peer(&self) -> SocketAddr {
-        self.around.peer
     }
 
     /// Whether the client gave the stream up. For who has nothing else to read.
@@ -161,7 +167,15 @@ impl H2Stream {
             Answer::Whole => return Poll::Ready(Ok(())),
             Answer::Failed => return Poll::Ready(Err(gone())),
         };
-        reset.map(|_| Err(gone()))
+        reset.map(|_| Err(self.given_up()))
+    }
+
+    /// The client gave the stream up.
+    fn given_up(&mut self) -> io::Error {
+        if matches!(self.answer, Answer::Head(..)) && !std::mem::replace(&mut self.is_given_up, true) {
+            self.around.told.cancelled();
+        }
+        gone()
     }
 
     /// Puts more of the request ahead. Ready: there is more to read, or there will never be (`false`).
@@ -180,7 +194,7 @@ impl H2Stream {
                         self.piece = piece;
                         return Poll::Ready(Ok(true));
                     }
-                    Some(Err(_)) => return Poll::Ready(Err(gone())),
+                    Some(Err(_)) => return Poll::Ready(Err(self.given_up())),
                     None if chunks => self.coming = Coming::Trailers,
                     // Trailers after a length have no place in HTTP/1.1.
                     None => self.coming = Coming::Nothing,
