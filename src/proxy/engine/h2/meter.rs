@@ -45,7 +45,7 @@ const END_STREAM: u8 = 1;
 pub(super) struct Told {
     /// The budget is used up.
     flooded: AtomicBool,
-    /// Bytes written, as far as it matters whether there were any more.
+    /// Bytes written of answers, and of what went out with them.
     written: AtomicUsize,
     /// Requests that their client cancelled before an answer began, and that were not paid for yet.
     cancelled: AtomicU32,
@@ -57,7 +57,7 @@ impl Told {
         self.flooded.load(Relaxed)
     }
 
-    /// A number that is another one when bytes were written.
+    /// A number that is another one when more of an answer was written.
     pub(super) fn written(&self) -> usize {
         self.written.load(Relaxed)
     }
@@ -106,17 +106,22 @@ impl Metered {
 
     /// So many of these bytes were written.
     fn wrote(&mut self, bufs: &[io::IoSlice<'_>], count: usize) {
-        self.told.written.fetch_add(count, Relaxed);
         let mut left = count;
+        // The rest of a frame that did not go out at once, which no small one is.
+        let mut answers = matches!(self.out, At::Skip(_));
         for buf in bufs {
             let taken = left.min(buf.len());
             self.out.follow(&buf[..taken], |kind, _, length| {
                 if kind == HEADERS || kind == DATA && length > 0 {
                     self.budget.add(ANSWER);
+                    answers = true;
                 }
                 true
             });
             left -= taken;
+        }
+        if answers {
+            self.told.written.fetch_add(count, Relaxed);
         }
         self.budget.sent(count);
     }

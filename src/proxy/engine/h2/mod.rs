@@ -113,13 +113,17 @@ where
                     saying_farewell = true;
                     connection.graceful_shutdown();
                 }
-                timer.as_mut().reset(Instant::now() + limits.idle_timeout);
+                timer.as_mut().reset(Instant::now() + if saying_farewell { FAREWELL } else { limits.idle_timeout });
             }
             // It broke a rule, which the library told it, or left.
             Some(Some(Err(_)) | None) => return,
             // Nothing new for long.
             None => {
-                let period = if saying_farewell { FAREWELL } else { limits.idle_timeout };
+                let period = match (saying_farewell, requests) {
+                    (true, _) => FAREWELL,
+                    (false, 0) => limits.header_timeout,
+                    (false, _) => limits.idle_timeout,
+                };
                 let moved = std::mem::replace(&mut written, told.written()) != told.written();
                 quiet = if moved || open.load(Relaxed) > 0 { Duration::ZERO } else { quiet + period };
                 // Answers that the library has whole may still be on their way to a client who takes its time.
