@@ -21,7 +21,7 @@ use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
 use crate::steering::View;
 use crate::steering::balance::Sample;
-use crate::text::rfc3339;
+use crate::text::day;
 
 /// Days after which data is worth a warning: an operator's file should be replaced monthly, the builtin one comes with releases.
 const OLD_FILE_DAYS: u64 = 35;
@@ -253,18 +253,13 @@ fn warn_of_age(atlas: &Atlas) {
 #[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
 pub fn ending(edge: &Edge) -> impl Iterator<Item = String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-    let date = |seconds: i64| {
-        let mut text = rfc3339(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
-        text.truncate("2026-01-01".len());
-        text
-    };
     edge.tls.iter().flat_map(|(_, tls)| &tls.certificates).filter_map(move |certificate| {
         let (from, until) = certificate.valid;
         let left = until.saturating_sub(now);
         let what = match () {
-            () if left < 0 => format!("ended on {}", date(until)),
-            () if from > now => format!("is not valid before {}", date(from)),
-            () if left < ENDING_DAYS * 86_400 => format!("ends on {}", date(until)),
+            () if left < 0 => format!("ended on {}", day(until)),
+            () if from > now => format!("is not valid before {}", day(from)),
+            () if left < ENDING_DAYS * 86_400 => format!("ends on {}", day(until)),
             () => return None,
         };
         Some(format!("certificate {} {what}", certificate.file.display()))

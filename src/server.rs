@@ -185,14 +185,13 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
     let [native, trusted, all] = [PlainHttp2::Nobody, PlainHttp2::Trusted, PlainHttp2::All].map(native);
     let pingora: Arc<dyn ConnectionHandler> = pingora;
     let listener = |(n, Listen { address, engine, http2, tls, proxy_protocol }): (usize, &Listen)| {
-        let nth = listen[..n].iter().filter(|before| before.address == *address).count();
         let handler = match engine {
             Engine::Native if *http2 && !tls && *proxy_protocol => &all,
             Engine::Native if *http2 && !tls => &trusted,
             Engine::Native => &native,
             Engine::Pingora => &pingora,
         };
-        let tls = tls.then(|| Acceptor::new(ListenerId { address: *address, nth }, *http2));
+        let tls = tls.then(|| Acceptor::new(ListenerId::after(&listen[..n], *address), *http2));
         let before = Before { proxy_protocol: *proxy_protocol, tls };
         Listener { address: *address, before, handler: Arc::clone(handler) }
     };
@@ -246,23 +245,15 @@ impl ConnectionHandler for Native {
     async fn serve(&self, stream: Stream, peer: SocketAddr, shutdown: &ShutdownWatch) -> listen::Ending {
         let scheme = if stream.get_ssl_digest().is_some() { "https" } else { "http" };
         let bound = listen::certificates(&stream).to_vec();
-        let edge = Arc::clone(&self.reader.load().edge);
         let http2 = match stream.selected_alpn_proto() {
             Some(protocol) => protocol == ALPN::H2,
-            None => {
-                let may = match self.plain_http2 {
-                    PlainHttp2::Nobody => false,
-                    PlainHttp2::Trusted => edge.trusts(peer.ip().to_canonical()),
-                    PlainHttp2::All => true,
-                };
-                may && timeout(edge.limits.header_timeout, begins_with(&stream, h2::PREFACE)).await.unwrap_or(false)
-            }
+            None => self.speaks_plain_http2(&stream, peer).await,
         };
         let whose = Whose { peer, scheme, http2, bound };
         if !http2 {
-            drop(edge);
             return self.movers.serve(stream, &whose, shutdown).await;
         }
+        let edge = Arc::clone(&self.reader.load().edge);
         let whose = Arc::new(whose);
         let each = |stream| {
             let (movers, whose, shutdown) = (Arc::clone(&self.movers), Arc::clone(&whose), shutdown.clone());
@@ -277,6 +268,18 @@ impl ConnectionHandler for Native {
 
     /// Its connections watch the drain themselves.
     async fn close_idle(&self) {}
+}
+
+impl Native {
+    /// Whether a client without TLS speaks HTTP/2, and may. Most listeners know without a look at anything.
+    async fn speaks_plain_http2(&self, stream: &Stream, peer: SocketAddr) -> bool {
+        if self.plain_http2 == PlainHttp2::Nobody {
+            return false;
+        }
+        let edge = Arc::clone(&self.reader.load().edge);
+        let may = self.plain_http2 == PlainHttp2::All || edge.trusts(peer.ip().to_canonical());
+        may && timeout(edge.limits.header_timeout, begins_with(stream, h2::PREFACE)).await.unwrap_or(false)
+    }
 }
 
 /// Whether the first bytes on a plain connection are those. They stay to be read. Returns when that is known.

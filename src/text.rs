@@ -282,6 +282,13 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{}.{ms:03}Z", whole.trim_end_matches('Z'))
 }
 
+/// The day of a moment in Unix seconds, UTC: `2026-01-31`.
+pub fn day(unix_s: i64) -> String {
+    let mut text = rfc3339(u64::try_from(unix_s).unwrap_or(0).saturating_mul(1000));
+    text.truncate("2026-01-31".len());
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

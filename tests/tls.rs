@@ -14,8 +14,10 @@ use std::sync::Arc;
 use common::authority::{Authority, pem};
 use common::harness::{answering, raw, scripted, status};
 use common::process::{PATIENCE, Proxy, meridian, write};
+use meridian::config::tls::Anybody;
 use rcgen::KeyPair;
 use rustls::ClientConfig;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,7 +59,7 @@ async fn get(stream: &mut TlsStream<TcpStream>, host: &str) -> (String, Result<(
 /// The certificate that a client gets who asks for `name`.
 async fn shown(address: SocketAddr, authority: &Authority, name: &str) -> CertificateDer<'static> {
     let mut client = authority.trusting().with_no_client_auth();
-    client.dangerous().set_certificate_verifier(Arc::new(anybody::Anybody));
+    client.dangerous().set_certificate_verifier(Arc::new(Anybody(Arc::new(ring::default_provider()))));
     let stream = connect(address, name, client).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
@@ -501,61 +503,4 @@ fn check_warns_of_certificates_that_end() {
     let output = meridian().arg("check").arg(folder.path().join("meridian.toml")).output().unwrap();
     let said = text(&output);
     assert!(output.status.success() && said.contains("site.pem") && said.contains("2020-01-01"), "{said}");
-}
-
-mod anybody {
-    //! Takes every certificate: the test looks at it itself.
-
-    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use rustls::crypto::{ring, verify_tls12_signature, verify_tls13_signature};
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    #[derive(Debug)]
-    pub(crate) struct Anybody;
-
-    impl ServerCertVerifier for Anybody {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(
-                message,
-                certificate,
-                signed,
-                &ring::default_provider().signature_verification_algorithms,
-            )
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signed: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(
-                message,
-                certificate,
-                signed,
-                &ring::default_provider().signature_verification_algorithms,
-            )
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            ring::default_provider().signature_verification_algorithms.supported_schemes()
-        }
-    }
 }

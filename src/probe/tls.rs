@@ -13,15 +13,14 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::Resumption;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
 use x509_parser::parse_x509_certificate;
 
 use super::{Bounded, Learned, Target, bare, words};
-use crate::config::tls::UpstreamTls;
-use crate::text::rfc3339;
+use crate::config::tls::{Anybody, UpstreamTls};
+use crate::text::day;
 
 /// What TLS probes have in common. Cheap to clone.
 #[derive(Clone)]
@@ -36,7 +35,7 @@ impl Prober {
             .with_safe_default_protocol_versions()
             .expect("ring has cipher suites for TLS 1.2 and 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody { provider }))
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
             .with_no_client_auth();
         config.resumption = Resumption::disabled();
         Prober { connector: TlsConnector::from(Arc::new(config)) }
@@ -98,19 +97,12 @@ fn in_time(certificate: &[u8], now: i64, learned: &mut Learned) -> Result<(), St
     let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     learned.certificate = Some(until);
     if now > until {
-        Err(format!("certificate expired on {}", date(until)))
+        Err(format!("certificate expired on {}", day(until)))
     } else if now < from {
-        Err(format!("certificate not valid before {}", date(from)))
+        Err(format!("certificate not valid before {}", day(from)))
     } else {
         Ok(())
     }
-}
-
-/// The day, UTC.
-fn date(seconds: i64) -> String {
-    let mut text = rfc3339(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
-    text.truncate("2026-01-01".len());
-    text
 }
 
 #[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
@@ -131,47 +123,6 @@ fn broken(error: &std::io::Error) -> String {
     }
 }
 
-/// Takes every certificate, whoever it names and whoever signed it.
-#[derive(Debug)]
-struct Anybody {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +132,7 @@ mod tests {
     use std::net::SocketAddr;
     use tokio::net::TcpListener;
     use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::pki_types::CertificateDer;
     use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
     use tokio_rustls::{LazyConfigAcceptor, rustls::server::Acceptor};
 

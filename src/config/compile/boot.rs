@@ -107,9 +107,9 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, T
         match section.text("address") {
             Some(text) => {
                 if let Some(address) = socket(&section, text) {
-                    let nth = listen.iter().filter(|listen| listen.address == address).count();
+                    let id = ListenerId::after(&listen, address);
                     listen.push(Listen { address, engine, http2, tls: tls.is_some(), proxy_protocol });
-                    secured.extend(tls.map(|tls| (ListenerId { address, nth }, Arc::new(tls))));
+                    secured.extend(tls.map(|tls| (id, Arc::new(tls))));
                     // Port 0 means any free port: it never collides.
                     taken.extend((address.port() != 0).then_some((address, text.place)));
                 }

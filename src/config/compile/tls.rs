@@ -4,20 +4,19 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
-use crate::config::tls::{Certificate, ClientCa, Tls, UpstreamTls};
+use crate::config::tls::{Anybody, Certificate, ClientCa, Tls, UpstreamTls};
 
 const HINT: &str = "write `tls = { certificates = [{ cert = \"site.pem\", key = \"site.key\" }] }`";
 
@@ -130,16 +129,10 @@ pub(super) fn upstream(upstream: &Section<'_>, context: &Context<'_>) -> Option<
     let ca = section.text("ca");
     let mut roots = RootCertStore::empty();
     if let Some(text) = ca {
-        for (n, certificate) in
-            chain(text, "those of the authorities that sign endpoints' certificates", context)?.into_iter().enumerate()
-        {
-            part(&certificate);
-            if let Err(error) = roots.add(certificate) {
-                let what = format!("certificate {} in `{}` cannot be an authority's: {error}", n + 1, shown(text));
-                context.scribe.error(text.place, what);
-                return None;
-            }
-        }
+        let (certificates, trusted) =
+            authorities(text, "those of the authorities that sign endpoints' certificates", context)?;
+        roots = trusted;
+        certificates.iter().for_each(|certificate| part(certificate));
     } else if verify {
         let Some(pem) = SYSTEM.iter().find_map(|path| context.files.read(Path::new(path)).ok()) else {
             section
@@ -212,55 +205,8 @@ fn certified(cert: Text<'_>, key: Text<'_>, context: &Context<'_>) -> Option<Cer
     }
 }
 
-/// `verify = false`: takes every certificate, whoever it names and whoever signed it. The server proves all the same that it has the key.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 fn client_ca(text: Text<'_>, context: &Context<'_>) -> Option<ClientCa> {
-    let certificates = chain(text, "those of the authorities that sign clients' certificates", context)?;
-    let mut roots = RootCertStore::empty();
-    for (n, certificate) in certificates.iter().enumerate() {
-        if let Err(error) = roots.add(certificate.clone()) {
-            let what = format!("certificate {} in `{}` cannot be an authority's: {error}", n + 1, shown(text));
-            context.scribe.error(text.place, what);
-            return None;
-        }
-    }
+    let (certificates, roots) = authorities(text, "those of the authorities that sign clients' certificates", context)?;
     let provider = Arc::new(ring::default_provider());
     match WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() {
         Ok(verifier) => Some(ClientCa { file: context.path(text), certificates, verifier }),
@@ -328,6 +274,24 @@ fn chain(text: Text<'_>, expected: &str, context: &Context<'_>) -> Option<Vec<Ce
             None
         }
     }
+}
+
+/// At least one certificate, and that they are authorities'.
+fn authorities(
+    text: Text<'_>,
+    expected: &str,
+    context: &Context<'_>,
+) -> Option<(Vec<CertificateDer<'static>>, RootCertStore)> {
+    let certificates = chain(text, expected, context)?;
+    let mut roots = RootCertStore::empty();
+    for (n, certificate) in certificates.iter().enumerate() {
+        if let Err(error) = roots.add(certificate.clone()) {
+            let what = format!("certificate {} in `{}` cannot be an authority's: {error}", n + 1, shown(text));
+            context.scribe.error(text.place, what);
+            return None;
+        }
+    }
+    Some((certificates, roots))
 }
 
 fn private_key(text: Text<'_>, context: &Context<'_>) -> Option<PrivateKeyDer<'static>> {

@@ -98,10 +98,9 @@ enum At {
 }
 
 impl Metered {
-    pub(super) fn new(inner: Stream) -> (Metered, Arc<Told>) {
-        let told = Arc::<Told>::default();
+    pub(super) fn new(inner: Stream, told: Arc<Told>) -> Metered {
         let budget = Budget { at: At::Skip(PREFACE.len()), left: MOST, sent: 0, refilled: now() };
-        (Metered { inner, budget, out: At::Header([0; 9], 0), told: Arc::clone(&told) }, told)
+        Metered { inner, budget, out: At::Header([0; 9], 0), told }
     }
 
     /// So many of these bytes were written.

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Limits;
-use meter::Metered;
+use meter::{Metered, Told};
 use stream::Around;
 pub use stream::H2Stream;
 
@@ -59,9 +59,9 @@ where
     F: Fn(Stream) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
-    let around = Around::of(&stream);
-    let (metered, told) = Metered::new(stream);
-    let around = Arc::new(around.told(Arc::clone(&told)));
+    let told = Arc::<Told>::default();
+    let around = Arc::new(Around::of(&stream, Arc::clone(&told)));
+    let metered = Metered::new(stream, Arc::clone(&told));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(STREAMS)

@@ -28,7 +28,7 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::meter::Told;
-use super::request::{self, Following, Malformed};
+use super::request::{self, Following};
 use crate::proxy::Fields;
 use crate::proxy::engine::body::{Body, Step};
 use crate::proxy::engine::head;
@@ -62,17 +62,8 @@ pub(super) struct Around {
 }
 
 impl Around {
-    pub(super) fn of(stream: &Stream) -> Around {
-        Around {
-            told: Arc::default(),
-            tls: stream.get_ssl_digest(),
-            socket: stream.get_socket_digest(),
-            id: stream.id(),
-        }
-    }
-
-    pub(super) fn told(self, told: Arc<Told>) -> Around {
-        Around { told, ..self }
+    pub(super) fn of(stream: &Stream, told: Arc<Told>) -> Around {
+        Around { told, tls: stream.get_ssl_digest(), socket: stream.get_socket_digest(), id: stream.id() }
     }
 }
 
@@ -134,7 +125,6 @@ impl H2Stream {
         let (parts, body) = request.into_parts();
         let ends = body.is_end_stream();
         let Ok((ahead, following)) = request::head(&parts, ends) else {
-            let Malformed = Malformed;
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return None;
         };
