@@ -13,6 +13,7 @@
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
+//! - [`proxy_protocol`]: whose connection it is, said in a header before it.
 //! - [`text`]: numbers, addresses and names as bytes. [`secret`]: keys and tokens, never shown. [`memory`]: what is asked of the allocator.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
@@ -34,6 +35,7 @@ pub mod notify;
 pub mod origin;
 pub mod probe;
 pub mod proxy;
+pub mod proxy_protocol;
 pub mod resolve;
 pub mod secret;
 pub mod server;

@@ -34,7 +34,7 @@ use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
 use crate::proxy::caught::caught;
-use crate::proxy::engine::{Gate, Served, h2};
+use crate::proxy::engine::{Served, h2};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Kept, Reader, ReloadRequest, Sender};
@@ -175,15 +175,13 @@ fn raise_descriptor_limit() {
 
 /// Each address with the mover that its `engine` names; there is one of each, so upstream connections are shared.
 pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, threads: usize) -> Vec<Listener> {
-    let pingora =
-        Arc::new(Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() });
-    let engine = engine::Mover::new(Arc::clone(shared), metrics.clone(), threads);
-    let movers = Arc::new(Movers { engine, pingora: Arc::clone(&pingora) });
+    let pingora = Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() };
+    let engine = Arc::new(engine::Mover::new(Arc::clone(shared), metrics.clone(), threads));
     let native = |plain_http2| -> Arc<dyn ConnectionHandler> {
-        Arc::new(Native { movers: Arc::clone(&movers), reader: shared.reader.clone(), plain_http2 })
+        Arc::new(Native { engine: Arc::clone(&engine), reader: shared.reader.clone(), plain_http2 })
     };
     let [native, trusted, all] = [PlainHttp2::Nobody, PlainHttp2::Trusted, PlainHttp2::All].map(native);
-    let pingora: Arc<dyn ConnectionHandler> = pingora;
+    let pingora: Arc<dyn ConnectionHandler> = Arc::new(pingora);
     let listener = |(n, Listen { address, engine, http2, tls, proxy_protocol }): (usize, &Listen)| {
         let handler = match engine {
             Engine::Native if *http2 && !tls && *proxy_protocol => &all,
@@ -204,6 +202,10 @@ impl engine::Side for Stream {
         listen::socket(self)
     }
 
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.get_socket_digest()?.local_addr()?.as_inet().copied()
+    }
+
     fn close(&mut self) {
         listen::close(self);
     }
@@ -211,7 +213,7 @@ impl engine::Side for Stream {
 
 /// Joins the listening service to our engine.
 struct Native {
-    movers: Arc<Movers>,
+    engine: Arc<engine::Mover<engine::Tcp>>,
     reader: Reader,
     plain_http2: PlainHttp2,
 }
@@ -224,12 +226,6 @@ enum PlainHttp2 {
     Trusted,
     /// Everybody who comes in: who has sent a PROXY header was trusted to, and the address in it is another's.
     All,
-}
-
-/// Our engine, and the mover of what it does not speak.
-struct Movers {
-    engine: engine::Mover<engine::Tcp>,
-    pingora: Arc<Pingora>,
 }
 
 /// Whose connection it is.
@@ -251,15 +247,15 @@ impl ConnectionHandler for Native {
         };
         let whose = Whose { peer, scheme, http2, bound };
         if !http2 {
-            return self.movers.serve(stream, &whose, shutdown).await;
+            return whose.served_by(&self.engine, stream, shutdown).await;
         }
         let edge = Arc::clone(&self.reader.load().edge);
         let whose = Arc::new(whose);
         let each = |stream| {
-            let (movers, whose, shutdown) = (Arc::clone(&self.movers), Arc::clone(&whose), shutdown.clone());
+            let (engine, whose, shutdown) = (Arc::clone(&self.engine), Arc::clone(&whose), shutdown.clone());
             async move {
                 // However it ended, the stream it came from knows.
-                drop(movers.serve(stream, &whose, &shutdown).await);
+                drop(whose.served_by(&engine, stream, &shutdown).await);
             }
         };
         Box::pin(h2::serve(stream, &edge.limits, shutdown.clone(), each)).await;
@@ -301,24 +297,20 @@ async fn begins_with(stream: &Stream, expected: &[u8]) -> bool {
     }
 }
 
-impl Movers {
-    /// Serves HTTP/1.1.
-    async fn serve(&self, stream: Stream, whose: &Whose, shutdown: &ShutdownWatch) -> listen::Ending {
-        let Whose { peer, scheme, http2, bound } = whose;
+impl Whose {
+    /// Serves HTTP/1.1, or one request that came as if by it.
+    async fn served_by(
+        &self,
+        engine: &engine::Mover<engine::Tcp>,
+        stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> listen::Ending {
+        let Whose { peer, scheme, http2, bound } = self;
         let from = engine::Downstream { peer: Some(*peer), scheme, http2: *http2, bound };
-        let mut served = self.engine.serve(stream, from, shutdown).await;
-        loop {
-            let request = match served {
-                Served::Closed => return listen::Ending::Closed,
-                Served::Finished(stream) => return listen::Ending::Finished(stream),
-                Served::Reset(stream) => return listen::Ending::Reset(stream),
-                Served::HandOver(request) => request,
-            };
-            let before = request.requests;
-            let gate = self.pingora.serve_one(Box::new(Gate::new(request)), before, shutdown).await;
-            let inner = gate.and_then(|gate| gate.into_any().downcast::<Gate>().ok()?.into_inner());
-            let Some((stream, input)) = inner else { return listen::Ending::Closed };
-            served = self.engine.resume(stream, from, shutdown, &input, before + 1).await;
+        match engine.serve(stream, from, shutdown).await {
+            Served::Closed => listen::Ending::Closed,
+            Served::Finished(stream) => listen::Ending::Finished(stream),
+            Served::Reset(stream) => listen::Ending::Reset(stream),
         }
     }
 }
@@ -327,16 +319,6 @@ impl Movers {
 struct Pingora {
     mover: pingora::Mover,
     metrics: Metrics,
-}
-
-impl Pingora {
-    /// One request, handed over by the engine after so many. The stream comes back if another one may follow.
-    async fn serve_one(&self, stream: Stream, served: u32, shutdown: &ShutdownWatch) -> Option<Stream> {
-        caught(pin!(self.mover.serve_one(stream, served, shutdown))).await.unwrap_or_else(|panic| {
-            self.metrics.panicked(Mover::Pingora, &panic);
-            None
-        })
-    }
 }
 
 #[async_trait]

@@ -13,6 +13,7 @@ const TIERS: &[(&str, u8)] = &[
     ("secret", 0),
     ("text", 0),
     ("geo", 0),
+    ("proxy_protocol", 0),
     ("steering", 1),
     ("config", 2),
     ("telemetry", 3),

@@ -5,13 +5,17 @@
 
 mod common;
 
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use common::harness::{Proxy, config, listener, origin, raw, status, until};
+use common::harness::{Proxy, Script, config, listener, origin, raw, scripted, status, until};
 use common::process::PATIENCE;
 use meridian::config::{Engine, Listen};
+use meridian::proxy_protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
 
@@ -136,4 +140,73 @@ async fn a_drain_does_not_wait_for_headers() {
     assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
     assert_eq!(proxy.drain.wait(PATIENCE).await, 0);
     assert!(begun.elapsed() < PATIENCE / 2 && begun.elapsed() >= Duration::from_millis(500));
+}
+
+/// An origin that wants a PROXY header before each connection, and answers with whose it is said to be and how many requests it got before.
+async fn wants_header() -> (SocketAddr, Script) {
+    scripted(|mut stream, script| async move {
+        let mut read = Vec::new();
+        let header = loop {
+            match proxy_protocol::read(&read) {
+                Ok(Some(header)) => break header,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+            let Ok(byte) = stream.read_u8().await else { return };
+            read.push(byte);
+        };
+        let said = header.source.map_or("itself".to_owned(), |source| source.to_string());
+        while script.request(&mut stream).await.is_some() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{said}", said.len());
+            if stream.write_all(head.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn endpoints_are_told_whose_request_it_is() {
+    for version in ["v1", "v2"] {
+        let (address, script) = wants_header().await;
+        let service = format!("[services.web.upstream]\nproxy_protocol = \"{version}\"\n");
+        let text = config("[client_ip]\ntrusted = [\"127.0.0.1\"]\n", &service, &[("only", address)]);
+        let proxy = Proxy::start(&text, &[]).await;
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        let own = stream.local_addr().unwrap().to_string();
+        for (more, expected) in [
+            ("", own.as_str()),
+            ("X-Forwarded-For: 192.0.2.9\r\n", "192.0.2.9:0"),
+            ("X-Forwarded-For: 2001:db8::9\r\n", "[2001:db8::9]:0"),
+            ("Connection: close\r\n", own.as_str()),
+        ] {
+            let request = format!("GET / HTTP/1.1\r\nHost: test\r\n{more}\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            while !answer.ends_with(expected) {
+                assert!(answer.len() < 500, "{expected}: {answer}");
+                answer.push(char::from(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap()));
+            }
+        }
+        // Each of them on a connection of its own.
+        assert_eq!(script.connections.load(SeqCst), 4);
+    }
+}
+
+#[tokio::test]
+async fn probes_say_that_they_are_nobody_elses() {
+    for version in ["v1", "v2"] {
+        let (address, script) = wants_header().await;
+        let service = format!("[services.web.upstream]\nproxy_protocol = \"{version}\"\n");
+        let text = config("", &service, &[("only", address)]);
+        let text = text.replace("kind = \"none\"", "kind = \"http\"\nbody = \"itself\"\ninterval = \"20ms\"");
+        let proxy = common::process::Proxy::start(&text, |_| {}).await;
+        let count = async |result| {
+            let labels = format!("endpoint=\"{address}\",region=\"only\",result=\"{result}\",service=\"web\"");
+            proxy.metric(&format!("meridian_probes_total{{{labels}}}")).await.unwrap_or(0.0)
+        };
+        proxy.until("probes passed", async || count("pass").await > 2.0).await;
+        assert!(script.count() > 2 && count("fail").await == 0.0);
+    }
 }

@@ -15,8 +15,8 @@ pub(crate) struct Key {
 }
 
 enum Same {
-    Text(&'static str),
     Integer(i128),
+    No,
 }
 
 /// A value that does not work yet, of a key that does.
@@ -41,21 +41,22 @@ const fn choice(path: &'static str, value: &'static str, area: &'static str) -> 
 pub(crate) const KEYS: &[Key] = &[
     key("services.*.max_lag", &[], "data freshness"),
     key("services.*.on_exceed", &[], "data freshness"),
-    key("services.*.upstream.proxy_protocol", &[Same::Text("off")], "the PROXY protocol"),
+    key("listen.http3", &[Same::No], "HTTP/3: clients are served by HTTP/2 and HTTP/1.1"),
+    key("listen.extended_connect", &[Same::No], "WebSockets over HTTP/2: clients open them over HTTP/1.1"),
     key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];
 
 #[rustfmt::skip]
 pub(crate) const CHOICES: &[Choice] = &[
-    choice("services.*.upstream.protocol", "h2", "HTTP/2 to upstreams over TLS"),
+    choice("services.*.upstream.protocol", "h3", "HTTP/3"),
 ];
 
 impl Key {
     /// Whether `node` asks for what this version does anyway.
     pub(crate) fn is_same(&self, node: &Node) -> bool {
         self.same.iter().any(|same| match (same, &node.value) {
-            (Same::Text(same), Value::Text { value, .. }) => value == same,
             (Same::Integer(same), Value::Integer(value)) => value == same,
+            (Same::No, Value::Boolean(value)) => !value,
             _ => false,
         })
     }
@@ -63,8 +64,8 @@ impl Key {
     /// The accepted values, as they are written.
     pub(crate) fn accepted(&self) -> Option<String> {
         let written = |same: &Same| match same {
-            Same::Text(text) => format!("\"{text}\""),
             Same::Integer(integer) => integer.to_string(),
+            Same::No => "false".to_owned(),
         };
         self.same.first().map(written)
     }

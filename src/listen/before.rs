@@ -13,9 +13,9 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::drain::{Drain, Guard};
-use super::proxy_protocol::{self, Malformed};
 use super::tls::Acceptor;
 use crate::config::Edge;
+use crate::proxy_protocol::{self, Malformed};
 use crate::telemetry::Metrics;
 
 /// How long after it was accepted a connection may be at this although the process drains: its client could not know.

@@ -13,7 +13,6 @@
 mod before;
 mod connection;
 mod drain;
-pub mod proxy_protocol;
 mod secured;
 mod tls;
 

@@ -1,4 +1,4 @@
-//! gRPC probes: `grpc.health.v1.Health/Check`, the standard health checking protocol, over HTTP/2 without TLS by prior knowledge.
+//! gRPC probes: `grpc.health.v1.Health/Check`, the standard health checking protocol, over HTTP/2: within TLS if requests are, else by prior knowledge.
 //!
 //! It is asked for the empty service name, which stands for the server as a whole. The question is an empty message and the answer has one
 //! field, so both are written and read here: a code generator and a gRPC stack for that would weigh more than the rest of the
@@ -13,9 +13,10 @@ use http::{HeaderMap, Request, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
-use super::{Bounded, Target, USER_AGENT, authority, carried, words};
+use super::{Target, USER_AGENT, authority, carried, words};
 
 /// The longest answer that is read.
 const MOST: usize = 4096;
@@ -51,7 +52,11 @@ const CODES: [&str; 17] = [
 ];
 
 /// Asks the server how it is.
-pub(super) async fn check(stream: Bounded, target: &Target, host: &str) -> Result<(), String> {
+pub(super) async fn check(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    target: &Target,
+    host: &str,
+) -> Result<(), String> {
     let request = request(target, host)?;
     let tasks = Tasks::default();
     let _end = End(tasks.clone());
@@ -90,7 +95,7 @@ pub(super) async fn check(stream: Bounded, target: &Target, host: &str) -> Resul
 fn request(target: &Target, host: &str) -> Result<Request<Full<Bytes>>, String> {
     let none = |error: http::Error| format!("no such request: {error}");
     let uri = Uri::builder()
-        .scheme("http")
+        .scheme(if target.secured.is_some() { "https" } else { "http" })
         .authority(authority(target, host))
         .path_and_query("/grpc.health.v1.Health/Check")
         .build()
@@ -184,7 +189,8 @@ fn skip(bytes: &mut &[u8], count: u64) -> Option<()> {
     Some(())
 }
 
-fn broken(error: &hyper::Error) -> String {
+/// What a connection of HTTP/2 broke by.
+pub(super) fn broken(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -199,7 +205,7 @@ fn broken(error: &hyper::Error) -> String {
 
 /// The tasks of a probe's connection: what hyper needs to speak HTTP/2, and must not outlive the probe.
 #[derive(Clone, Default)]
-struct Tasks {
+pub(super) struct Tasks {
     handles: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
@@ -215,7 +221,7 @@ where
 }
 
 /// Ends them all. Not by dropping the last of [`Tasks`]: the tasks hold some themselves.
-struct End(Tasks);
+pub(super) struct End(pub(super) Tasks);
 
 impl Drop for End {
     fn drop(&mut self) {

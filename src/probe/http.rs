@@ -6,13 +6,15 @@
 //! never more than its weight gives it, nor anybody else's.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::grpc::{self, End, Tasks};
 use super::{Learned, Target, USER_AGENT, authority, carried, words};
 
 /// Bytes of a body that are searched.
@@ -24,17 +26,15 @@ const DRAIN: &str = "x-meridian-drain";
 /// The field that asks for a part of the weight.
 const WEIGHT: &str = "x-meridian-weight";
 
-/// Sends the request and looks at the answer: its status in one of the ranges, its body with `wanted` in it.
+/// Sends the request, by its version, and looks at the answer: its status in one of the ranges, its body with `wanted` in it.
 pub(super) async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Empty<Bytes>>,
     status: &[(u16, u16)],
     wanted: &[u8],
     learned: &mut Learned,
 ) -> Result<(), String> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    let exchange = async {
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    let mut judge = async |answer: Response<Incoming>| {
         let code = answer.status().as_u16();
         if !status.iter().any(|(from, to)| (*from..=*to).contains(&code)) {
             return Err(format!("status {code}"));
@@ -42,6 +42,17 @@ pub(super) async fn exchange(
         listen(answer.headers(), learned);
         if wanted.is_empty() { Ok(()) } else { contains(answer.into_body(), wanted).await }
     };
+    if request.version() == Version::HTTP_2 {
+        let tasks = Tasks::default();
+        let _end = End(tasks.clone());
+        let broken = |error| grpc::broken(&error);
+        let (mut sender, connection) = http2::handshake(tasks, TokioIo::new(stream)).await.map_err(broken)?;
+        let exchange = async { judge(sender.send_request(request).await.map_err(broken)?).await };
+        return carried(exchange, connection).await;
+    }
+    let broken = |error| broken(&error);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let exchange = async { judge(sender.send_request(request).await.map_err(broken)?).await };
     carried(exchange, connection).await
 }
 
@@ -52,11 +63,16 @@ pub(super) fn request(
     method: &str,
     host: &str,
     headers: &[(String, String)],
+    http2: bool,
 ) -> Result<Request<Empty<Bytes>>, String> {
     let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
-    let mut request = Request::builder().method(method).uri(path).header("connection", "close");
-    if !given("host") {
-        request = request.header("host", authority(target, host));
+    let authority = authority(target, host);
+    let mut request = Request::builder().method(method);
+    if http2 {
+        let scheme = if target.secured.is_some() { "https" } else { "http" };
+        request = request.version(Version::HTTP_2).uri(format!("{scheme}://{authority}{path}"));
+    } else {
+        request = request.uri(path).header("connection", "close").header("host", authority);
     }
     if !given("user-agent") {
         request = request.header("user-agent", USER_AGENT);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -30,9 +30,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::Edge;
 use crate::config::tls::UpstreamTls;
+use crate::proxy_protocol;
 use crate::state::{Reader, Sender};
 use crate::steering::Snapshot;
-use crate::steering::fleet::{HealthPolicy, Probe};
+use crate::steering::fleet::{HealthPolicy, Probe, Protocol};
 use crate::steering::snapshot::{Asked, EndpointId};
 use crate::steering::trip::Trips;
 use crate::steering::world::ProbeResult;
@@ -65,6 +66,10 @@ struct Target {
     policy: HealthPolicy,
     /// What requests to it are within, and so its probes.
     secured: Option<Arc<UpstreamTls>>,
+    /// What is spoken to it: what requests speak. Without TLS another `port` may be another server's, which speaks HTTP/1.1.
+    protocol: Protocol,
+    /// What goes before anything else, as before requests.
+    preamble: Option<proxy_protocol::Version>,
     /// Where connects are counted.
     trips: Arc<Trips>,
     /// How often its traffic ejected it: each time it is probed at once.
@@ -127,6 +132,11 @@ fn targets(snapshot: &Snapshot, edge: &Edge) -> HashMap<EndpointId, Target> {
                 name: endpoint.name.clone(),
                 policy: service.health.clone(),
                 secured: edge.upstream_tls(service.upstream.tls).cloned(),
+                protocol: match service.upstream.protocol {
+                    Protocol::H2c if address.port() != endpoint.address.port() => Protocol::Http1,
+                    protocol => protocol,
+                },
+                preamble: service.upstream.proxy_protocol,
                 trips: Arc::clone(endpoint.meter.trips()),
                 ejections: endpoint.ejected.count,
             };
@@ -264,23 +274,34 @@ async fn probe(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Res
 
 async fn attempt(target: &Target, tls: &tls::Prober, learned: &mut Learned) -> Result<(), String> {
     let began = Instant::now();
-    let stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
+    let mut stream = TcpStream::connect(target.address).await.map_err(|error| format!("connect {}", words(&error)))?;
     target.trips.record(began.elapsed());
     // A small request must not wait for anything; without the option it is only slower.
     let _ = stream.set_nodelay(true);
+    if let Some(version) = target.preamble {
+        let own = proxy_protocol::write_own(version);
+        stream.write_all(&own).await.map_err(|error| format!("connection {}", words(&error)))?;
+    }
     let stream = Bounded { stream, left: ANSWER };
     match &target.policy.probe {
         Probe::None | Probe::Tcp => Ok(()),
         Probe::Tls { host } => tls.handshake(stream, target, host, learned).await,
-        Probe::Grpc { host } => grpc::check(stream, target, host).await,
+        Probe::Grpc { host } => match &target.secured {
+            None => grpc::check(stream, target, host).await,
+            Some(secured) => grpc::check(tls::within(secured, stream, target, learned).await?, target, host).await,
+        },
         Probe::Http { path, method, host, headers, status, body } => {
-            let request = http::request(target, path, method, host, headers)?;
             let (status, body) = (status.as_slice(), body.as_bytes());
+            let request = |http2| http::request(target, path, method, host, headers, http2);
             match &target.secured {
-                None => http::exchange(stream, request, status, body, learned).await,
+                None => {
+                    let http2 = target.protocol == Protocol::H2c;
+                    http::exchange(stream, request(http2)?, status, body, learned).await
+                }
                 Some(secured) => {
                     let stream = tls::within(secured, stream, target, learned).await?;
-                    http::exchange(stream, request, status, body, learned).await
+                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    http::exchange(stream, request(http2)?, status, body, learned).await
                 }
             }
         }
@@ -445,6 +466,8 @@ mod tests {
             name: "origin.example:80".into(),
             policy,
             secured: None,
+            protocol: Protocol::Http1,
+            preamble: None,
             trips: Arc::default(),
             ejections: 0,
         }

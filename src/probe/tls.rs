@@ -20,6 +20,7 @@ use x509_parser::parse_x509_certificate;
 
 use super::{Bounded, Learned, Target, bare, words};
 use crate::config::tls::{Anybody, UpstreamTls};
+use crate::steering::fleet::Protocol;
 use crate::text::day;
 
 /// What TLS probes have in common. Cheap to clone.
@@ -62,7 +63,7 @@ impl Prober {
     }
 }
 
-/// Shakes hands as requests to that endpoint do.
+/// Shakes hands as requests to that endpoint do, unless it does not speak HTTP/2 at the port that is probed and HTTP/1.1 instead.
 pub(super) async fn within(
     secured: &UpstreamTls,
     stream: Bounded,
@@ -71,8 +72,11 @@ pub(super) async fn within(
 ) -> Result<TlsStream<Bounded>, String> {
     let name =
         secured.name_of(&target.name).ok_or_else(|| format!("{} is not a name that TLS can ask for", target.name))?;
-    let connector = TlsConnector::from(Arc::clone(&secured.config));
-    let stream = connector.connect(name, stream).await.map_err(|error| broken(&error))?;
+    let mut config = Arc::clone(&secured.config);
+    if target.protocol == Protocol::H2 {
+        Arc::make_mut(&mut config).alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
+    let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| broken(&error))?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     learned.certificate =
         leaf.and_then(|leaf| Some(parse_x509_certificate(leaf).ok()?.1.validity().not_after.timestamp()));

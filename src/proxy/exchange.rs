@@ -10,7 +10,7 @@
 
 mod rivals;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,12 @@ use crate::config::tls::Certificate;
 use crate::proxy::affinity::{self, Claim};
 use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
+use crate::proxy::grpc;
 use crate::proxy::headers::{self, Forward};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::rules::Ruled;
 use crate::proxy::{Fields, Outcome};
+use crate::proxy_protocol::{self, Version};
 use crate::state::{Published, Reader};
 use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
 use crate::steering::meter::Meter;
@@ -154,8 +156,12 @@ pub struct Exchange {
     version: &'static str,
     framing: Framing,
     websocket: bool,
+    /// It is a call of gRPC.
+    is_call: bool,
     max_forwards: Option<u64>,
     ruled: Ruled,
+    /// What goes before the request on a connection of its own.
+    preamble: Option<Arc<[u8]>>,
     idempotent: bool,
     /// What the client says of where it was before, and what came of that; for services with affinity.
     claim: Claim,
@@ -430,8 +436,10 @@ impl Exchange {
             },
             framing: Framing::None,
             websocket: headers::is_websocket(head.method, head.fields, is_http_11),
+            is_call: grpc::is_call(head.method, head.fields),
             max_forwards: None,
             ruled: Ruled::default(),
+            preamble: None,
             idempotent: retry::is_idempotent(head.method),
             claim: Claim::Absent,
             affinity: None,
@@ -488,7 +496,9 @@ impl Exchange {
             && head.fields.values("idempotency-key").next().is_some_and(|key| !key.is_empty());
         // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
         self.websocket &= service.upstream.protocol == Protocol::Http1;
-        self.deadline = head.now + service.timeouts.request;
+        let patience = if self.is_call { grpc::timeout(head.fields) } else { None };
+        let request = patience.map_or(service.timeouts.request, |patience| patience.min(service.timeouts.request));
+        self.deadline = head.now + request;
         // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
         let address = self.client.map(|client| client.address);
         let client = address.unwrap_or(crate::geo::Canonical::new(std::net::Ipv4Addr::UNSPECIFIED.into()));
@@ -526,7 +536,7 @@ impl Exchange {
             });
         }
         let (take, in_flight) = taken?;
-        let attempt = self.plan(service, take, false, service.timeouts.request);
+        let attempt = self.plan(service, take, false, request);
         self.planned = Some((attempt, in_flight));
         Ok(())
     }
@@ -549,6 +559,30 @@ impl Exchange {
     /// Its service, once one was found.
     pub fn service(&self) -> Option<&Service> {
         self.record.service.map(|id| self.published.snapshot.fleet().service(id))
+    }
+
+    /// Whether it is a call of gRPC, whose client reads another status than that of HTTP.
+    pub fn is_call(&self) -> bool {
+        self.is_call
+    }
+
+    /// The header that says whose request it is, for services that want one. `arrived`: where its client came to.
+    pub fn announce(&mut self, version: Version, arrived: Option<SocketAddr>) {
+        let Some(peer) = self.record.peer else { return };
+        let source = match self.client {
+            Some(client) if client.address.ip() != client.peer && client.peer_trusted => {
+                // Its port is known to whom it connected to.
+                SocketAddr::new(client.address.ip(), 0)
+            }
+            _ => peer,
+        };
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        self.preamble = Some(proxy_protocol::write(version, source, arrived.unwrap_or(nowhere)).into());
+    }
+
+    /// What goes before the request on a connection of its own.
+    pub fn preamble(&self) -> Option<&Arc<[u8]>> {
+        self.preamble.as_ref()
     }
 
     /// How its body is framed. Nothing is known of one that breaks a rule.
@@ -1002,12 +1036,9 @@ impl Exchange {
     fn plan(&self, service: &Service, take: Take, fresh: bool, remaining: Duration) -> Attempt {
         let endpoint = self.endpoint(take);
         let timeouts = &service.timeouts;
-        let share = retry::share(
-            timeouts.first_byte,
-            remaining,
-            self.record.attempts.saturating_add(1),
-            service.retry.attempts,
-        );
+        // A call's deadline is its client's own and mostly short: nothing of it is held back for attempts that there will not be.
+        let attempts = if self.is_call && !self.idempotent { 1 } else { service.retry.attempts };
+        let share = retry::share(timeouts.first_byte, remaining, self.record.attempts.saturating_add(1), attempts);
         Attempt {
             endpoint: endpoint.id,
             address: endpoint.address,

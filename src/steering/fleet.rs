@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::geo::{Area, Point};
+use crate::proxy_protocol;
 use crate::secret::Secret;
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::networks::Networks;
@@ -437,7 +438,9 @@ pub struct Upstream {
     pub protocol: Protocol,
     /// Which TLS it is spoken within, by its fingerprint; 0: none.
     pub tls: u64,
-    /// How long an unused connection is kept.
+    /// The header that says whose request it is, before each connection. Then each request has a connection of its own. Native engine only.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
+    /// How long an unused connection is kept; 0: it is not.
     pub idle: Duration,
     /// How long a connection is used at all. Native engine only.
     pub max_age: Duration,
@@ -451,6 +454,8 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http1,
+    /// HTTP/2 within TLS.
+    H2,
     /// HTTP/2 without TLS, by prior knowledge.
     H2c,
 }

@@ -222,6 +222,7 @@ fn default_service(name: &str) -> Service {
         upstream: Upstream {
             protocol: Protocol::Http1,
             tls: 0,
+            proxy_protocol: None,
             idle: Duration::from_secs(60),
             max_age: Duration::from_secs(3600),
             max_connections: 0,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use meridian::config::AccessLog;
-use meridian::proxy::engine::{Connect, Downstream, Mover, Served, Side, Within};
+use meridian::proxy::engine::{Connect, Destination, Downstream, Mover, Served, Side};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
@@ -96,7 +96,7 @@ struct Origin;
 impl Connect for Origin {
     type Stream = Upstream;
 
-    async fn connect(&self, _address: SocketAddr, _tls: Option<Within>) -> io::Result<Upstream> {
+    async fn connect(&self, _: Destination) -> io::Result<Upstream> {
         Ok(Upstream { asked: false })
     }
 }

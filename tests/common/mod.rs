@@ -8,6 +8,7 @@ pub mod dice;
 pub mod fleet;
 pub mod harness;
 pub mod http;
+pub mod http2;
 pub mod lane;
 pub mod model;
 pub mod pipes;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use meridian::config::AccessLog;
 use meridian::geo::AtlasBuilder;
 use meridian::proxy::Shared;
-use meridian::proxy::engine::{Connect, Downstream, Mover, Served, Side, Within};
+use meridian::proxy::engine::{Connect, Destination, Downstream, Mover, Served, Side};
 use meridian::state::{Published, Reader};
 use meridian::steering::{RegionSet, Snapshot, View};
 use meridian::telemetry::{AccessLogGuard, AccessLogger, Metrics};
@@ -424,7 +424,7 @@ struct Net(Arc<Mutex<Wires>>);
 impl Connect for Net {
     type Stream = UpstreamPipe;
 
-    async fn connect(&self, _: SocketAddr, _: Option<Within>) -> io::Result<UpstreamPipe> {
+    async fn connect(&self, _: Destination) -> io::Result<UpstreamPipe> {
         let mut wires = locked(&self.0);
         let script = wires.scripts.pop_front().ok_or(io::ErrorKind::ConnectionRefused)?;
         let index = wires.open.len();

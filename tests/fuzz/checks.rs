@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use meridian::listen::proxy_protocol;
 use meridian::proxy::Framing;
 use meridian::proxy::affinity::{self, Claim};
 use meridian::proxy::engine::body::{Body, Step};
 use meridian::proxy::engine::head;
+use meridian::proxy_protocol;
 use meridian::secret::Secret;
 use meridian::steering::fleet::{Affinity, CookieAffinity};
 

@@ -13,6 +13,7 @@ use crate::config::names;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::tls::UpstreamTls;
+use crate::proxy_protocol::Version::{V1, V2};
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
     Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service,
@@ -407,29 +408,64 @@ fn timeouts(section: Section<'_>) -> Timeouts {
 }
 
 fn upstream(section: Section<'_>, pingora: bool, context: &Context<'_>) -> (Upstream, Option<Arc<UpstreamTls>>) {
-    let tls = super::tls::upstream(&section, context);
-    let upstream = Upstream {
-        protocol: section.choice("protocol", Protocol::Http1, &[("http1", Protocol::Http1), ("h2c", Protocol::H2c)]),
+    let protocols = [("http1", Protocol::Http1), ("h2", Protocol::H2), ("h2c", Protocol::H2c)];
+    let protocol = section.choice("protocol", Protocol::Http1, &protocols);
+    let tls = super::tls::upstream(&section, protocol, context);
+    let mut upstream = Upstream {
+        protocol,
         tls: tls.as_ref().map_or(0, |tls| tls.fingerprint),
-        idle: section.duration("idle", 60 * SECOND, MS..=DAY),
+        proxy_protocol: section.choice("proxy_protocol", None, &[("off", None), ("v1", Some(V1)), ("v2", Some(V2))]),
+        // Below.
+        idle: Duration::ZERO,
         max_age: section.duration("max_age", 3600 * SECOND, MS..=7 * DAY),
         max_connections: section.integer("max_connections", 0u32, 0..=1_000_000),
     };
-    let has_tls = section.has("tls");
-    if has_tls && upstream.protocol == Protocol::H2c {
-        section
-            .scribe
-            .error(section.place_of("protocol"), "`h2c` is HTTP/2 without TLS, and this service has `tls`")
-            .hint("leave `protocol` out: HTTP/1.1 is spoken within TLS");
+    match (section.has("tls"), protocol) {
+        (true, Protocol::H2c) => {
+            section
+                .scribe
+                .error(section.place_of("protocol"), "`h2c` is HTTP/2 without TLS, and this service has `tls`")
+                .hint("within TLS it is `protocol = \"h2\"`");
+        }
+        (false, Protocol::H2) => {
+            section
+                .scribe
+                .error(section.place_of("protocol"), "`h2` is HTTP/2 within TLS, and this service has no `tls`")
+                .hint("add `tls = {}`, which trusts the system's authorities; without TLS it is `protocol = \"h2c\"`");
+        }
+        _ => {}
     }
-    if has_tls && pingora {
+    let idle = section.duration("idle", 60 * SECOND, MS..=DAY);
+    if upstream.proxy_protocol.is_some() && protocol != Protocol::Http1 {
         section
             .scribe
             .error(
-                section.place_of("tls"),
-                "TLS to upstreams needs the native engine, and a listener has `engine = \"pingora\"`",
+                section.place_of("proxy_protocol"),
+                "a connection of HTTP/2 is many clients' at once, and this header says whose it is",
             )
-            .hint("leave `engine` out of every `[[listen]]`");
+            .hint("leave `protocol` out, or `proxy_protocol`: the client is in X-Forwarded-For as well");
+    } else if upstream.proxy_protocol.is_some() && section.has("idle") {
+        section.scribe.warning(
+            section.place_of("idle"),
+            "with `proxy_protocol` no connection is kept: each is one client's, and none is used for two requests",
+        );
+    }
+    if upstream.proxy_protocol.is_none() {
+        upstream.idle = idle;
+    }
+    for (is_there, key, what) in [
+        (section.has("tls"), "tls", "TLS to upstreams"),
+        (upstream.proxy_protocol.is_some(), "proxy_protocol", "the PROXY protocol to upstreams"),
+    ] {
+        if is_there && pingora {
+            section
+                .scribe
+                .error(
+                    section.place_of(key),
+                    format!("{what} needs the native engine, and a listener has `engine = \"pingora\"`"),
+                )
+                .hint("leave `engine` out of every `[[listen]]`");
+        }
     }
     section.finish();
     (upstream, tls.map(Arc::new))

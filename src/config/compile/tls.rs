@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::compile::Context;
 use crate::config::reader::{Section, Text};
 use crate::config::tls::{Anybody, Certificate, ClientCa, Tls, UpstreamTls};
+use crate::steering::fleet::Protocol;
 
 const HINT: &str = "write `tls = { certificates = [{ cert = \"site.pem\", key = \"site.key\" }] }`";
 
@@ -96,7 +97,7 @@ const SYSTEM: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// `upstream.tls`. `None`: it is not there, or cannot be used, which was reported.
-pub(super) fn upstream(upstream: &Section<'_>, context: &Context<'_>) -> Option<UpstreamTls> {
+pub(super) fn upstream(upstream: &Section<'_>, protocol: Protocol, context: &Context<'_>) -> Option<UpstreamTls> {
     let section = upstream.table("tls");
     if !section.is_present() {
         return None;
@@ -169,7 +170,9 @@ pub(super) fn upstream(upstream: &Section<'_>, context: &Context<'_>) -> Option<
             return None;
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let spoken = if protocol == Protocol::H2 { "h2" } else { "http/1.1" };
+    part(spoken.as_bytes());
+    config.alpn_protocols = vec![spoken.as_bytes().to_vec()];
     section.finish();
     Some(UpstreamTls { fingerprint: xxh3_64(&parts).max(1), name, config: Arc::new(config) })
 }

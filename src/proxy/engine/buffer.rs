@@ -95,17 +95,6 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer that holds these bytes.
-    pub(super) fn holding(bytes: &[u8]) -> Buffer {
-        let mut storage = match bytes.len() {
-            0 => return Buffer::default(),
-            1..=SIZE => take(),
-            more => vec![0; more].into_boxed_slice(),
-        };
-        storage[..bytes.len()].copy_from_slice(bytes);
-        Buffer { storage, start: 0, end: bytes.len() }
-    }
-
     /// What is held.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.storage[self.start..self.end]

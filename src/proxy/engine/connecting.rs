@@ -14,17 +14,22 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::timer::Timer;
-use super::upstream::{Connect, Place, Upstream, Within};
-use super::{Core, now};
+use super::upstream::{Connect, Destination, Place, Upstream, Within};
+use super::{Core, h2, now};
 use crate::proxy::retry::Failure;
 use crate::proxy::{Attempt, Exchange};
+use crate::steering::fleet::Protocol;
 use crate::steering::meter::Meter;
+
+/// A connection that is being made.
+pub(super) type Coming<S> = Pin<Box<dyn Future<Output = io::Result<S>> + Send>>;
 
 /// A connect under way.
 pub(super) struct Connecting<C: Connect> {
     attempt: Attempt,
-    future: Pin<Box<dyn Future<Output = io::Result<C::Stream>> + Send>>,
-    place: Place,
+    future: Coming<C::Stream>,
+    /// Unless it shares another's.
+    place: Option<Place>,
     meter: Arc<Meter>,
     /// So many failures in a row are too many for the endpoint.
     many: u32,
@@ -40,10 +45,15 @@ impl<C: Connect> Connecting<C> {
         began: Instant,
     ) -> Option<Connecting<C>> {
         let (meter, many) = exchange.counters(attempt)?;
-        let place = Place::take(&meter, attempt.max_connections)?;
-        let (core, address) = (Arc::clone(core), attempt.address);
         let tls = exchange.tls(attempt).map(|(tls, endpoint)| Within { tls, endpoint });
-        let future = Box::pin(async move { core.connect.connect(address, tls).await });
+        let to = Destination { address: attempt.address, tls, preamble: exchange.preamble().cloned() };
+        if attempt.protocol != Protocol::Http1 {
+            let future = h2::call(core, *attempt, began, Arc::clone(&meter), to)?;
+            return Some(Connecting { attempt: *attempt, future, place: None, meter, many, began });
+        }
+        let place = Some(Place::take(&meter, attempt.max_connections)?);
+        let core = Arc::clone(core);
+        let future = Box::pin(async move { core.connect.connect(to).await });
         Some(Connecting { attempt: *attempt, future, place, meter, many, began })
     }
 
@@ -81,7 +91,9 @@ impl<C: Connect> Connecting<C> {
         tokio::spawn(async move {
             let due = tokio::time::Instant::from_std(self.due());
             match tokio::time::timeout_at(due, poll_fn(|cx| self.poll(cx))).await {
-                Ok(Ok(stream)) => core.pool.put(self.done(stream), now()),
+                Ok(Ok(stream)) if self.attempt.protocol == Protocol::Http1 => core.pool.put(self.done(stream), now()),
+                // The connection that it would have shared is kept as it is.
+                Ok(Ok(stream)) => drop(self.done(stream)),
                 Ok(Err(_)) | Err(_) => self.failed(),
             }
         });
@@ -114,7 +126,7 @@ impl<C: Connect> Entrant<C> {
         attempt: &Attempt,
         now: Instant,
     ) -> Option<Entrant<C>> {
-        match core.pool.take(attempt, now) {
+        match core.kept(attempt, now) {
             Some(upstream) => Some(Entrant::Kept(upstream)),
             None => Connecting::begin(core, exchange, attempt, now).map(Entrant::New),
         }

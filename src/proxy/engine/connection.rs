@@ -23,13 +23,12 @@ use super::splice::Side;
 use super::timer::Timer;
 use super::upload::Upload;
 use super::upstream::{Connect, Upstream};
-use super::{Core, Downstream, HandOver, Served, head, now, wall, write};
+use super::{Core, Downstream, Served, head, now, wall, write};
 use crate::config::names::is_token_byte;
 use crate::proxy::caught::caught;
 use crate::proxy::headers::Said;
 use crate::proxy::retry::Failure;
-use crate::proxy::{Attempt, Exchange, Fields, Framing, Head, Outcome};
-use crate::steering::fleet::Protocol;
+use crate::proxy::{Attempt, Exchange, Fields, Head, Outcome};
 use crate::telemetry::Mover;
 use crate::turn::{self, Begun};
 
@@ -73,13 +72,8 @@ enum Waited {
     Closed,
 }
 
-/// What a request is instead of one to send on.
-enum Other {
-    /// Refused, and whether the connection can go on.
-    Refused(Asked, Outcome, bool),
-    /// The other mover's: how long its head is, and how its body is framed.
-    HandOver(usize, Framing),
-}
+/// A request that is not one to send on, why, and whether the connection can go on.
+struct Refused(Asked, Outcome, bool);
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +83,6 @@ enum Next {
     /// As the client wished, who sent nothing after its request.
     Finish,
     Reset,
-    /// The request whose head is at the front of the input, of that length, is the other mover's.
-    HandOver(usize, Framing),
 }
 
 impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
@@ -99,18 +91,16 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         stream: S,
         from: Downstream<'a>,
         draining: &'a watch::Receiver<bool>,
-        input: &[u8],
-        requests: u32,
     ) -> Self {
         let at = now();
         Connection {
             core,
-            client: Client { stream, input: Buffer::holding(input), timer: Timer::default(), closed: None },
+            client: Client { stream, input: Buffer::default(), timer: Timer::default(), closed: None },
             from,
             draining: Draining::new(draining),
             accepted: at,
             at,
-            requests,
+            requests: 0,
             exchange: None,
             turn: None,
             beside: None,
@@ -118,7 +108,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         }
     }
 
-    /// Serves to the end, or to a request that is not ours to serve.
+    /// Serves to the end.
     pub(super) async fn run(mut self) -> Served<S> {
         loop {
             let caught = caught(pin!(self.next())).await;
@@ -134,10 +124,6 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
                 }
                 Next::Finish => return Served::Finished(self.client.stream),
                 Next::Reset => return Served::Reset(self.client.stream),
-                Next::HandOver(head, framing) => {
-                    let (input, requests) = (self.client.input.bytes().to_vec(), self.requests);
-                    return Served::HandOver(HandOver { stream: self.client.stream, input, head, framing, requests });
-                }
             }
         }
     }
@@ -232,11 +218,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         self.turn = Some(turn::begin());
         let (mut asked, mut upload) = match self.begin() {
             Ok(begun) => begun,
-            Err(Other::Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
-            Err(Other::HandOver(length, framing)) => {
-                self.turn = None;
-                return Next::HandOver(length, framing);
-            }
+            Err(Refused(asked, outcome, keep)) => return self.refuse(asked, outcome, keep).await,
         };
         'attempts: loop {
             let Some(exchange) = &mut self.exchange else { return Next::Close };
@@ -322,7 +304,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
     }
 
     /// From the head to a planned attempt and the bytes to send.
-    fn begin(&mut self) -> Result<(Asked, Upload), Other> {
+    fn begin(&mut self) -> Result<(Asked, Upload), Refused> {
         let shared = &self.core.shared;
         let published = shared.reader.load();
         let most = published.edge.limits.headers;
@@ -331,19 +313,23 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             Ok(read) => read,
             Err(outcome) => {
                 self.exchange = Some(self.garbled(outcome));
-                return Err(Other::Refused(Asked::unknown(), outcome, false));
+                return Err(Refused(Asked::unknown(), outcome, false));
             }
         };
         let head = self.head(&request.method, request.target, request.version, &request.lines);
         let exchange = Exchange::begin_in(&mut self.exchange, shared, published, &head);
         let framing = exchange.framing();
-        let limits = &exchange.edge().limits;
+        let requests = exchange.edge().limits.requests;
+        let last = requests > 0 && self.requests + 1 >= requests;
         let said = Said::of(&request.lines);
         let wants = |option: &[u8]| said.has(option, &request.lines);
-        let last = limits.requests > 0 && self.requests + 1 >= limits.requests;
         let is_http_11 = request.version == Version::HTTP_11;
         let expects = request.lines.lists("expect", b"100-continue");
+        if let Some(version) = exchange.service().and_then(|service| service.upstream.proxy_protocol) {
+            exchange.announce(version, self.client.stream.local_address());
+        }
         let service = exchange.service();
+        let limits = &exchange.edge().limits;
         let asked = Asked {
             version: request.version,
             to_head: request.method == Method::HEAD,
@@ -363,12 +349,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         if let Some(outcome) = exchange.refusal() {
             let keep = asked.keep_alive && framing.is_empty() && outcome.keeps_connection();
             self.client.input.consume(length);
-            return Err(Other::Refused(asked, outcome, keep));
-        }
-        if service.is_some_and(|service| service.upstream.protocol != Protocol::Http1) {
-            // Begun anew by whom it is handed to; here it leaves no trace.
-            self.exchange = None;
-            return Err(Other::HandOver(length, framing));
+            return Err(Refused(asked, outcome, keep));
         }
         let (max_body, replay) = service.map_or((0, 0), |service| (service.max_body, service.retry.replay));
         let nominates = said.nominates(&request.lines);
@@ -390,7 +371,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
             Some(Entrant::New(connecting)) if connecting.is_for(attempt) => connecting,
             _ => {
                 if !attempt.fresh
-                    && let Some(upstream) = self.core.pool.take(attempt, begun)
+                    && let Some(upstream) = self.core.kept(attempt, begun)
                 {
                     return Ok(Some(upstream));
                 }
@@ -400,7 +381,7 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
                     // No more are allowed, but another worker may have one that it does not use.
                     None if attempt.fresh => return Err(Failure::NoRoom),
                     None => {
-                        return self.core.pool.take_from_others(attempt, begun).map(Some).ok_or(Failure::NoRoom);
+                        return self.core.kept_by_others(attempt, begun).map(Some).ok_or(Failure::NoRoom);
                     }
                 }
             }
@@ -483,19 +464,18 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
 
     /// Sends what an outcome calls for, and ends the request.
     async fn answer(&mut self, asked: Asked, outcome: Outcome, keep: bool, bytes_in: u64) -> Next {
-        let status = outcome.status();
         let mut bytes = std::mem::take(&mut self.owed);
-        if status == 0 {
+        if outcome.status() == 0 {
             self.finish(0, bytes_in, 0);
             return Next::Close;
         }
-        let body = if asked.to_head { "" } else { outcome.body() };
+        let is_call = self.exchange.as_ref().is_some_and(Exchange::is_call);
         let more = self.exchange.iter().flat_map(Exchange::own_fields);
-        write::answer(&mut bytes, outcome, keep, asked, wall(), more);
+        let (status, length) = write::answer(&mut bytes, outcome, keep, asked, is_call, wall(), more);
         let sent = self.send(&bytes, asked.times.idle).await;
         self.at = now();
         match sent {
-            true => self.finish(status, bytes_in, body.len() as u64),
+            true => self.finish(status, bytes_in, length),
             false => self.finish(0, bytes_in, 0),
         }
         if keep && sent { Next::Request } else { Next::Close }

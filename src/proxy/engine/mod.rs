@@ -17,7 +17,6 @@ mod connection;
 mod date;
 mod draining;
 mod frames;
-pub mod gate;
 pub mod h2;
 pub mod head;
 mod hedge;
@@ -39,13 +38,14 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use crate::config::tls::Certificate;
-use crate::proxy::Shared;
+use crate::proxy::{Attempt, Shared};
+use crate::steering::fleet::Protocol;
 use crate::telemetry::Metrics;
 use connection::Connection;
-pub use gate::{Gate, HandOver};
+use h2::Sessions;
 pub use splice::Side;
-use upstream::Pool;
-pub use upstream::{Connect, Tcp, TcpOrTls, Within};
+pub use upstream::{Connect, Destination, Tcp, TcpOrTls, Within};
+use upstream::{Pool, Upstream};
 
 /// How often connections that nobody uses are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -61,7 +61,34 @@ struct Core<C: Connect> {
     shared: Arc<Shared>,
     metrics: Metrics,
     pool: Pool<C>,
+    sessions: Sessions,
     connect: C,
+}
+
+impl<C: Connect> Core<C> {
+    /// A connection that is there for that attempt.
+    fn kept(&self, attempt: &Attempt, now: Instant) -> Option<Box<Upstream<C::Stream>>> {
+        match attempt.protocol {
+            Protocol::Http1 => self.pool.take(attempt, now),
+            Protocol::H2 | Protocol::H2c => self.sessions.call(attempt, now, C::shared),
+        }
+    }
+
+    /// The same that another worker keeps.
+    fn kept_by_others(&self, attempt: &Attempt, now: Instant) -> Option<Box<Upstream<C::Stream>>> {
+        match attempt.protocol {
+            Protocol::Http1 => self.pool.take_from_others(attempt, now),
+            Protocol::H2 | Protocol::H2c => self.sessions.call_of_others(attempt, now, C::shared),
+        }
+    }
+
+    /// Closes what must not be used any more, and, when it is told the time, what is not to be kept.
+    fn sweep(&self, now: Option<Instant>) {
+        let pools = &self.shared.reader.load().snapshot.pools;
+        let epochs = pools.iter().flat_map(|pool| pool.endpoints.iter().map(|e| (e.id, pool.epoch))).collect();
+        self.pool.sweep(&epochs, now);
+        self.sessions.sweep(&epochs, now);
+    }
 }
 
 /// How a client came.
@@ -86,8 +113,6 @@ pub enum Served<S> {
     Finished(S),
     /// To be reset: its client cannot tell otherwise that an answer is not whole.
     Reset(S),
-    /// At a request for a service that does not speak HTTP/1.1 upstream: checked, and to be served by the other mover.
-    HandOver(HandOver<S>),
 }
 
 impl Mover<Tcp> {
@@ -100,35 +125,19 @@ impl Mover<Tcp> {
 impl<C: Connect> Mover<C> {
     /// A mover whose upstream connections are made like that.
     pub fn over(connect: C, shared: Arc<Shared>, metrics: Metrics, threads: usize) -> Mover<C> {
-        let core = Core { shared, metrics, pool: Pool::new(threads), connect };
+        let core = Core { shared, metrics, pool: Pool::new(threads), sessions: Sessions::new(threads), connect };
         Mover { core: Arc::new(core), sweeping: AtomicBool::new(false) }
     }
 
-    /// Serves a connection to its end, or to a request that is to be handed over. Once `draining` is true it closes after the
-    /// request it is at, and at once when it is at none.
+    /// Serves a connection to its end. Once `draining` is true it closes after the request it is at, and at once when it is at none.
     pub async fn serve<S>(&self, stream: S, from: Downstream<'_>, draining: &watch::Receiver<bool>) -> Served<S>
-    where
-        S: Side,
-    {
-        self.resume(stream, from, draining, &[], 0).await
-    }
-
-    /// The same for a connection of which `input` was read already, and on which so many requests were served.
-    pub async fn resume<S>(
-        &self,
-        stream: S,
-        from: Downstream<'_>,
-        draining: &watch::Receiver<bool>,
-        input: &[u8],
-        requests: u32,
-    ) -> Served<S>
     where
         S: Side,
     {
         if !self.sweeping.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(&self.core)));
         }
-        Connection::new(&self.core, stream, from, draining, input, requests).run().await
+        Connection::new(&self.core, stream, from, draining).run().await
     }
 }
 
@@ -143,7 +152,7 @@ async fn sweep<C: Connect>(core: Weak<Core<C>>) {
             () = reader.changed() => false,
         };
         let Some(core) = core.upgrade() else { return };
-        core.pool.sweep(&core.shared.reader.load().snapshot, every.then(now));
+        core.sweep(every.then(now));
     }
 }
 

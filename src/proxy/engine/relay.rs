@@ -501,6 +501,7 @@ where
     fn lost(&self, begun: bool) -> Failure {
         let reused = self.upstream.reused && !begun;
         match self.upload.begun() {
+            true if self.upstream.stream.is_refused() => Failure::Stale,
             true => Failure::Lost { reused },
             false if reused => Failure::Stale,
             false => Failure::NotConnected,

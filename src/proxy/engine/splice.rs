@@ -12,6 +12,7 @@
 //! (they may have to be kept), and a message to the kernel that more will come (it would hold the last bytes back).
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
@@ -50,6 +51,16 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
     /// kept on the way, or there is none.
     fn socket(&self) -> Option<&TcpStream> {
         None
+    }
+
+    /// Where the other side came to, should that be known.
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.socket()?.local_addr().ok()
+    }
+
+    /// Whether the other side said that it did not look at the request that was sent, which may then be sent again whatever it does. HTTP/1.1 cannot say so.
+    fn is_refused(&self) -> bool {
+        false
     }
 
     /// Says before this is dropped that all that was to be sent on it was: where an end can be told from a cut, it is to be an end.

@@ -20,18 +20,19 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::buffer::Buffer;
+use super::h2::Call;
 use super::splice::Side;
 use crate::config::tls::UpstreamTls;
 use crate::proxy::Attempt;
 use crate::socket::Socket;
 use crate::steering::meter::Meter;
-use crate::steering::snapshot::{EndpointId, Snapshot};
+use crate::steering::snapshot::EndpointId;
 
 /// Makes connections to endpoints.
 pub trait Connect: Send + Sync + 'static {
@@ -39,11 +40,12 @@ pub trait Connect: Send + Sync + 'static {
     type Stream: Side + 'static;
 
     /// Connects, and shakes hands if there is TLS. Who calls bounds how long it may take.
-    fn connect(
-        &self,
-        address: SocketAddr,
-        tls: Option<Within>,
-    ) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn connect(&self, to: Destination) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// A request on a connection that many share, as a connection of its own. `None`: there are no such connections.
+    fn shared(_: Call) -> Option<Self::Stream> {
+        None
+    }
 
     /// Whether nothing came on a connection that nobody uses: no byte, and no end.
     fn is_quiet(stream: &mut Self::Stream) -> bool {
@@ -60,8 +62,19 @@ fn has_nothing(stream: &mut (impl AsyncRead + Unpin)) -> bool {
     Pin::new(&mut read).poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
+/// Where a connection is to go.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Address.
+    pub address: SocketAddr,
+    /// The TLS that it is to be within.
+    pub tls: Option<Within>,
+    /// What is sent before anything else.
+    pub preamble: Option<Arc<[u8]>>,
+}
+
 /// The TLS that a connection is to be within.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Within {
     /// By its configuration,
     pub tls: Arc<UpstreamTls>,
@@ -69,7 +82,7 @@ pub struct Within {
     pub endpoint: Arc<str>,
 }
 
-/// TCP, with or without TLS.
+/// TCP, with or without TLS, and with HTTP/2 on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
@@ -80,14 +93,20 @@ pub enum TcpOrTls {
     Tcp(Socket),
     /// Within TLS. Larger by far, and rarer.
     Tls(Box<TlsStream<Socket>>),
+    /// One request of many on a connection.
+    Call(Box<Call>),
 }
 
 impl Side for TcpOrTls {
     fn socket(&self) -> Option<&TcpStream> {
         match self {
             TcpOrTls::Tcp(socket) => Some(socket.stream()),
-            TcpOrTls::Tls(_) => None,
+            TcpOrTls::Tls(_) | TcpOrTls::Call(_) => None,
         }
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(self, TcpOrTls::Call(call) if call.is_refused())
     }
 }
 
@@ -96,6 +115,7 @@ impl AsyncRead for TcpOrTls {
         match self.get_mut() {
             TcpOrTls::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             TcpOrTls::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            TcpOrTls::Call(call) => Pin::new(call).poll_read(cx, buf),
         }
     }
 }
@@ -105,6 +125,7 @@ impl AsyncWrite for TcpOrTls {
         match self.get_mut() {
             TcpOrTls::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
             TcpOrTls::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            TcpOrTls::Call(call) => Pin::new(call).poll_write(cx, buf),
         }
     }
 
@@ -116,6 +137,7 @@ impl AsyncWrite for TcpOrTls {
         match self.get_mut() {
             TcpOrTls::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             TcpOrTls::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            TcpOrTls::Call(call) => Pin::new(call).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -127,6 +149,7 @@ impl AsyncWrite for TcpOrTls {
         match self.get_mut() {
             TcpOrTls::Tcp(socket) => Pin::new(socket).poll_flush(cx),
             TcpOrTls::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            TcpOrTls::Call(call) => Pin::new(call).poll_flush(cx),
         }
     }
 
@@ -134,6 +157,7 @@ impl AsyncWrite for TcpOrTls {
         match self.get_mut() {
             TcpOrTls::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
             TcpOrTls::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            TcpOrTls::Call(call) => Pin::new(call).poll_shutdown(cx),
         }
     }
 }
@@ -141,8 +165,8 @@ impl AsyncWrite for TcpOrTls {
 impl Connect for Tcp {
     type Stream = TcpOrTls;
 
-    async fn connect(&self, address: SocketAddr, tls: Option<Within>) -> io::Result<TcpOrTls> {
-        let stream = TcpStream::connect(address).await?;
+    async fn connect(&self, Destination { address, tls, preamble }: Destination) -> io::Result<TcpOrTls> {
+        let mut stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
         // An upstream whose machine vanished is noticed, whatever the state of the connection.
@@ -150,13 +174,27 @@ impl Connect for Tcp {
         socket.set_tcp_keepalive(&keepalive.with_retries(3))?;
         #[cfg(target_os = "linux")]
         socket.set_tcp_user_timeout(Some(Duration::from_secs(20)))?;
+        if let Some(preamble) = preamble {
+            stream.write_all(&preamble).await?;
+        }
         let Some(Within { tls, endpoint }) = tls else { return Ok(TcpOrTls::Tcp(stream.into())) };
         let Some(name) = tls.name_of(&endpoint) else { return Err(io::ErrorKind::InvalidInput.into()) };
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         let stream = connector.connect(name, stream.into()).await.inspect_err(|error| {
             tracing::debug!(%error, %endpoint, "no TLS with an endpoint");
         })?;
+        // Who was told that HTTP/2 will be spoken, and said nothing to it, speaks something else.
+        if tls.config.alpn_protocols.iter().all(|protocol| protocol == b"h2")
+            && stream.get_ref().1.alpn_protocol() != Some(b"h2")
+        {
+            tracing::debug!(%endpoint, "an endpoint does not speak HTTP/2 within TLS");
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         Ok(TcpOrTls::Tls(Box::new(stream)))
+    }
+
+    fn shared(call: Call) -> Option<TcpOrTls> {
+        Some(TcpOrTls::Call(Box::new(call)))
     }
 
     /// By what the runtime knows. It looks at all sockets of this worker whenever its tasks have run, and after some dozens of them at the
@@ -169,6 +207,8 @@ impl Connect for Tcp {
             }
             // Tickets may come, which are no bytes of an answer.
             TcpOrTls::Tls(stream) => has_nothing(stream),
+            // It is never kept.
+            TcpOrTls::Call(_) => false,
         }
     }
 }
@@ -188,7 +228,7 @@ pub(super) struct Upstream<U> {
     /// When it is too old to be used again.
     dies: Instant,
     /// Counts it at its endpoint.
-    _place: Place,
+    _place: Option<Place>,
 }
 
 /// A connection counted at its endpoint.
@@ -209,8 +249,8 @@ impl Drop for Place {
 }
 
 impl<U> Upstream<U> {
-    /// A new connection for that attempt. Boxed, because it is handed on several times with each request.
-    pub(super) fn new(stream: U, attempt: &Attempt, place: Place, now: Instant) -> Box<Upstream<U>> {
+    /// A new connection for that attempt, and its place, unless it shares another's. Boxed, because it is handed on several times with each request.
+    pub(super) fn new(stream: U, attempt: &Attempt, place: Option<Place>, now: Instant) -> Box<Upstream<U>> {
         Box::new(Upstream {
             stream,
             input: Buffer::default(),
@@ -305,16 +345,17 @@ impl<C: Connect> Pool<C> {
     /// Keeps a connection whose last exchange ended cleanly.
     pub(super) fn put(&self, upstream: Box<Upstream<C::Stream>>, now: Instant) {
         debug_assert!(upstream.input.is_empty());
+        if upstream.idle.is_zero() {
+            return;
+        }
         let mut shard = self.shard(worker());
         let until = (now + upstream.idle).min(upstream.dies);
         shard.entry(upstream.endpoint).or_default().push(Idle { upstream, until });
     }
 
-    /// Closes what must not be used any more: of another epoch than the endpoint's pool has in `snapshot`, and, when it is told the time,
+    /// Closes what must not be used any more: of another epoch than the endpoint's pool has, and, when it is told the time,
     /// too old, closed or speaking unasked.
-    pub(super) fn sweep(&self, snapshot: &Snapshot, now: Option<Instant>) {
-        let epochs: HashMap<EndpointId, u32> =
-            snapshot.pools.iter().flat_map(|pool| pool.endpoints.iter().map(|e| (e.id, pool.epoch))).collect();
+    pub(super) fn sweep(&self, epochs: &HashMap<EndpointId, u32>, now: Option<Instant>) {
         for index in 0..self.shards.len() {
             let mut shard = self.shard(index);
             shard.retain(|endpoint, kept| {
@@ -336,7 +377,7 @@ impl<C: Connect> Pool<C> {
 }
 
 /// A number of this thread, small and steady: which shard is its own.
-fn worker() -> usize {
+pub(super) fn worker() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static WORKER: usize = NEXT.fetch_add(1, Relaxed);
@@ -361,14 +402,14 @@ mod tests {
     impl Connect for Pipes {
         type Stream = DuplexStream;
 
-        async fn connect(&self, _address: SocketAddr, _tls: Option<Within>) -> io::Result<DuplexStream> {
+        async fn connect(&self, _: Destination) -> io::Result<DuplexStream> {
             Err(io::ErrorKind::Unsupported.into())
         }
     }
 
     fn kept(pool: &Pool<Pipes>, attempt: &Attempt, meter: &Arc<Meter>, now: Instant) -> DuplexStream {
         let (near, far) = duplex(64);
-        pool.put(Upstream::new(near, attempt, Place::take(meter, 0).unwrap(), now), now);
+        pool.put(Upstream::new(near, attempt, Place::take(meter, 0), now), now);
         far
     }
 

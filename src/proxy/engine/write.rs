@@ -9,7 +9,7 @@ use super::relay::Asked;
 use super::{date, head};
 use crate::config::Edge;
 use crate::proxy::headers::Forward;
-use crate::proxy::{Fields, Framing, Outcome, headers};
+use crate::proxy::{Fields, Framing, Outcome, grpc, headers};
 use crate::text;
 
 impl head::Request<'_> {
@@ -35,20 +35,28 @@ impl head::Request<'_> {
     }
 }
 
-/// An answer of our own, and what it says besides what all of them do: name and value.
+/// An answer of our own, and what it says besides what all of them do: name and value. Returns its status and its body's length. A call of gRPC is told what became of it
+/// by a status of its own, in the head of an answer without a body.
 pub(super) fn answer<'a>(
     out: &mut Vec<u8>,
     outcome: Outcome,
     keep: bool,
     asked: Asked,
+    is_call: bool,
     now: SystemTime,
     more: impl Iterator<Item = (&'static str, &'a str)>,
-) {
-    let status = outcome.status();
+) -> (u16, u64) {
+    let status = if is_call { 200 } else { outcome.status() };
+    let body = if asked.to_head || is_call { "" } else { outcome.body() };
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
-    let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n");
+    let kind = if is_call { "application/grpc" } else { "text/plain; charset=utf-8" };
+    let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n");
     out.extend_from_slice(first.as_bytes());
-    length(out, outcome.body().len() as u64);
+    length(out, if is_call { 0 } else { outcome.body().len() as u64 });
+    if is_call {
+        let (code, message) = (grpc::status(outcome), outcome.body().trim_end());
+        out.extend_from_slice(format!("grpc-status: {code}\r\ngrpc-message: {message}\r\n").as_bytes());
+    }
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
     date::line(out, now);
     if outcome.status() == 405 {
@@ -63,9 +71,8 @@ pub(super) fn answer<'a>(
     }
     connection(out, keep, asked.version);
     out.extend_from_slice(b"\r\n");
-    if !asked.to_head {
-        out.extend_from_slice(outcome.body().as_bytes());
-    }
+    out.extend_from_slice(body.as_bytes());
+    (status, body.len() as u64)
 }
 
 /// What a client has to know of its connection: that it closes, or, for HTTP/1.0, that it does not.

@@ -16,10 +16,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, Version};
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::ServerApp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Digest, Stream};
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::server::ShutdownWatch;
@@ -28,7 +27,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
 use crate::proxy::retry::Failure;
-use crate::proxy::{Exchange, Head, Outcome, Shared, framing, headers};
+use crate::proxy::{Exchange, Head, Outcome, Shared, framing, grpc, headers};
 use crate::steering::walk::MAX_ATTEMPTS;
 use crate::telemetry;
 use watched::{Alarm, Watched};
@@ -40,7 +39,6 @@ const POOL_SIZE: usize = 16_384;
 /// The mover.
 pub struct Mover {
     proxy: Arc<HttpProxy<Hooks>>,
-    shared: Arc<Shared>,
 }
 
 impl Mover {
@@ -53,9 +51,9 @@ impl Mover {
             max_retries: MAX_ATTEMPTS + 1,
             ..ServerConf::default()
         };
-        let mut proxy = HttpProxy::new(Hooks { shared: Arc::clone(&shared) }, Arc::new(conf));
+        let mut proxy = HttpProxy::new(Hooks { shared }, Arc::new(conf));
         proxy.handle_init_modules();
-        Mover { proxy: Arc::new(proxy), shared }
+        Mover { proxy: Arc::new(proxy) }
     }
 
     /// Serves a connection to its end. Once `shutdown` is true it closes after the request it is at.
@@ -64,19 +62,6 @@ impl Mover {
         while let Some(stream) = next {
             next = self.proxy.process_new(stream, shutdown).await;
         }
-    }
-
-    /// Serves the one request that can be read from `stream`, after so many on the same connection. The stream comes back if another one
-    /// may follow.
-    pub async fn serve_one(&self, stream: Stream, served: u32, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let watched = Box::new(Watched::new(stream, Instant::now()));
-        let mut session = ServerSession::new_http1(watched);
-        let limit = self.shared.reader.load().edge.limits.requests;
-        if limit > 0 {
-            session.set_keepalive_reuses_remaining(Some(limit.saturating_sub(served.saturating_add(1))));
-        }
-        let (stream, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
-        stream.into_any().downcast::<Watched>().ok().map(|watched| watched.into_inner())
     }
 
     /// Closes the connections that wait for a request, now and from now on.
@@ -484,9 +469,17 @@ async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> R
         session.set_keepalive(None);
         return Ok(());
     }
-    let mut head = ResponseHeader::build(outcome.status(), Some(6))?;
-    head.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
-    head.insert_header(http::header::CONTENT_LENGTH, outcome.body().len())?;
+    let is_call = carried.exchange.as_ref().is_some_and(Exchange::is_call);
+    let mut head = ResponseHeader::build(if is_call { 200 } else { outcome.status() }, Some(8))?;
+    if is_call {
+        head.insert_header(http::header::CONTENT_TYPE, "application/grpc")?;
+        head.insert_header(http::header::CONTENT_LENGTH, 0)?;
+        head.insert_header("grpc-status", u16::from(grpc::status(outcome)))?;
+        head.insert_header("grpc-message", outcome.body().trim_end())?;
+    } else {
+        head.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+        head.insert_header(http::header::CONTENT_LENGTH, outcome.body().len())?;
+    }
     head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
     if let Some(seconds) = outcome.retry_after_s() {
         head.insert_header(http::header::RETRY_AFTER, seconds)?;
@@ -497,7 +490,7 @@ async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> R
     if !outcome.keeps_connection() || !session.is_body_empty() {
         session.set_keepalive(None);
     }
-    let has_body = session.req_header().method != http::Method::HEAD;
+    let has_body = session.req_header().method != http::Method::HEAD && !is_call;
     session.write_response_header(Box::new(head), !has_body).await?;
     if has_body {
         session.write_response_body(Some(Bytes::from_static(outcome.body().as_bytes())), true).await?;

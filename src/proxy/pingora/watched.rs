@@ -151,11 +151,6 @@ impl Watched {
         }
     }
 
-    /// The connection without its alarm. Nothing that was written waits: pingora flushed it with the end of the answer.
-    pub(super) fn into_inner(self) -> Stream {
-        self.inner.into_inner()
-    }
-
     pub(super) fn alarm(&self) -> Arc<Alarm> {
         Arc::clone(&self.alarm)
     }

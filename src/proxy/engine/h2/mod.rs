@@ -7,11 +7,16 @@
 //!
 //! Must not know what a request is for, nor who answers it.
 
+mod call;
 mod meter;
+mod receiving;
 mod request;
+mod sending;
+mod session;
 mod stream;
 
 use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -21,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use h2::server::Builder;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::protocols::Stream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -28,6 +34,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::Limits;
 use meter::{Metered, Told};
 use stream::Around;
+
+pub use call::Call;
+pub(super) use session::{Sessions, call};
 pub use stream::H2Stream;
 
 /// How every HTTP/2 connection begins (RFC 9113, 3.4).
@@ -139,5 +148,33 @@ where
                 timer.as_mut().reset(Instant::now() + if saying_farewell { FAREWELL } else { period });
             }
         }
+    }
+}
+
+/// Fields that concern an HTTP/1.1 connection (RFC 9113, 8.2.2).
+const OF_CONNECTIONS: [HeaderName; 5] = [
+    http::header::CONNECTION,
+    http::header::TRANSFER_ENCODING,
+    http::header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Fields as the library has them, without those that concern a connection.
+fn fields<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result<HeaderMap> {
+    let mut map = HeaderMap::new();
+    for (name, value) in lines {
+        let name = HeaderName::from_bytes(name).map_err(|_| ErrorKind::InvalidData)?;
+        if !OF_CONNECTIONS.contains(&name) {
+            map.append(name, HeaderValue::from_bytes(value).map_err(|_| ErrorKind::InvalidData)?);
+        }
+    }
+    Ok(map)
+}
+
+/// Appends a field as HTTP/1.1 writes it.
+fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
     }
 }

@@ -8,19 +8,12 @@ use http::header::{CONTENT_LENGTH, COOKIE, HOST};
 use http::request::Parts;
 use http::{HeaderValue, Method};
 
+use super::field;
+use super::receiving::Following;
+
 /// The request is malformed: nothing is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
-
-/// How what follows the head is framed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Following {
-    /// Nothing does.
-    Nothing,
-    /// As many bytes as the head says.
-    Length,
-    Chunks,
-}
 
 /// The head, and how its body is to be framed. `ends`: nothing follows it.
 pub(super) fn head(request: &Parts, ends: bool) -> Result<(Vec<u8>, Following), Malformed> {
@@ -70,12 +63,6 @@ pub(super) fn head(request: &Parts, ends: bool) -> Result<(Vec<u8>, Following), 
     }
     out.extend_from_slice(b"\r\n");
     Ok((out, following))
-}
-
-fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    for part in [name, b": ", value, b"\r\n"] {
-        out.extend_from_slice(part);
-    }
 }
 
 /// A value as it is. Blanks around one are malformed here, and would be lost on the way (RFC 9113, 8.2.1).

@@ -1,6 +1,6 @@
 //! The header by which a load balancer says whose connection it passes on: PROXY protocol, version 1 (a line) and 2 (binary).
 //!
-//! After HAProxy's specification (proxy-protocol.txt, 2020/03/05). Only the source is taken: nothing here goes by the destination. What the
+//! After HAProxy's specification (proxy-protocol.txt, 2020/03/05). Read on listeners and written to endpoints. Only the source is taken: nothing here goes by the destination. What the
 //! balancer says for itself (`LOCAL`, its health checks) or cannot say (`UNKNOWN`, `UNSPEC`, Unix sockets) leaves the connection with its real peer.
 //! Whatever the specification does not allow is refused, never guessed at: a header that is read in two ways names two clients.
 //!
@@ -13,11 +13,72 @@ use crate::text::dotted_quad;
 /// How a header of version 2 begins.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
+/// Version 2, and what it says: whose connection it is, or that it is the sender's own.
+const PROXY: u8 = 0x21;
+const LOCAL: u8 = 0x20;
+
 /// The longest header of version 1, its line end included.
 const LONGEST_LINE: usize = 107;
 
 /// The longest header of version 2: addresses, and as much of further fields as anybody sends.
 const LONGEST: usize = 4096;
+
+/// Which of the two is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// A line.
+    V1,
+    /// Binary.
+    V2,
+}
+
+/// A header for a connection from `source` to `destination`; of two families, IPv4 is written as IPv6.
+pub fn write(version: Version, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let is_v4 = |socket: SocketAddr| match socket.ip().to_canonical() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    };
+    let mapped = |socket: SocketAddr| match socket.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let ips = is_v4(source).zip(is_v4(destination)).ok_or_else(|| (mapped(source), mapped(destination)));
+    let (from, to) = (source.port(), destination.port());
+    match version {
+        Version::V1 => match ips {
+            Ok((source, destination)) => format!("PROXY TCP4 {source} {destination} {from} {to}\r\n"),
+            // As the specification wants them: hexadecimal all through.
+            Err((source, destination)) => {
+                format!("PROXY TCP6 {} {} {from} {to}\r\n", hexadecimal(source), hexadecimal(destination))
+            }
+        }
+        .into_bytes(),
+        Version::V2 => {
+            let (family, addresses) = match ips {
+                Ok((source, destination)) => (0x11, [source.octets(), destination.octets()].concat()),
+                Err((source, destination)) => (0x21, [source.octets(), destination.octets()].concat()),
+            };
+            let length = addresses.len() as u16 + 4;
+            let ports = [from.to_be_bytes(), to.to_be_bytes()].concat();
+            [&SIGNATURE[..], &[PROXY, family], &length.to_be_bytes(), &addresses, &ports].concat()
+        }
+    }
+}
+
+/// A header for a connection of our own, which is nobody else's: a probe.
+pub fn write_own(version: Version) -> Vec<u8> {
+    match version {
+        Version::V1 => b"PROXY UNKNOWN\r\n".to_vec(),
+        Version::V2 => [&SIGNATURE[..], &[LOCAL, 0, 0, 0]].concat(),
+    }
+}
+
+fn hexadecimal(ip: Ipv6Addr) -> String {
+    match ip.to_ipv4_mapped() {
+        Some(_) => ip.segments().map(|segment| format!("{segment:x}")).join(":"),
+        None => ip.to_string(),
+    }
+}
 
 /// A header that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +153,8 @@ fn read_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, Malformed> {
     };
     let length = 16 + usize::from(u16::from_be_bytes([high, low]));
     let is_local = match command {
-        0x20 => true,
-        0x21 => false,
+        LOCAL => true,
+        PROXY => false,
         _ => return Err(Malformed),
     };
     if length > LONGEST {
@@ -137,6 +198,11 @@ mod tests {
     fn binary(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();
         [&SIGNATURE[..], &[command, family], &length, body].concat()
+    }
+
+    fn socket() -> impl Strategy<Value = SocketAddr> {
+        let mapped = any::<Ipv4Addr>().prop_map(|ip| IpAddr::V6(ip.to_ipv6_mapped()));
+        (prop_oneof![any::<IpAddr>(), mapped], any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
     }
 
     /// Whose connection it is, or that there is no header.
@@ -223,6 +289,20 @@ mod tests {
             }
             let followed = [&header[..], &extra].concat();
             prop_assert_eq!(read(&followed), Ok(Some(ProxyHeader { source: Some(client), length: header.len() })));
+        }
+
+        /// Whatever is written is read as what it was written for.
+        #[test]
+        fn what_is_written_is_read(source in socket(), destination in socket(), binary in any::<bool>()) {
+            let version = if binary { Version::V2 } else { Version::V1 };
+            let bytes = write(version, source, destination);
+            let header = read(&bytes).unwrap().unwrap();
+            prop_assert_eq!(header.length, bytes.len());
+            let read = header.source.unwrap();
+            prop_assert_eq!((read.ip().to_canonical(), read.port()), (source.ip().to_canonical(), source.port()));
+            prop_assert!(binary || bytes.len() <= LONGEST_LINE);
+            let own = write_own(version);
+            prop_assert_eq!(super::read(&own), Ok(Some(ProxyHeader { source: None, length: own.len() })));
         }
 
         #[test]
