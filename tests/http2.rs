@@ -299,19 +299,46 @@ impl Frames {
 
     /// The reason of the farewell. Whatever else comes is read over.
     async fn farewell(&mut self) -> Option<u32> {
+        self.first(|kind, payload| (kind == 7 && payload[7] != 0).then(|| u32::from(payload[7]))).await
+    }
+
+    /// The first frame of which something is made; `None`: the connection ended before.
+    async fn first<T>(&mut self, made: impl Fn(u8, &[u8]) -> Option<T>) -> Option<T> {
         let read = async {
             loop {
                 let mut header = [0; 9];
                 self.0.read_exact(&mut header).await.ok()?;
                 let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
                 self.0.read_exact(&mut payload).await.ok()?;
-                if header[3] == 7 && payload[7] != 0 {
-                    return Some(u32::from(payload[7]));
+                if let Some(made) = made(header[3], &payload) {
+                    return Some(made);
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, read).await.expect("it says farewell")
+        tokio::time::timeout(PATIENCE, read).await.expect("it comes")
     }
+}
+
+#[tokio::test]
+async fn what_the_library_lets_pass_is_refused() {
+    let (origin, script) = silent().await;
+    let proxy = over(origin).await;
+    let get = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
+    // Trailers with a pseudo-header field among them end their stream, and no other.
+    let mut frames = Frames::connect(proxy.address).await;
+    frames.send(1, 4, 1, &get).await.unwrap();
+    frames.send(1, 5, 1, &[0x42, 3, b'2', b'0', b'0']).await.unwrap();
+    let reset = |kind: u8, payload: &[u8]| (kind == 3).then(|| payload.to_vec());
+    assert_eq!(frames.first(reset).await, Some(vec![0, 0, 0, 1]));
+    frames.send(1, 5, 3, &get).await.unwrap();
+    until("the next request is there", || script.requests.lock().unwrap().iter().any(|head| !head.contains("chunked")))
+        .await;
+    // SETTINGS come first.
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let mut frames = Frames(stream);
+    frames.send(6, 0, 0, &[0; 8]).await.unwrap();
+    assert_eq!(frames.farewell().await, Some(1));
 }
 
 #[tokio::test]

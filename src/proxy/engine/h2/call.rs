@@ -15,6 +15,7 @@ use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, HOST, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::receiving::{Following, Receiving};
@@ -170,18 +171,14 @@ fn message(request: &head::Request<'_>, scheme: &str, address: &str) -> io::Resu
     Ok(message)
 }
 
-/// The target as the library has it. Angle brackets, which no target may have and some clients send, are all that it does not take of what we do.
+/// What no target may have (RFC 3986, 2), and some clients send.
+const ODD: &AsciiSet =
+    &CONTROLS.add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+
+/// The target as the library has it. With what it does not take of what we do, all that is odd is written as it should have been.
 fn target(target: &[u8]) -> io::Result<PathAndQuery> {
-    let plain = PathAndQuery::try_from(target);
-    let encoded = || {
-        let escaped = target.iter().flat_map(|byte| match byte {
-            b'<' => b"%3C".iter().copied(),
-            b'>' => b"%3E".iter().copied(),
-            byte => std::slice::from_ref(byte).iter().copied(),
-        });
-        PathAndQuery::try_from(escaped.collect::<Vec<u8>>())
-    };
-    plain.or_else(|_| encoded()).map_err(|_| ErrorKind::InvalidData.into())
+    let encoded = |_| PathAndQuery::try_from(percent_encode(target, ODD).to_string());
+    PathAndQuery::try_from(target).or_else(encoded).map_err(|_| ErrorKind::InvalidData.into())
 }
 
 /// An answer's head as HTTP/1.1 writes it, and what follows it.

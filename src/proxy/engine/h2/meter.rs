@@ -4,18 +4,23 @@
 //! client may send of them: a budget that fills up with each request, with what we sent and with time. Requests that are taken back at once cost more than they bring. Whoever uses it up is told to calm down,
 //! and its connection ends. What the library bounds by itself is left to it: cancelled streams, the pieces of a head, small pieces of data, the table of compressed
 //! fields.
+//!
+//! What else the library does not look at is seen here as well: what the first frame is, and [trailers](super::trailers).
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use h2::Reason;
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::PREFACE;
+use super::trailers::Trailers;
 use crate::proxy::engine::now;
 
 /// The budget of a new connection, and the most that there ever is. A client that opens all its streams at once needs some hundreds.
@@ -38,13 +43,21 @@ const SECOND: u64 = 16;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+
+/// Malformed requests of which it is remembered that they are.
+const MALFORMED: usize = 256;
 
 /// What a connection's session and its streams have to know of its bytes, and the other way round.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    /// The budget is used up.
-    flooded: AtomicBool,
+    /// Why nothing is read any more: a code of HTTP/2, or 0.
+    fault: AtomicU32,
+    /// Requests with trailers that no request may have.
+    malformed: Mutex<Vec<u32>>,
+    has_malformed: AtomicBool,
     /// Bytes written of answers, and of what went out with them.
     written: AtomicUsize,
     /// Requests that their client cancelled before an answer began, and that were not paid for yet.
@@ -52,9 +65,27 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// Whether the budget is used up; whoever polls the connection is woken when it becomes so.
-    pub(super) fn is_flooded(&self) -> bool {
-        self.flooded.load(Relaxed)
+    /// Why nothing is read any more, if so; whoever polls the connection is woken when it becomes so.
+    pub(super) fn fault(&self) -> Option<Reason> {
+        Some(self.fault.load(Relaxed)).filter(|code| *code != 0).map(Reason::from)
+    }
+
+    /// Whether the request on that stream has trailers that no request may have.
+    pub(super) fn is_malformed(&self, stream: u32) -> bool {
+        self.has_malformed.load(Relaxed) && self.malformed().contains(&stream)
+    }
+
+    fn malformed(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.malformed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_malformed(&self, stream: u32) {
+        let mut malformed = self.malformed();
+        if malformed.len() == MALFORMED {
+            malformed.remove(0);
+        }
+        malformed.push(stream);
+        self.has_malformed.store(true, Relaxed);
     }
 
     /// A number that is another one when more of an answer was written.
@@ -87,6 +118,25 @@ struct Budget {
     sent: usize,
     /// To when the time that passed was added.
     refilled: Instant,
+    /// A frame came.
+    began: bool,
+    trailers: Trailers,
+}
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) length: usize,
+    pub(super) stream: u32,
+}
+
+/// What bytes are of.
+enum Piece<'a> {
+    Frame(Frame),
+    /// What follows its header.
+    Payload(&'a [u8]),
 }
 
 #[derive(Debug)]
@@ -99,7 +149,7 @@ enum At {
 
 impl Metered {
     pub(super) fn new(inner: Stream, told: Arc<Told>) -> Metered {
-        let budget = Budget { at: At::Skip(PREFACE.len()), left: MOST, sent: 0, refilled: now() };
+        let budget = Budget { at: At::Skip(PREFACE.len()), ..Budget::new(now()) };
         Metered { inner, budget, out: At::Header([0; 9], 0), told }
     }
 
@@ -110,12 +160,14 @@ impl Metered {
         let mut answers = matches!(self.out, At::Skip(_));
         for buf in bufs {
             let taken = left.min(buf.len());
-            self.out.follow(&buf[..taken], |kind, _, length| {
-                if kind == HEADERS || kind == DATA && length > 0 {
+            let _ = self.out.follow(&buf[..taken], |piece| {
+                if let Piece::Frame(Frame { kind, length, .. }) = piece
+                    && (kind == HEADERS || kind == DATA && length > 0)
+                {
                     self.budget.add(ANSWER);
                     answers = true;
                 }
-                true
+                Ok(())
             });
             left -= taken;
         }
@@ -127,17 +179,22 @@ impl Metered {
 }
 
 impl At {
-    /// Goes over what comes next, and says of each header its kind, its flags and how much follows it, until that is answered with false.
-    fn follow(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8, usize) -> bool) -> bool {
+    /// Goes over what comes next, and shows headers and what follows them, until that is answered with an error.
+    fn follow(
+        &mut self,
+        mut bytes: &[u8],
+        mut show: impl FnMut(Piece<'_>) -> Result<(), Reason>,
+    ) -> Result<(), Reason> {
         while !bytes.is_empty() {
             match self {
                 At::Skip(left) => {
-                    let count = bytes.len().min(*left);
-                    *left -= count;
-                    bytes = &bytes[count..];
+                    let (payload, rest) = bytes.split_at(bytes.len().min(*left));
+                    *left -= payload.len();
+                    bytes = rest;
                     if *left == 0 {
                         *self = At::Header([0; 9], 0);
                     }
+                    show(Piece::Payload(payload))?;
                 }
                 At::Header(header, filled) => {
                     let count = bytes.len().min(header.len() - *filled);
@@ -145,25 +202,51 @@ impl At {
                     *filled += count;
                     bytes = &bytes[count..];
                     if *filled == header.len() {
-                        let [high, mid, low, kind, flags, ..] = *header;
+                        let [high, mid, low, kind, flags, stream @ ..] = *header;
                         let length = u32::from_be_bytes([0, high, mid, low]) as usize;
+                        // One bit is reserved.
+                        let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
                         *self = if length == 0 { At::Header([0; 9], 0) } else { At::Skip(length) };
-                        if !frame(kind, flags, length) {
-                            return false;
-                        }
+                        show(Piece::Frame(Frame { kind, flags, length, stream }))?;
                     }
                 }
             }
         }
-        true
+        Ok(())
     }
 }
 
 impl Budget {
-    /// Looks at what came. False: too much of it.
-    fn take(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+    fn new(at: Instant) -> Budget {
+        Budget {
+            at: At::Header([0; 9], 0),
+            left: MOST,
+            sent: 0,
+            refilled: at,
+            began: false,
+            trailers: Trailers::default(),
+        }
+    }
+
+    /// Looks at what came, and tells of each request that it is malformed. Failed: what to say of it, and no more of it.
+    fn take(&mut self, bytes: &[u8], now: impl Fn() -> Instant, malformed: impl Fn(u32)) -> Result<(), Reason> {
         let mut at = std::mem::replace(&mut self.at, At::Skip(0));
-        let good = at.follow(bytes, |kind, flags, length| self.pay(kind, flags, length, &now));
+        let good = at.follow(bytes, |piece| {
+            match piece {
+                Piece::Payload(bytes) => self.trailers.payload(bytes).into_iter().for_each(&malformed),
+                Piece::Frame(frame) => {
+                    // RFC 9113, 3.4.
+                    if !std::mem::replace(&mut self.began, true) && (frame.kind != SETTINGS || frame.flags & ACK != 0) {
+                        return Err(Reason::PROTOCOL_ERROR);
+                    }
+                    self.trailers.frame(frame);
+                    if !self.pay(frame.kind, frame.flags, frame.length, &now) {
+                        return Err(Reason::ENHANCE_YOUR_CALM);
+                    }
+                }
+            }
+            Ok(())
+        });
         self.at = at;
         good
     }
@@ -211,14 +294,15 @@ impl Budget {
 impl AsyncRead for Metered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.told.is_flooded() {
+        if this.told.fault().is_some() {
             return Poll::Pending;
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         this.budget.fine(this.told.cancelled.swap(0, Relaxed));
-        if !this.budget.take(&buf.filled()[before..], now) {
-            this.told.flooded.store(true, Relaxed);
+        let told = &this.told;
+        if let Err(reason) = this.budget.take(&buf.filled()[before..], now, |stream| told.add_malformed(stream)) {
+            told.fault.store(reason.into(), Relaxed);
             // Whoever polls the connection looks at this first.
             cx.waker().wake_by_ref();
             buf.set_filled(before);
@@ -270,7 +354,13 @@ mod tests {
     }
 
     fn budget() -> Budget {
-        Budget { at: At::Header([0; 9], 0), left: MOST, sent: 0, refilled: Instant::now() }
+        Budget { began: true, ..Budget::new(Instant::now()) }
+    }
+
+    impl Budget {
+        fn allows(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+            self.take(bytes, now, |_| {}).is_ok()
+        }
     }
 
     #[test]
@@ -278,12 +368,12 @@ mod tests {
         let begun = Instant::now();
         for (kind, length) in [(6, 8), (4, 0), (4, 6), (8, 4), (3, 4), (2, 5), (9, 0), (0, 0), (77, 3)] {
             let mut budget = budget();
-            let passed = (0..10_000).find(|_| !budget.take(&frame(kind, 0, length), || begun)).unwrap();
+            let passed = (0..10_000).find(|_| !budget.allows(&frame(kind, 0, length), || begun)).unwrap();
             assert_eq!(passed, MOST, "{kind}");
             // Time makes it good again, slowly.
-            let mut budget = Budget { at: At::Header([0; 9], 0), left: 0, refilled: begun, ..budget };
+            let mut budget = Budget { left: 0, refilled: begun, ..self::budget() };
             let later = || begun + Duration::from_secs(2);
-            let passed = (0..10_000).find(|_| !budget.take(&frame(kind, 0, length), later)).unwrap();
+            let passed = (0..10_000).find(|_| !budget.allows(&frame(kind, 0, length), later)).unwrap();
             assert_eq!(passed, 2 * i32::try_from(SECOND).unwrap(), "{kind}");
         }
         let mut budget = budget();
@@ -291,11 +381,11 @@ mod tests {
             // A request, its window, data both ways, a cancellation.
             for (kind, flags, length) in [(HEADERS, 4, 30), (8, 0, 4), (DATA, 0, 100), (DATA, END_STREAM, 0), (3, 0, 4)]
             {
-                assert!(budget.take(&frame(kind, flags, length), || begun));
+                assert!(budget.allows(&frame(kind, flags, length), || begun));
             }
             budget.sent(16 << 10);
             for _ in 0..10 {
-                assert!(budget.take(&frame(8, 0, 4), || begun));
+                assert!(budget.allows(&frame(8, 0, 4), || begun));
             }
         }
     }
@@ -304,11 +394,46 @@ mod tests {
     fn requests_that_are_taken_back_cost_more_than_they_bring() {
         let (mut budget, begun) = (budget(), Instant::now());
         let passed = (0..10_000).find(|_| {
-            let good = budget.take(&frame(HEADERS, 5, 30), || begun) && budget.take(&frame(3, 0, 4), || begun);
+            let good = budget.allows(&frame(HEADERS, 5, 30), || begun) && budget.allows(&frame(3, 0, 4), || begun);
             budget.fine(1);
             !good
         });
         assert!((100..1000).contains(&passed.unwrap()), "{passed:?}");
+    }
+
+    #[test]
+    fn settings_come_first_and_pseudo_header_fields_never_last() {
+        let begun = Instant::now();
+        let first = |bytes: &[u8]| Budget::new(begun).take(bytes, || begun, |_| {});
+        assert_eq!(first(&frame(4, 0, 6)), Ok(()));
+        for (kind, flags) in [(4, ACK), (HEADERS, 5), (DATA, 0), (6, 0), (77, 0)] {
+            assert_eq!(first(&frame(kind, flags, 8)), Err(Reason::PROTOCOL_ERROR), "{kind}");
+        }
+        let fields = |flags: u8, stream: u32, bytes: &[u8]| {
+            let header = [0, 0, bytes.len() as u8, HEADERS, flags, 0, 0, 0, stream as u8];
+            [&header[..], bytes].concat()
+        };
+        let found = std::cell::RefCell::new(Vec::new());
+        let mut budget = budget();
+        for bytes in [
+            // A request, good trailers, another request, bad ones; the same with padding and a priority, and in two frames.
+            fields(4, 1, &[0x82, 0x84]),
+            fields(5, 1, &[0x90]),
+            fields(4, 3, &[0x82]),
+            fields(5, 3, &[0x90, 0x84]),
+            fields(4, 5, &[0x82]),
+            fields(0x2d, 5, &[2, 0, 0, 0, 0, 0, 0x90, 0x84, 0x84]),
+            fields(4, 7, &[0x82]),
+            fields(0x2d, 7, &[1, 0x84, 0x84, 0x84, 0x84, 0x84, 0x87, 0x84]),
+            fields(4, 9, &[0x82]),
+            fields(1, 9, &[0x90]),
+            [&[0, 0, 1, 9, 4, 0, 0, 0, 9][..], &[0x84]].concat(),
+        ] {
+            for piece in bytes.chunks(4) {
+                budget.take(piece, || begun, |stream| found.borrow_mut().push(stream)).unwrap();
+            }
+        }
+        assert_eq!(*found.borrow(), [3, 7, 9]);
     }
 
     proptest! {
@@ -318,9 +443,9 @@ mod tests {
             let bytes: Vec<u8> = frames.iter().flat_map(|(kind, flags, length)| frame(*kind, *flags, *length)).collect();
             let (mut whole, mut pieces) = (budget(), budget());
             let begun = whole.refilled;
-            whole.take(&bytes, || begun);
+            whole.allows(&bytes, || begun);
             for piece in bytes.chunks(cut) {
-                pieces.take(piece, || begun);
+                pieces.allows(piece, || begun);
             }
             prop_assert_eq!(whole.left, pieces.left);
             let at_border = matches!(whole.at, At::Header(_, 0));

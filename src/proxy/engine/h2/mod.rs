@@ -14,6 +14,7 @@ mod request;
 mod sending;
 mod session;
 mod stream;
+mod trailers;
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -24,7 +25,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::Reason;
 use h2::server::Builder;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::protocols::Stream;
@@ -96,9 +96,11 @@ where
     let (mut written, mut quiet) = (0, Duration::ZERO);
     loop {
         let accepted = poll_fn(|cx| {
-            if told.is_flooded() && !calmed {
+            if let Some(reason) = told.fault()
+                && !calmed
+            {
                 calmed = true;
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                connection.abrupt_shutdown(reason);
             }
             if !saying_farewell && drained.as_mut().poll(cx).is_ready() {
                 saying_farewell = true;

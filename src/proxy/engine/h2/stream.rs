@@ -64,6 +64,8 @@ pub struct H2Stream {
     /// The request.
     request: Receiving,
     answer: Answer,
+    /// What an answer that does not become whole is broken off with.
+    fault: Reason,
     is_given_up: bool,
 }
 
@@ -96,6 +98,7 @@ impl H2Stream {
             to_head: parts.method == Method::HEAD,
             request: Receiving::new(ahead, following, body),
             answer: Answer::Head(respond, Vec::new()),
+            fault: Reason::INTERNAL_ERROR,
             is_given_up: false,
         })
     }
@@ -172,9 +175,9 @@ impl H2Stream {
     /// The answer cannot become whole.
     fn reset(&mut self) {
         match std::mem::replace(&mut self.answer, Answer::Failed) {
-            Answer::Head(mut respond, _) => respond.send_reset(Reason::INTERNAL_ERROR),
+            Answer::Head(mut respond, _) => respond.send_reset(self.fault),
             Answer::Body(sending) if sending.is_whole() => self.answer = Answer::Body(sending),
-            Answer::Body(mut sending) => sending.reset(Reason::INTERNAL_ERROR),
+            Answer::Body(mut sending) => sending.reset(self.fault),
             Answer::Failed => {}
         }
     }
@@ -223,7 +226,12 @@ impl fmt::Debug for H2Stream {
 
 impl AsyncRead for H2Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match ready!(self.request.poll_read(cx, buf)) {
+        let read = ready!(self.request.poll_read(cx, buf));
+        if self.request.body().is_some_and(|body| self.around.told.is_malformed(body.stream_id().as_u32())) {
+            self.fault = Reason::PROTOCOL_ERROR;
+            return Poll::Ready(Err(gone()));
+        }
+        match read {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => self.poll_gone(cx),
             Err(_) => Poll::Ready(Err(self.given_up())),
