@@ -41,7 +41,8 @@ test: setup-tests
 	$(CARGO) test --locked
 
 ## make test-all   the tests and the long ones, more random schedules, and medians of three for each fault; half an hour more
-test-all: setup-tests
+test-all:
+	@sh tests/setup.sh all
 	TIMELINE_SCHEDULES=100000 FAILOVER_RUNS=3 $(CARGO) test --locked -- --include-ignored --skip $(NOT_YET)
 
 ## make lint       formatting, lints, licences and sources of the dependencies

@@ -7,9 +7,13 @@ command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
 command -v make >/dev/null 2>&1 || missing="$missing make"
 # The tests are clients like those out there.
-if [ "${1:-}" = tests ]; then
+if [ "${1:-}" = tests ] || [ "${1:-}" = all ]; then
     command -v curl >/dev/null 2>&1 || missing="$missing curl"
     command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
+fi
+# Those from PyPI live in an environment of their own.
+if [ "${1:-}" = all ]; then
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 fi
 
 if [ -n "$missing" ]; then
