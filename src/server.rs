@@ -177,8 +177,14 @@ fn raise_descriptor_limit() {
 pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, threads: usize) -> Vec<Listener> {
     let pingora = Pingora { mover: pingora::Mover::new(Arc::clone(shared), threads), metrics: metrics.clone() };
     let engine = Arc::new(engine::Mover::new(Arc::clone(shared), metrics.clone(), threads));
+    let crew = Arc::new(h2::Crew::new(threads));
     let native = |plain_http2| -> Arc<dyn ConnectionHandler> {
-        Arc::new(Native { engine: Arc::clone(&engine), reader: shared.reader.clone(), plain_http2 })
+        Arc::new(Native {
+            engine: Arc::clone(&engine),
+            crew: Arc::clone(&crew),
+            reader: shared.reader.clone(),
+            plain_http2,
+        })
     };
     let [native, trusted, all] = [PlainHttp2::Nobody, PlainHttp2::Trusted, PlainHttp2::All].map(native);
     let pingora: Arc<dyn ConnectionHandler> = Arc::new(pingora);
@@ -214,6 +220,8 @@ impl engine::Side for Stream {
 /// Joins the listening service to our engine.
 struct Native {
     engine: Arc<engine::Mover<engine::Tcp>>,
+    /// Serves streams of HTTP/2.
+    crew: Arc<h2::Crew<(Stream, Arc<Whose>, ShutdownWatch)>>,
     reader: Reader,
     plain_http2: PlainHttp2,
 }
@@ -252,11 +260,14 @@ impl ConnectionHandler for Native {
         let edge = Arc::clone(&self.reader.load().edge);
         let whose = Arc::new(whose);
         let each = |stream| {
-            let (engine, whose, shutdown) = (Arc::clone(&self.engine), Arc::clone(&whose), shutdown.clone());
-            async move {
-                // However it ended, the stream it came from knows.
-                drop(whose.served_by(&engine, stream, &shutdown).await);
-            }
+            let engine = Arc::clone(&self.engine);
+            self.crew.give((stream, Arc::clone(&whose), shutdown.clone()), move |(stream, whose, shutdown)| {
+                let engine = Arc::clone(&engine);
+                async move {
+                    // However it ended, the stream it came from knows.
+                    drop(whose.served_by(&engine, stream, &shutdown).await);
+                }
+            });
         };
         Box::pin(h2::serve(stream, &edge.limits, shutdown.clone(), each)).await;
         listen::Ending::Closed

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use bytes::{Buf, Bytes};
 use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, HOST, TE};
@@ -23,6 +24,7 @@ use super::sending::Sending;
 use super::session::Ticket;
 use super::{OF_CONNECTIONS, field, fields};
 use crate::proxy::engine::body::Body;
+use crate::proxy::engine::buffer::Scratch;
 use crate::proxy::engine::{head, now};
 use crate::proxy::{Fields, framing};
 use crate::text;
@@ -80,13 +82,15 @@ impl Call {
 
     /// Takes what was written of the request's head, and what follows it.
     fn take_head(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<()>> {
-        let Outgoing::Head(head) = &mut self.request else { return Poll::Ready(Err(ErrorKind::BrokenPipe.into())) };
-        head.extend_from_slice(bytes);
-        let mut head = std::mem::take(head);
-        let (request, length) = match head::read_request(&head, usize::MAX) {
+        let Outgoing::Head(begun) = &mut self.request else { return Poll::Ready(Err(ErrorKind::BrokenPipe.into())) };
+        let mut all = match begun.is_empty() {
+            true => Bytes::copy_from_slice(bytes),
+            false => Bytes::from([begun, bytes].concat()),
+        };
+        let (request, length) = match head::read_request(&all, usize::MAX) {
             Ok(Some(read)) => read,
-            Ok(None) if head.len() < HEAD => {
-                self.request = Outgoing::Head(head);
+            Ok(None) if all.len() < HEAD => {
+                *begun = all.to_vec();
                 return Poll::Ready(Ok(()));
             }
             _ => return Poll::Ready(Err(ErrorKind::InvalidData.into())),
@@ -96,21 +100,17 @@ impl Call {
         };
         let framing = framing::request(&request.lines, false).map_err(|_| ErrorKind::InvalidData)?;
         let body = Body::new(framing);
-        let message = message(&request, self.ticket.session.scheme, &self.address.to_string())?;
+        let message = message(&all, &request, self.ticket.session.scheme, &self.address.to_string())?;
         self.to_head = request.method == Method::HEAD;
         let sent = send.send_request(message, body.is_done());
         let (answer, stream) = sent.map_err(|error| self.failed(&error))?;
         self.asked = Some(now());
         self.answer = Answer::Awaited(answer, Vec::new());
-        let rest = head.split_off(length);
+        all.advance(length);
         let mut sending = Sending::new(stream, body);
-        let taken = if sending.is_whole() { Poll::Ready(Ok(())) } else { sending.poll_take(cx, &rest) };
+        let taken = if sending.is_whole() { Ok(()) } else { sending.begin(cx, &all) };
         self.request = Outgoing::Body(sending);
-        match taken {
-            // Nothing waits in a new one.
-            Poll::Pending => Poll::Ready(Ok(())),
-            taken => taken,
-        }
+        Poll::Ready(taken)
     }
 
     /// The stream ended by a fault.
@@ -144,8 +144,8 @@ impl Call {
     }
 }
 
-/// The request as the library has it.
-fn message(request: &head::Request<'_>, scheme: &str, address: &str) -> io::Result<Request<()>> {
+/// The request as the library has it, of what is in `head`.
+fn message(head: &Bytes, request: &head::Request<'_>, scheme: &str, address: &str) -> io::Result<Request<()>> {
     let invalid = |_| io::Error::from(ErrorKind::InvalidData);
     let host = request.lines.values("host").next().filter(|host| !host.is_empty());
     let authority = match host {
@@ -161,7 +161,7 @@ fn message(request: &head::Request<'_>, scheme: &str, address: &str) -> io::Resu
     *message.uri_mut() = Uri::from_parts(parts).map_err(|_| ErrorKind::InvalidData)?;
     *message.version_mut() = Version::HTTP_2;
     let trailers = request.lines.lists("te", b"trailers");
-    let mut map = fields(request.lines.lines())?;
+    let mut map = fields(head, request.lines.lines())?;
     map.remove(HOST);
     map.remove(TE);
     if trailers {
@@ -182,9 +182,9 @@ fn target(target: &[u8]) -> io::Result<PathAndQuery> {
 }
 
 /// An answer's head as HTTP/1.1 writes it, and what follows it.
-fn answer_head(response: Response<RecvStream>, to_head: bool) -> (Vec<u8>, Following, RecvStream) {
+fn answer_head(response: Response<RecvStream>, to_head: bool) -> (Scratch, Following, RecvStream) {
     let (parts, body) = response.into_parts();
-    let mut head = Vec::with_capacity(512);
+    let mut head = Scratch::take();
     first_line(&mut head, parts.status);
     lines(&mut head, &parts.headers);
     let bare = to_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -290,8 +290,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn request(text: &str) -> Request<()> {
-        let (request, _) = head::read_request(text.as_bytes(), 100).unwrap().unwrap();
-        message(&request, "https", "192.0.2.1:443").unwrap()
+        let head = Bytes::copy_from_slice(text.as_bytes());
+        let (request, _) = head::read_request(&head, 100).unwrap().unwrap();
+        message(&head, &request, "https", "192.0.2.1:443").unwrap()
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! Must not know what a request is for, nor who answers it.
 
 mod call;
+mod crew;
 mod meter;
 mod receiving;
 mod request;
@@ -36,6 +37,7 @@ use meter::{Metered, Told};
 use stream::Around;
 
 pub use call::Call;
+pub use crew::Crew;
 pub(super) use session::{Sessions, call};
 pub use stream::H2Stream;
 
@@ -62,12 +64,8 @@ const RESETS: (usize, usize) = (32, 8192);
 /// After a farewell, how long nothing has to happen before the connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Serves the requests of one connection, each by a future that `each` makes of it and that runs as a task. Returns when the connection is over.
-pub async fn serve<F, T>(stream: Stream, limits: &Limits, mut draining: watch::Receiver<bool>, each: F)
-where
-    F: Fn(Stream) -> T,
-    T: Future<Output = ()> + Send + 'static,
-{
+/// Serves the requests of one connection: `each` has every one of them served. Returns when the connection is over.
+pub async fn serve(stream: Stream, limits: &Limits, mut draining: watch::Receiver<bool>, each: impl Fn(Stream)) {
     let told = Arc::<Told>::default();
     let around = Arc::new(Around::of(&stream, Arc::clone(&told)));
     let metered = Metered::new(stream, Arc::clone(&told));
@@ -118,7 +116,7 @@ where
                 requests += 1;
                 let stream = H2Stream::new(request, respond, Arc::clone(&around), Arc::clone(&open));
                 if let Some(stream) = stream {
-                    tokio::spawn(each(Box::new(stream)));
+                    each(Box::new(stream));
                 }
                 if limits.requests > 0 && requests >= limits.requests && !saying_farewell {
                     saying_farewell = true;
@@ -153,6 +151,9 @@ where
     }
 }
 
+/// Fields for which there is room from the start.
+const USUAL_FIELDS: usize = 12;
+
 /// Fields that concern an HTTP/1.1 connection (RFC 9113, 8.2.2).
 const OF_CONNECTIONS: [HeaderName; 5] = [
     http::header::CONNECTION,
@@ -162,13 +163,14 @@ const OF_CONNECTIONS: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Fields as the library has them, without those that concern a connection.
-fn fields<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result<HeaderMap> {
-    let mut map = HeaderMap::new();
+/// Fields as the library has them, without those that concern a connection. All of them are in `head`, which their values share.
+fn fields<'a>(head: &Bytes, lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result<HeaderMap> {
+    let mut map = HeaderMap::with_capacity(USUAL_FIELDS);
     for (name, value) in lines {
         let name = HeaderName::from_bytes(name).map_err(|_| ErrorKind::InvalidData)?;
         if !OF_CONNECTIONS.contains(&name) {
-            map.append(name, HeaderValue::from_bytes(value).map_err(|_| ErrorKind::InvalidData)?);
+            let value = HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| ErrorKind::InvalidData)?;
+            map.append(name, value);
         }
     }
     Ok(map)

@@ -9,6 +9,7 @@ use h2::RecvStream;
 use tokio::io::ReadBuf;
 
 use super::field;
+use crate::proxy::engine::buffer::Scratch;
 
 /// What comes after the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub(super) enum Following {
 #[derive(Debug)]
 pub(super) struct Receiving {
     /// What is to be read before anything else: the head, then framing.
-    ahead: Vec<u8>,
+    ahead: Scratch,
     /// How much of it was.
     taken: usize,
     body: Option<RecvStream>,
@@ -46,7 +47,7 @@ enum Coming {
 
 impl Receiving {
     /// That head, and then what comes of `body`.
-    pub(super) fn new(head: Vec<u8>, following: Following, body: RecvStream) -> Receiving {
+    pub(super) fn new(head: Scratch, following: Following, body: RecvStream) -> Receiving {
         let coming = match following {
             Following::Nothing => Coming::Nothing,
             Following::Length => Coming::Data { chunks: false },

@@ -10,14 +10,15 @@ use http::{HeaderValue, Method};
 
 use super::field;
 use super::receiving::Following;
+use crate::proxy::engine::buffer::Scratch;
 
 /// The request is malformed: nothing is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 /// The head, and how its body is to be framed. `ends`: nothing follows it.
-pub(super) fn head(request: &Parts, ends: bool) -> Result<(Vec<u8>, Following), Malformed> {
-    let mut out = Vec::with_capacity(512);
+pub(super) fn head(request: &Parts, ends: bool) -> Result<(Scratch, Following), Malformed> {
+    let mut out = Scratch::take();
     let uri = &request.uri;
     let authority = uri.authority().map(|authority| authority.as_str());
     out.extend_from_slice(request.method.as_str().as_bytes());
@@ -89,7 +90,7 @@ mod tests {
 
     fn text(method: &str, uri: &str, fields: &[(&str, &str)], ends: bool) -> Result<(String, Following), Malformed> {
         let (bytes, following) = head(&parts(method, uri, fields), ends)?;
-        Ok((String::from_utf8(bytes).unwrap(), following))
+        Ok((String::from_utf8(bytes.to_vec()).unwrap(), following))
     }
 
     #[test]

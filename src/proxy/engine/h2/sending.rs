@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
+use http::HeaderMap;
 
 use super::fields;
 use crate::proxy::Fields;
@@ -45,15 +46,25 @@ impl Sending {
         if self.waiting.len() >= WAITING && self.poll_send(cx)?.is_pending() && self.waiting.len() >= WAITING {
             return Poll::Pending;
         }
-        self.take(bytes)?;
+        self.take(bytes, Bytes::copy_from_slice)?;
+        Poll::Ready(self.send_on(cx))
+    }
+
+    /// Takes what was written with the head, first of all: nothing waits yet, and all of it leaves as it is.
+    pub(super) fn begin(&mut self, cx: &mut Context<'_>, bytes: &Bytes) -> io::Result<()> {
+        self.take(bytes, |piece| bytes.slice_ref(piece))?;
+        self.send_on(cx)
+    }
+
+    fn send_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.poll_send(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            _ => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Err(error),
+            _ => Ok(()),
         }
     }
 
-    /// Takes what was written. Usually that is one piece, which leaves at once.
-    fn take(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    /// Takes what was written. Usually that is one piece, which leaves at once, `kept` for as long as that takes.
+    fn take(&mut self, mut bytes: &[u8], kept: impl Fn(&[u8]) -> Bytes) -> io::Result<()> {
         let mut only: &[u8] = &[];
         while let Step::Data { skip, len } = self.body.step(bytes).map_err(|_| ErrorKind::InvalidData)? {
             self.waiting.extend_from_slice(only);
@@ -71,7 +82,7 @@ impl Sending {
             self.waiting.extend_from_slice(only);
             return Ok(());
         }
-        self.send(Bytes::copy_from_slice(only))
+        self.send(kept(only))
     }
 
     /// Gives the library a piece for which there is a window, of which nothing but what is in `waiting` comes after it.
@@ -98,7 +109,7 @@ impl Sending {
         if self.body.is_done() && !self.is_whole {
             self.is_whole = true;
             let sent = match self.body.trailers() {
-                Some(lines) => self.stream.send_trailers(fields(lines.lines())?),
+                Some(lines) => self.stream.send_trailers(trailers(lines.lines())?),
                 None => self.stream.send_data(Bytes::new(), true),
             };
             sent.map_err(|_| gone())?;
@@ -115,6 +126,18 @@ impl Sending {
     pub(super) fn reset(&mut self, reason: Reason) {
         self.stream.send_reset(reason);
     }
+}
+
+/// Trailers as the library has them. They are few and rare.
+fn trailers<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result<HeaderMap> {
+    let (mut all, mut ends) = (Vec::new(), Vec::new());
+    for part in lines.flat_map(|(name, value)| [name, value]) {
+        all.extend_from_slice(part);
+        ends.push(all.len());
+    }
+    let all = Bytes::from(all);
+    let at = |n: usize| &all[if n == 0 { 0 } else { ends[n - 1] }..ends[n]];
+    fields(&all, (0..ends.len() / 2).map(|n| (at(2 * n), at(2 * n + 1))))
 }
 
 /// The other side is not there any more.

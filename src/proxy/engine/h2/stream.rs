@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
@@ -123,37 +123,39 @@ impl H2Stream {
         gone()
     }
 
-    /// Takes what was written of the answer's head, and what follows it.
+    /// Takes what was written of the answer's head, and what follows it. Usually all of it comes at once.
     fn take_head(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
-        let Answer::Head(respond, head) = &mut self.answer else { return Err(ErrorKind::BrokenPipe.into()) };
-        head.extend_from_slice(bytes);
+        let Answer::Head(respond, begun) = &mut self.answer else { return Err(ErrorKind::BrokenPipe.into()) };
+        let mut all = match begun.is_empty() {
+            true => Bytes::copy_from_slice(bytes),
+            false => Bytes::from([begun, bytes].concat()),
+        };
         loop {
-            let (answer, length) = match head::read_response(head) {
+            let (answer, length) = match head::read_response(&all) {
                 Ok(Some(read)) => read,
-                Ok(None) if head.len() < HEAD => return Ok(()),
+                Ok(None) if all.len() < HEAD => {
+                    *begun = all.to_vec();
+                    return Ok(());
+                }
                 _ => return Err(ErrorKind::InvalidData.into()),
             };
             let status = StatusCode::from_u16(answer.status).map_err(|_| ErrorKind::InvalidData)?;
             let mut message = Response::new(());
             *message.status_mut() = status;
-            *message.headers_mut() = fields(answer.fields())?;
+            *message.headers_mut() = fields(&all, answer.fields())?;
             if status.is_informational() {
                 respond.send_informational(message).map_err(|_| gone())?;
-                head.drain(..length);
+                all.advance(length);
                 continue;
             }
             let framing = framing::response(self.to_head, answer.status, &answer.lines, false);
             let body = Body::of_answer(framing.map_err(|_| ErrorKind::InvalidData)?);
             let stream = respond.send_response(message, body.is_done()).map_err(|_| gone())?;
-            let rest = head.split_off(length);
+            all.advance(length);
             let mut sending = Sending::new(stream, body);
-            let taken = if sending.is_whole() { Poll::Ready(Ok(())) } else { sending.poll_take(cx, &rest) };
+            let taken = if sending.is_whole() { Ok(()) } else { sending.begin(cx, &all) };
             self.answer = Answer::Body(sending);
-            return match taken {
-                Poll::Ready(taken) => taken,
-                // Nothing waits in a new one.
-                Poll::Pending => Ok(()),
-            };
+            return taken;
         }
     }
 
