@@ -7,7 +7,7 @@ NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header
 FUZZ_SECONDS ?= 60
 
-.PHONY: setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
+.PHONY: compare-tls setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ compare: build
 compare-pgo: build release-pgo
 	CARGO="$(CARGO)" python3 benches/compare/compare.py --install --two-threads --markdown docs/compare.md \
 		--meridian "meridian=$$(ls target/pgo/*/release/meridian)" --meridian unprofiled=target/release/meridian
+
+## make compare-tls  TLS and HTTP/2 from clients beside nginx and HAProxy, a few minutes
+compare-tls: build
+	CARGO="$(CARGO)" python3 benches/compare/secured.py --install
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
 geoip:

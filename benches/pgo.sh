@@ -46,6 +46,7 @@ build "-Cprofile-generate=$out/raw"
 binary=$out/$host/release/meridian
 python3 benches/compare/compare.py --install --peers '' --meridian "profile=$binary" \
     --scenarios ka64,ka256,close,b100k --rounds 1 --seconds 4 >&2
+python3 benches/compare/secured.py --install --peers '' --meridian "profile=$binary" --rounds 1 --seconds 4 >&2
 (profdata merge -o "$out/merged.profdata" "$out"/raw/*.profraw)
 build "-Cprofile-use=$out/merged.profdata"
 echo "$binary"

@@ -61,9 +61,11 @@ def no_service_starts():
         os.remove(POLICY)
 
 
-def debian(peers, geo=True):
-    """`geo`: also what reads and makes the geo data."""
+def debian(peers, geo=True, tls=False):
+    """`geo`: also what reads and makes the geo data. `tls`: what speaks TLS and HTTP/2 to them."""
     need = {}
+    if tls:
+        need["nghttp2-client"], need["openssl"] = program("h2load"), program("openssl")
     if "nginx" in peers or "nginx-log" in peers:
         need["nginx"] = program("nginx")
         if geo:

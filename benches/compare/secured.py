@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--meridian", action="append", metavar="NAME=PATH")
     parser.add_argument("--peers", default="nginx,haproxy")
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--install", action="store_true", help="fetch what is missing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0)
     arguments = parser.parse_args()
@@ -111,6 +112,8 @@ def main():
     try:
         if len(all_cores) < 2:
             raise Failure("two cores are needed: one for the proxy, another for load and origin")
+        if arguments.install:
+            install.debian(peers, geo=False, tls=True)
         install.build_kit()
         with contextlib.ExitStack() as started:
             origin = proxies.Origin(all_cores[1:2])
