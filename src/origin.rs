@@ -19,11 +19,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+
+/// Bodies that are read before they are answered, and for how long.
+const SHORT: u64 = 64 << 10;
+const SHORTLY: Duration = Duration::from_secs(1);
 
 /// Binds `address`; an error says what is wrong with it. Only loopback addresses are allowed unless `anywhere`, since an
 /// origin shows every header that it gets to whoever asks.
@@ -135,13 +139,16 @@ struct Origin {
 
 impl Origin {
     /// `used` is the connection's: whether it carried a request that counts.
-    async fn answer(&self, request: Request<Incoming>, used: &AtomicBool) -> Response<Content> {
+    async fn answer(&self, mut request: Request<Incoming>, used: &AtomicBool) -> Response<Content> {
         let path = request.uri().path().to_owned();
         if path != "/healthz" && !path.starts_with("/_") {
             self.requests.fetch_add(1, Relaxed);
             if !used.swap(true, Relaxed) {
                 self.connections.fetch_add(1, Relaxed);
             }
+        }
+        if !path.starts_with("/echo") {
+            read_away(request.body_mut()).await;
         }
         let mut segments = path.trim_start_matches('/').splitn(2, '/');
         let (first, rest) = (segments.next().unwrap_or(""), segments.next().unwrap_or(""));
@@ -211,6 +218,14 @@ impl Origin {
             "target": request.uri().to_string(),
             "headers": headers,
         }))
+    }
+}
+
+/// Reads a short body. Left where it is, it costs the connection, unless it came with its head.
+async fn read_away(body: &mut Incoming) {
+    if body.size_hint().exact().is_some_and(|bytes| bytes <= SHORT) {
+        let all = async { while let Some(Ok(_)) = body.frame().await {} };
+        let _ = tokio::time::timeout(SHORTLY, all).await;
     }
 }
 
