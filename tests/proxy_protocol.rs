@@ -210,3 +210,26 @@ async fn probes_say_that_they_are_nobody_elses() {
         assert!(script.count() > 2 && count("fail").await == 0.0);
     }
 }
+
+#[tokio::test]
+async fn connections_from_before_it_was_asked_for_are_not_used() {
+    let (address, script) = scripted(|mut stream, script| async move {
+        while script.request(&mut stream).await.is_some() {
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let text = |more: &str| config("", more, &[("only", address)]);
+    let mut proxy = common::process::Proxy::start(&text(""), |_| {}).await;
+    let get = async |listen| common::http::request(listen, "GET", "/", &[]).await.unwrap().status;
+    assert_eq!((get(proxy.listen).await, script.connections.load(SeqCst)), (200, 1));
+    proxy.write_config(&text("[services.web.upstream]\nproxy_protocol = \"v1\"\n"));
+    proxy.signal("HUP");
+    proxy.until("it is in force", async || proxy.generation().await > 1).await;
+    assert_eq!(get(proxy.listen).await, 200);
+    let heads = script.requests.lock().unwrap().clone();
+    assert!(heads[1].starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 "), "{heads:?}");
+    assert!(proxy.alive());
+}

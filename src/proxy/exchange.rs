@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use http::uri::Authority;
 
 use crate::config::Edge;
 use crate::config::tls::Certificate;
@@ -494,8 +495,14 @@ impl Exchange {
         }
         self.idempotent |= service.retry.idempotency_key
             && head.fields.values("idempotency-key").next().is_some_and(|key| !key.is_empty());
-        // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
-        self.websocket &= service.upstream.protocol == Protocol::Http1;
+        if service.upstream.protocol != Protocol::Http1 {
+            // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
+            self.websocket = false;
+            // Percent-encoded names, which are as good as never used, cannot be said there by the library.
+            if !host.is_empty() && Authority::try_from(host.as_bytes()).is_err() {
+                return Err(Outcome::BadHost);
+            }
+        }
         let patience = if self.is_call { grpc::timeout(head.fields) } else { None };
         let request = patience.map_or(service.timeouts.request, |patience| patience.min(service.timeouts.request));
         self.deadline = head.now + request;

@@ -24,9 +24,9 @@ pub enum Failure {
     NotConnected,
     /// Connecting took too long. Nothing was sent.
     ConnectTimeout,
-    /// The endpoint has as many connections as it may have. Nothing was sent.
+    /// The endpoint has as many connections as it may have, or refused the request and did not look at it.
     NoRoom,
-    /// A connection from the pool took no byte. Nothing was sent.
+    /// A connection from the pool took no byte, or ended with the word that nobody looked at the request.
     Stale,
     /// The connection closed or broke after the request (or some of it) was sent.
     Lost {

@@ -17,7 +17,7 @@ use http::Version;
 use super::body::{self, Body, Step};
 use super::buffer::{Buffer, SIZE, Scratch};
 use super::draining::Draining;
-use super::splice::{self, Pipe, Side};
+use super::splice::{self, Broke, Pipe, Side};
 use super::timer::Timer;
 use super::tunnel::{Tunnel, Way};
 use super::upload::{Upload, WINDOW, is_spent};
@@ -501,8 +501,13 @@ where
     fn lost(&self, begun: bool) -> Failure {
         let reused = self.upstream.reused && !begun;
         match self.upload.begun() {
-            true if self.upstream.stream.is_refused() => Failure::Stale,
-            true => Failure::Lost { reused },
+            true => match self.upstream.stream.broke() {
+                Broke::Connection => Failure::Lost { reused },
+                Broke::ConnectionUnseen => Failure::Stale,
+                Broke::Request => Failure::Lost { reused: false },
+                Broke::RequestUnseen => Failure::NoRoom,
+                Broke::Nonsense => Failure::BadAnswer,
+            },
             false if reused => Failure::Stale,
             false => Failure::NotConnected,
         }

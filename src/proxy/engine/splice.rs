@@ -45,6 +45,21 @@ thread_local! {
     static SPARE: Stock<Ends> = const { Stock::new(STOCK) };
 }
 
+/// What broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broke {
+    /// The connection.
+    Connection,
+    /// The same, and the other side said that it did not look at the request, which may be sent again whatever it does.
+    ConnectionUnseen,
+    /// The request alone: the other side gave it up.
+    Request,
+    /// The request alone, and it was not looked at.
+    RequestUnseen,
+    /// What the other side sent was nonsense.
+    Nonsense,
+}
+
 /// One side of an exchange: a stream, and whether the kernel may be told to move its bytes.
 pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
     /// The socket that takes and gives just the bytes that are written to this and read from it, for as long as this is. `None`: they are changed or
@@ -58,9 +73,9 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin + Send {
         self.socket()?.local_addr().ok()
     }
 
-    /// Whether the other side said that it did not look at the request that was sent, which may then be sent again whatever it does. HTTP/1.1 cannot say so.
-    fn is_refused(&self) -> bool {
-        false
+    /// What broke, once reading or writing failed. HTTP/1.1 cannot say more than that the connection did.
+    fn broke(&self) -> Broke {
+        Broke::Connection
     }
 
     /// Says before this is dropped that all that was to be sent on it was: where an end can be told from a cut, it is to be an end.

@@ -27,7 +27,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::buffer::Buffer;
 use super::h2::Call;
-use super::splice::Side;
+use super::splice::{Broke, Side};
 use crate::config::tls::UpstreamTls;
 use crate::proxy::Attempt;
 use crate::socket::Socket;
@@ -105,8 +105,11 @@ impl Side for TcpOrTls {
         }
     }
 
-    fn is_refused(&self) -> bool {
-        matches!(self, TcpOrTls::Call(call) if call.is_refused())
+    fn broke(&self) -> Broke {
+        match self {
+            TcpOrTls::Call(call) => call.broke(),
+            TcpOrTls::Tcp(_) | TcpOrTls::Tls(_) => Broke::Connection,
+        }
     }
 }
 
@@ -333,8 +336,11 @@ impl<C: Connect> Pool<C> {
                 kept.push(idle);
                 return None;
             }
-            // Made by another configuration of TLS, it may be to whom that one trusted.
-            if (idle.upstream.epoch, idle.upstream.tls) == (attempt.epoch, attempt.tls) && idle.is_good::<C>(now) {
+            // Made by another configuration of TLS, it may be to whom that one trusted; and where none is kept, none is used that was made while some were.
+            if !attempt.pool_idle.is_zero()
+                && (idle.upstream.epoch, idle.upstream.tls) == (attempt.epoch, attempt.tls)
+                && idle.is_good::<C>(now)
+            {
                 idle.upstream.reused = true;
                 return Some(idle.upstream);
             }

@@ -25,6 +25,7 @@ use super::session::Ticket;
 use super::{OF_CONNECTIONS, field, fields};
 use crate::proxy::engine::body::Body;
 use crate::proxy::engine::buffer::Scratch;
+use crate::proxy::engine::splice::Broke;
 use crate::proxy::engine::{head, now};
 use crate::proxy::{Fields, framing};
 use crate::text;
@@ -41,7 +42,7 @@ pub struct Call {
     asked: Option<Instant>,
     request: Outgoing,
     answer: Answer,
-    is_refused: bool,
+    broke: Broke,
 }
 
 /// How far the request is.
@@ -71,13 +72,13 @@ impl Call {
             asked: None,
             request: Outgoing::Head(Vec::new()),
             answer: Answer::Unasked,
-            is_refused: false,
+            broke: Broke::Connection,
         }
     }
 
-    /// Whether the endpoint said that it did not look at the request.
-    pub(in crate::proxy::engine) fn is_refused(&self) -> bool {
-        self.is_refused
+    /// What broke, once something did.
+    pub(in crate::proxy::engine) fn broke(&self) -> Broke {
+        self.broke
     }
 
     /// Takes what was written of the request's head, and what follows it.
@@ -115,9 +116,16 @@ impl Call {
 
     /// The stream ended by a fault.
     fn failed(&mut self, error: &h2::Error) -> io::Error {
-        // A farewell that names an earlier stream as the last one, or just this stream's refusal (RFC 9113, 6.8 and 8.7).
-        let refused = error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
-        self.is_refused |= refused || error.is_go_away() && error.is_remote();
+        self.broke = match (error.is_remote(), error.is_reset(), error.is_go_away()) {
+            // RFC 9113, 8.7.
+            (true, true, _) if error.reason() == Some(Reason::REFUSED_STREAM) => Broke::RequestUnseen,
+            (true, true, _) => Broke::Request,
+            // A farewell that names an earlier stream as the last one (RFC 9113, 6.8).
+            (true, _, true) => Broke::ConnectionUnseen,
+            // The library's own word.
+            (false, true, _) | (false, _, true) => Broke::Nonsense,
+            _ => Broke::Connection,
+        };
         self.answer = Answer::Failed;
         ErrorKind::ConnectionReset.into()
     }
@@ -254,7 +262,7 @@ impl AsyncRead for Call {
             Answer::Coming(receiving) => match ready!(receiving.poll_read(cx, buf)) {
                 // After the end there is nothing to be read: the end of the connection.
                 Ok(_) => Poll::Ready(Ok(())),
-                Err(_) => Poll::Ready(Err(ErrorKind::ConnectionReset.into())),
+                Err(error) => Poll::Ready(Err(self.failed(&error))),
             },
             Answer::Unasked => Poll::Pending,
             Answer::Failed => Poll::Ready(Err(ErrorKind::ConnectionReset.into())),
@@ -264,11 +272,17 @@ impl AsyncRead for Call {
 
 impl AsyncWrite for Call {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let taken = match &mut self.request {
-            Outgoing::Head(_) => self.take_head(cx, buf),
-            Outgoing::Body(sending) => sending.poll_take(cx, buf),
-        };
-        ready!(taken)?;
+        match &mut self.request {
+            Outgoing::Head(_) => {
+                let taken = ready!(self.take_head(cx, buf));
+                if taken.is_err() {
+                    // Nobody will answer what was not sent.
+                    self.answer = Answer::Failed;
+                }
+                taken?;
+            }
+            Outgoing::Body(sending) => ready!(sending.poll_take(cx, buf))?,
+        }
         Poll::Ready(Ok(buf.len()))
     }
 

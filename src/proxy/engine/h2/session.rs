@@ -35,10 +35,11 @@ use crate::steering::snapshot::EndpointId;
 const STREAMS: usize = 100;
 
 /// What may lie here of one answer before somebody takes it. That of the connection is as much for all of its streams, so that answers that nobody takes do not hold up the others.
-const WINDOW: u32 = 512 << 10;
+const WINDOW: u32 = 256 << 10;
 
-/// What pieces of answers may take beside what is in them.
-const PIECES: usize = 8 << 20;
+/// What pieces of answers may take beside what is in them, of all that lie here: when it is more, the library ends the connection. As many as come when each stream has its
+/// window full of pieces of 25 bytes: endpoints are ours, and a client that takes nothing must not cost others their answers.
+const PIECES: usize = 256 << 20;
 
 /// How long a connection has to be silent, towards a request too, before it is in doubt.
 const SILENCE: Duration = Duration::from_secs(1);
