@@ -21,6 +21,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod acme;
 pub mod admin;
 pub mod cli;
 pub mod config;
