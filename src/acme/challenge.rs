@@ -37,15 +37,15 @@ struct Inner {
 
 /// As long as this is held, the answers are given.
 #[must_use]
-pub struct Pending(Challenges);
+pub struct Pending(Challenges, Arc<Vec<Answer>>);
 
 impl Challenges {
     /// Has these given instead of those before; for one who orders at a time.
     pub fn put(&self, answers: Vec<Answer>) -> Pending {
-        let any = !answers.is_empty();
-        self.0.answers.store(Arc::new(answers));
-        self.0.any.store(any, Relaxed);
-        Pending(self.clone())
+        let answers = Arc::new(answers);
+        self.0.answers.store(Arc::clone(&answers));
+        self.0.any.store(!answers.is_empty(), Relaxed);
+        Pending(self.clone(), answers)
     }
 
     /// Whether any are pending.
@@ -73,8 +73,11 @@ impl Challenges {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.0.any.store(false, Relaxed);
-        self.0.0.answers.store(Arc::default());
+        // Those of an order that was left may be gone only after the next one's have come.
+        if Arc::ptr_eq(&self.0.0.answers.load(), &self.1) {
+            self.0.0.any.store(false, Relaxed);
+            self.0.0.answers.store(Arc::default());
+        }
     }
 }
 

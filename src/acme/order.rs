@@ -2,7 +2,6 @@
 //!
 //! What authorities say of a failure is passed on, but for tokens: those are said by nobody but who has to. Must not know when a certificate is due.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,12 +127,8 @@ async fn account(acme: &Arc<Acme>) -> Result<Account, Failed> {
     let folder = acme.folder.clone();
     let written = blocking(move || store::keep_account(&folder, &credentials)).await?;
     // Without it every order would make another account, which authorities count.
-    written.map_err(|error| format!("the account cannot be kept in {}: {error}", display(&acme.folder)))?;
+    written.map_err(|error| format!("the account cannot be kept in {}: {error}", acme.folder.display()))?;
     Ok(account)
-}
-
-fn display(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// Has the answers ready, then says so: the authority may ask before that returns.
@@ -170,7 +165,8 @@ async fn prove(
             Proof::TlsAlpn01 => {
                 let digest = authorized.digest();
                 let digest = digest.as_ref().try_into().map_err(|_| "a digest of another length".to_owned())?;
-                Answer::Handshake(name, Arc::new(own::challenge(&challenge.identifier().to_string(), digest)?))
+                let key = own::challenge(&name, digest)?;
+                Answer::Handshake(name, Arc::new(key))
             }
         });
     }
