@@ -209,7 +209,9 @@ async fn while_the_directory_is_down_a_placeholder_serves() {
 async fn what_an_authority_objects_is_told_without_tokens() {
     let stage = Stage::new().await;
     // It asks somebody else: the listener is elsewhere.
-    let pebble = Plan { http: stage.origin.port(), ..Plan::new() }.start().await;
+    let mut plan = Plan::new();
+    plan.http = stage.origin.port();
+    let pebble = plan.start().await;
     let config = stage.config(pebble.plan(), "challenge = \"http-01\"", "", LOCALHOST);
     let config = config.replace(&format!("127.0.0.1:{}\"\n[process]", pebble.plan().http), "127.0.0.1:0\"\n[process]");
     let proxy = Proxy::start(&config, |_| {}).await;
