@@ -139,8 +139,10 @@ mod tests {
         }
     }
 
-    /// `kept`: the names that what is there is for, and its days.
-    fn ordered(names: &[&str], kept: Option<(&[&str], i64, i64)>) -> Arc<Ordered> {
+    /// The names that what is there is for, and its days.
+    type Kept<'a> = Option<(&'a [&'a str], i64, i64)>;
+
+    fn ordered(names: &[&str], kept: Kept<'_>) -> Arc<Ordered> {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let file = PathBuf::from(format!("acme/{}.pem", names[0]));
         let kept = kept.map(|(names, from, until)| {
@@ -153,7 +155,7 @@ mod tests {
     #[test]
     fn what_is_missing_or_due_is_ordered() {
         let (acme, at) = (acme("https://a.test/"), Instant::now());
-        let rows: &[(Option<(&[&str], i64, i64)>, i64, Option<i64>)] = &[
+        let rows: &[(Kept<'_>, i64, Option<i64>)] = &[
             // What is there, the day, and the days to wait.
             (None, 100, None),
             (Some((&["a.test", "b.test"], 0, 90)), 10, Some(50)),
