@@ -234,11 +234,12 @@ async fn a_broken_file_and_a_lost_account_keep_nobody_from_a_certificate() {
     let lost = serde_json::json!({
         "id": pebble.plan().url().replace("/dir", "/my-account/77"), "key_pkcs8": key, "directory": pebble.plan().url(),
     });
-    write(&stage.at("account.json"), &lost.to_string());
+    let lost = lost.to_string();
+    write(&stage.at("account.json"), &lost);
     let proxy = Proxy::start(&config, |_| {}).await;
     served(&proxy, &pebble).await;
     let log = proxy.log();
     assert!(log.contains("cannot be used, and another is ordered"), "{log}");
     assert!(log.contains("does not know the account any more"), "{log}");
-    assert!(stage.account() != lost.to_string() && stage.at("account.json.broken").exists());
+    assert!(stage.account() != lost && stage.at("account.json.broken").exists());
 }
