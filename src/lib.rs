@@ -11,6 +11,7 @@
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
 //! - [`turn`]: what a busy worker does first.
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
+//! - [`acme`]: certificates that an authority issues: ordered, kept, renewed; and the answers when it asks whether names are ours.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
 //! - [`proxy_protocol`]: whose connection it is, said in a header before it.
@@ -21,6 +22,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod acme;
 pub mod admin;
 pub mod cli;
 pub mod config;

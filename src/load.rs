@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::acme::own;
+use crate::config::tls::Certificate;
 use crate::config::{self, AdminDoors, Config, DatabaseSource, Edge, Files, GeoFiles, Report};
 use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
@@ -36,6 +38,8 @@ pub struct Loader {
     inputs: Inputs,
     last: Option<Last>,
     sample: Sample,
+    /// What stands in for certificates that are ordered and not there: the same one over reloads.
+    placeholders: Vec<Arc<Certificate>>,
 }
 
 /// What the last successful load made.
@@ -113,7 +117,28 @@ impl Loader {
         let files = Recorder::default();
         let result = config::load(path, &files, &|name| std::env::var(name).ok(), &host_name());
         self.inputs = files.seen.into_inner();
-        result.map_err(LoadError::Config)
+        let mut config = result.map_err(LoadError::Config)?;
+        self.stand_in(Arc::make_mut(&mut config.edge));
+        Ok(config)
+    }
+
+    /// Gives every listener a placeholder for a certificate that is ordered and not there: it can then start, and be asked whether names are ours.
+    fn stand_in(&mut self, edge: &mut Edge) {
+        let mut used = Vec::new();
+        for (_, tls) in &mut edge.tls {
+            let Some(ordered) = tls.ordered.clone().filter(|ordered| ordered.kept.is_none()) else { continue };
+            let is_same = |other: &&Arc<Certificate>| other.file == ordered.file && other.names == ordered.names;
+            let known = used.iter().chain(&self.placeholders).find(is_same).cloned();
+            let made = known.map_or_else(|| own::placeholder(&ordered.names, ordered.file.clone()).map(Arc::new), Ok);
+            match made {
+                Ok(placeholder) => {
+                    Arc::make_mut(tls).certificates.push(Arc::clone(&placeholder));
+                    used.push(placeholder);
+                }
+                Err(error) => tracing::error!(names = ?ordered.names, error, "no placeholder can be made"),
+            }
+        }
+        self.placeholders = used;
     }
 
     /// Reads and compiles everything. Geo data that was readable before and is not now is no error: the old data is kept and
@@ -126,6 +151,9 @@ impl Loader {
 
         for warning in ending(&config.edge) {
             tracing::warn!("{warning}");
+        }
+        for placeholder in &self.placeholders {
+            tracing::warn!(names = ?placeholder.names, "no certificate by ACME yet: a placeholder is shown, which nobody trusts");
         }
         let last = self.last.as_ref().filter(|last| last.geoip == config.geoip);
         let mut stale_data = None;
@@ -253,7 +281,8 @@ fn warn_of_age(atlas: &Atlas) {
 #[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
 pub fn ending(edge: &Edge) -> impl Iterator<Item = String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-    edge.tls.iter().flat_map(|(_, tls)| &tls.certificates).filter_map(move |certificate| {
+    let certificates = edge.tls.iter().flat_map(|(_, tls)| &tls.certificates);
+    certificates.filter(|certificate| !certificate.placeholder).filter_map(move |certificate| {
         let (from, until) = certificate.valid;
         let left = until.saturating_sub(now);
         let what = match () {

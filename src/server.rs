@@ -26,6 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::acme::{self, challenge::Challenges};
 use crate::admin::{self, Admin};
 use crate::config::tls::Certificate;
 use crate::config::{Boot, Engine, Listen, ListenerId};
@@ -141,6 +142,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
             reader,
             metrics,
             access,
+            challenges: shared.challenges.clone(),
             failed,
             ask,
             asked,
@@ -195,7 +197,8 @@ pub fn listeners(listen: &[Listen], shared: &Arc<Shared>, metrics: &Metrics, thr
             Engine::Native => &native,
             Engine::Pingora => &pingora,
         };
-        let tls = tls.then(|| Acceptor::new(ListenerId::after(&listen[..n], *address), *http2));
+        let tls =
+            tls.then(|| Acceptor::new(ListenerId::after(&listen[..n], *address), *http2, shared.challenges.clone()));
         let before = Before { proxy_protocol: *proxy_protocol, tls };
         Listener { address: *address, before, handler: Arc::clone(handler) }
     };
@@ -360,6 +363,7 @@ struct Parts {
     reader: Reader,
     metrics: Metrics,
     access: AccessLogger,
+    challenges: Challenges,
     /// Said when something without which we cannot be cannot start.
     failed: mpsc::Sender<()>,
     /// Reloads that somebody asks for.
@@ -396,8 +400,8 @@ impl Service for Control {
 impl Parts {
     /// Runs until stopped.
     async fn run(self) -> Result<(), String> {
-        let Parts { admin, watch, writer, sender, reader, metrics, access, ask, asked, mut stopped, put_away, .. } =
-            self;
+        let Parts { admin, watch, writer, sender, reader, metrics, access, challenges, .. } = self;
+        let (ask, asked, mut stopped, put_away) = (self.ask, self.asked, self.stopped, self.put_away);
         let doors = admin::open(watch.boot.admin, watch.boot.admin_socket.as_deref()).await;
         let doors = doors.map_err(|error| format!("admin: {error}"))?;
         if let Some(address) = doors.address() {
@@ -409,7 +413,8 @@ impl Parts {
         tokio::select! {
             () = doors.serve(admin) => {}
             () = watch.run(asked) => {}
-            () = probe::run(reader.clone(), sender.clone(), metrics) => {}
+            () = probe::run(reader.clone(), sender.clone(), metrics.clone()) => {}
+            () = acme::run(reader.clone(), challenges, metrics) => {}
             () = resolve::run(reader.clone(), sender) => {}
             () = signals => {}
             () = ready(reader.clone()) => {}

@@ -23,7 +23,7 @@ use crate::steering::world::{LOOK, ProbeResult};
 use crate::steering::{Change, Now, Objection, Overrides, Snapshot, View, Word, World};
 use crate::telemetry::{Handles, Metrics};
 
-pub use kept::{Kept, Remembered};
+pub use kept::{Kept, Remembered, write_whole};
 
 /// Messages that may wait for the writer; senders beyond that wait in turn.
 const QUEUE: usize = 1024;

@@ -20,9 +20,13 @@ const TIERS: &[(&str, u8)] = &[
     ("socket", 3),
     ("state", 3),
     ("turn", 3),
+    // What is shared with those who are asked.
+    ("acme/challenge", 3),
+    ("acme/own", 3),
     ("proxy", 4),
     ("proxy/engine", 5),
     ("proxy/pingora", 5),
+    ("acme", 5),
     ("admin", 5),
     ("disk", 5),
     ("listen", 5),

@@ -6,10 +6,11 @@ missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
 command -v make >/dev/null 2>&1 || missing="$missing make"
-# The tests are clients like those out there.
+# The tests are clients like those out there, and ask an authority like those (pebble).
 if [ "${1:-}" = tests ] || [ "${1:-}" = all ]; then
     command -v curl >/dev/null 2>&1 || missing="$missing curl"
     command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
+    command -v pebble >/dev/null 2>&1 || missing="$missing pebble"
 fi
 # Those from PyPI live in an environment of their own.
 if [ "${1:-}" = all ]; then

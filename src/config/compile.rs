@@ -4,6 +4,7 @@
 //! key is what makes it known. A mistake is reported and its default taken; nothing stops the other checks, and the result is
 //! thrown away when there was any.
 
+mod acme;
 mod affinity;
 mod areas;
 mod boot;
@@ -18,6 +19,7 @@ mod tls;
 
 use std::path::PathBuf;
 
+use crate::config::compile::boot::Reloaded;
 use crate::config::file::{Table, Value, beside};
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::{Place, Scribe};
@@ -48,7 +50,7 @@ pub(crate) struct Context<'a> {
 pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
     let (pop, location) = edge::pop(&root.table("pop"), context);
-    let (boot, brake, tls) = boot::boot(&root, context);
+    let (boot, Reloaded { brake, tls, acme }) = boot::boot(&root, context);
     let regions = region::regions(&root, context);
     let geoip = geoip::geoip(root.table("geoip"), &regions, context);
     let mut fleet = Fleet {
@@ -67,7 +69,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;
-    let edge = edge::edge(&root, &pop, tls, upstream_tls);
+    let edge = edge::edge(&root, &pop, tls, upstream_tls, acme);
     root.finish();
     Compiled { boot, edge, fleet, geoip: geoip.files }
 }

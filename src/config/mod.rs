@@ -3,6 +3,7 @@
 //! Parse, don't validate: what comes out is typed and complete, so nobody checks again. Files arrive through [`Files`], variables
 //! through a function: nothing here may touch a file, an environment, a clock or a socket.
 
+pub mod acme;
 pub(crate) mod compile;
 pub(crate) mod file;
 pub(crate) mod later;
@@ -22,7 +23,8 @@ use crate::geo::Prefix;
 use crate::secret::Secret;
 use crate::steering::Fleet;
 
-pub use self::tls::{ListenerId, Tls, UpstreamTls};
+pub use self::acme::Acme;
+pub use self::tls::{ListenerId, Ordered, Tls, UpstreamTls};
 pub use report::{Finding, Mark, Report, Severity};
 pub(crate) use units::{duration, meant, show_duration};
 
@@ -226,9 +228,19 @@ pub struct Edge {
     pub upstream_tls: Vec<Arc<UpstreamTls>>,
     /// `tls` of each `[[listen]]` that has it.
     pub tls: Vec<(ListenerId, Arc<Tls>)>,
+    /// `[acme]`.
+    pub acme: Option<Arc<Acme>>,
 }
 
 impl Edge {
+    /// The certificates that are ordered, each once.
+    pub fn ordered(&self) -> Vec<Arc<Ordered>> {
+        let mut all: Vec<Arc<Ordered>> = self.tls.iter().filter_map(|(_, tls)| tls.ordered.clone()).collect();
+        all.sort_by(|a, b| a.file.cmp(&b.file));
+        all.dedup_by(|a, b| a.file == b.file);
+        all
+    }
+
     /// The TLS to endpoints of that fingerprint; `None` for 0.
     pub fn upstream_tls(&self, fingerprint: u64) -> Option<&Arc<UpstreamTls>> {
         self.upstream_tls.iter().find(|tls| tls.fingerprint == fingerprint)

@@ -69,6 +69,34 @@ pub(crate) fn host_pattern(text: &str) -> Result<String, Refused> {
     }
 }
 
+/// A name that a certificate can be ordered for: one of DNS, in lower case.
+pub(crate) fn certificate_name(text: &str) -> Result<String, Refused> {
+    const EXPECTED: &str = "a host name such as `www.example.com`";
+    if text.contains('*') {
+        return refused(
+            EXPECTED,
+            "a wildcard is given for a record in DNS only, which meridian cannot write: name each host",
+        );
+    }
+    if text.contains("://") || text.contains('/') {
+        return refused(EXPECTED, "the host alone, without `https://` and path");
+    }
+    if !text.is_ascii() {
+        return refused(EXPECTED, "write the name as it goes over the wire, with `xn--`");
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if bare.parse::<Ipv6Addr>().is_ok() || text.parse::<Ipv4Addr>().is_ok() {
+        return refused(EXPECTED, "meridian orders no certificates for addresses");
+    }
+    if text.contains(':') {
+        return refused(EXPECTED, "leave the port out: certificates are for hosts");
+    }
+    match dns_name(text) {
+        Some(name) if !name.contains('_') => Ok(name),
+        _ => refused(EXPECTED, None),
+    }
+}
+
 /// An entry of `paths`, in the router's form.
 pub(crate) fn path_prefix(text: &str) -> Result<String, Refused> {
     const EXPECTED: &str = "a plain path such as `/` or `/api`";

@@ -9,11 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
 
 use crate::config::Listen;
 use crate::steering::route::comparable;
@@ -37,12 +40,26 @@ impl ListenerId {
 /// `[[listen]] tls`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
-    /// At least one. The first one's names are what a client gets that names no server, or one that none is for.
+    /// At least one, once the loader has put a placeholder where one is still to come. The first one's names are what a client gets that names no server, or one that
+    /// none is for.
     pub certificates: Vec<Arc<Certificate>>,
+    /// `acme`.
+    pub ordered: Option<Arc<Ordered>>,
     /// `client_ca`: clients must have a certificate that one of these authorities signed.
     pub client_ca: Option<ClientCa>,
     /// `min_version = "1.3"`.
     pub only_tls13: bool,
+}
+
+/// `acme` of a listener's `tls`: a certificate that is ordered from an authority.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ordered {
+    /// The names that it is to be for, in lower case; at least one.
+    pub names: Vec<String>,
+    /// Where it is kept: key and chain.
+    pub file: PathBuf,
+    /// What is there, if it can be used. It may be for some of the names only; it is served all the same until a better one comes.
+    pub kept: Option<Arc<Certificate>>,
 }
 
 /// A certificate with its chain and its key.
@@ -55,6 +72,8 @@ pub struct Certificate {
     pub addresses: Vec<IpAddr>,
     /// From when to when it is valid, in Unix seconds.
     pub valid: (i64, i64),
+    /// Nobody signed it: it is served until the one that is ordered comes, and `valid` says nothing.
+    pub placeholder: bool,
     /// Chain and key. Its `Debug` does not show the key.
     pub key: Arc<CertifiedKey>,
 }
@@ -167,7 +186,49 @@ fn wildcard_of(name: &str) -> Option<String> {
     (!first.is_empty()).then(|| format!("*.{rest}"))
 }
 
+impl Ordered {
+    /// Whether that certificate is for all the names.
+    pub fn is_covered_by(&self, certificate: &Certificate) -> bool {
+        self.names.iter().all(|name| certificate.is_for(name))
+    }
+}
+
 impl Certificate {
+    /// Of what a file holds; `None`: its first certificate is no X.509.
+    pub(crate) fn of(file: PathBuf, certified: CertifiedKey) -> Option<Certificate> {
+        let (_, leaf) = parse_x509_certificate(certified.cert.first()?).ok()?;
+        let (mut names, mut addresses) = (Vec::new(), Vec::new());
+        let alternative = leaf.subject_alternative_name().ok().flatten();
+        for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => names.push(name.trim_end_matches('.').to_ascii_lowercase()),
+                GeneralName::IPAddress(bytes) => {
+                    let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                    addresses.extend(v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from)));
+                }
+                _ => {}
+            }
+        }
+        let valid = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+        Some(Certificate { file, names, addresses, valid, placeholder: false, key: Arc::new(certified) })
+    }
+
+    /// Of one PEM text with chain and key, as ordered certificates are kept. An error says why not, and quotes nothing of it.
+    pub fn from_pem(file: PathBuf, pem: &str) -> Result<Certificate, String> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+        let chain = chain.map_err(|_| "it is not good PEM")?;
+        if chain.is_empty() {
+            return Err("it holds no certificate".to_owned());
+        }
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| "it holds no private key")?;
+        let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
+        let certified = certified.map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => "its key is another certificate's".to_owned(),
+            error => error.to_string(),
+        })?;
+        Certificate::of(file, certified).ok_or_else(|| "it holds no X.509 certificate".to_owned())
+    }
+
     fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
     }
@@ -222,6 +283,7 @@ mod tests {
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             valid: (0, 0),
+            placeholder: false,
             key: Arc::new(CertifiedKey::new(Vec::new(), key)),
         })
     }
@@ -234,7 +296,7 @@ mod tests {
             certificate("exact", &["www.b.test"], &[]),
             certificate("first again", &["a.test"], &["192.0.2.1"]),
         ];
-        let tls = Tls { certificates, client_ca: None, only_tls13: false };
+        let tls = Tls { certificates, ordered: None, client_ca: None, only_tls13: false };
         let rows: &[(Option<&str>, &[&str])] = &[
             (None, &["first", "first again"]),
             (Some("a.test"), &["first", "first again"]),

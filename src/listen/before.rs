@@ -41,6 +41,8 @@ pub(super) enum Refused {
     NotTls,
     /// The TLS handshake failed.
     Handshake,
+    /// It was an authority's question whether a name is ours, and was answered.
+    Challenge,
     /// It took too long.
     TooLate,
     /// It ended, or the process does.
@@ -56,7 +58,7 @@ impl Refused {
             Refused::NotTls => Some("not_tls"),
             Refused::Handshake => Some("tls"),
             Refused::TooLate => Some("handshake_timeout"),
-            Refused::Gone => None,
+            Refused::Challenge | Refused::Gone => None,
         }
     }
 }

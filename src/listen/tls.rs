@@ -3,26 +3,33 @@
 //! What is in force is looked at for each connection; a reload costs one new configuration of the library's, made by the first connection after
 //! it. A listener that a reload no longer knows keeps what it had: it goes with the process. Tickets outlive reloads, and there are none
 //! where clients must have certificates: a resumed session looks at nobody's. No early data: a request in it could be played again.
+//!
+//! While answers to ACME's challenges are pending, a handshake's first message is looked at before it goes on: who speaks nothing but `acme-tls/1` is
+//! shown the answer for the name that it asks for, and no more.
 
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::{ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{HandshakeKind, ProtocolVersion, ServerConfig, version};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection, version};
 use tokio::io::AsyncWriteExt;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor};
 
 use super::before::Refused;
 use super::connection::Connection;
 use super::secured::Secured;
+use crate::acme::challenge::Challenges;
 use crate::config::Edge;
 use crate::config::tls::{ListenerId, Tls};
 use crate::telemetry::Metrics;
 
 /// What we speak above TLS.
 const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
+
+/// What authorities speak that look whether a name is ours (RFC 8737).
+const CHALLENGE: &[u8] = b"acme-tls/1";
 
 /// Bytes of plain text that wait to be sent, at most: one record.
 const BUFFER: usize = 16 << 10;
@@ -37,6 +44,7 @@ pub struct Acceptor {
     http2: bool,
     /// `None`: there is no randomness for them.
     tickets: Option<Arc<dyn ProducesTickets>>,
+    challenges: Challenges,
     current: ArcSwapOption<Current>,
 }
 
@@ -47,12 +55,12 @@ struct Current {
 
 impl Acceptor {
     /// For that listener, which [`Edge`] knows. `http2`: clients may speak it.
-    pub fn new(listener: ListenerId, http2: bool) -> Acceptor {
+    pub fn new(listener: ListenerId, http2: bool, challenges: Challenges) -> Acceptor {
         let tickets = ring::Ticketer::new();
         if let Err(error) = &tickets {
             tracing::warn!(%error, "no TLS session can be resumed");
         }
-        Acceptor { listener, http2, tickets: tickets.ok(), current: ArcSwapOption::empty() }
+        Acceptor { listener, http2, tickets: tickets.ok(), challenges, current: ArcSwapOption::empty() }
     }
 
     /// What is in force.
@@ -113,12 +121,14 @@ impl Acceptor {
             None => return Err(Refused::Gone),
         }
         let Some(current) = self.current(edge) else { return Err(Refused::Handshake) };
-        let acceptor = TlsAcceptor::from(Arc::clone(&current.config));
-        let stream = acceptor.accept_with(connection, |session| session.set_buffer_limit(Some(BUFFER))).await;
-        let stream = stream.map_err(|error| {
-            tracing::debug!(%error, "a TLS handshake failed");
-            Refused::Handshake
-        })?;
+        let config = Arc::clone(&current.config);
+        let bounded = |session: &mut ServerConnection| session.set_buffer_limit(Some(BUFFER));
+        let stream = if self.challenges.any() {
+            self.unless_challenged(connection).await?.into_stream_with(config, bounded).await
+        } else {
+            TlsAcceptor::from(config).accept_with(connection, bounded).await
+        };
+        let stream = stream.map_err(failed)?;
         let session = stream.get_ref().1;
         let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -131,6 +141,43 @@ impl Acceptor {
         };
         Ok(Secured::new(stream, version, certificates))
     }
+}
+
+impl Acceptor {
+    /// The handshake to go on with, whose first message came, unless it was an authority's, which was answered.
+    async fn unless_challenged(&self, connection: Connection) -> Result<StartHandshake<Connection>, Refused> {
+        let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), connection).await.map_err(failed)?;
+        let hello = start.client_hello();
+        let is_challenge =
+            hello.alpn().is_some_and(|mut spoken| spoken.next() == Some(CHALLENGE) && spoken.next().is_none());
+        let Some(key) = hello.server_name().filter(|_| is_challenge).and_then(|name| self.challenges.handshake(name))
+        else {
+            return Ok(start);
+        };
+        tracing::debug!(name = hello.server_name(), "an authority asks whether the name is ours");
+        let mut stream = start.into_stream(Arc::new(answering(key))).await.map_err(failed)?;
+        // It has seen what it wanted to; whether it takes the alert is its business.
+        let _ = stream.shutdown().await;
+        Err(Refused::Challenge)
+    }
+}
+
+/// What answers a challenge. Nobody needs a certificate for it, whatever the listener wants of clients.
+fn answering(key: Arc<CertifiedKey>) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has cipher suites for TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![CHALLENGE.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config
+}
+
+fn failed(error: std::io::Error) -> Refused {
+    tracing::debug!(%error, "a TLS handshake failed");
+    Refused::Handshake
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use http::uri::Authority;
 
+use crate::acme::challenge::Challenges;
 use crate::config::Edge;
 use crate::config::tls::Certificate;
 use crate::proxy::affinity::{self, Claim};
@@ -48,12 +49,14 @@ pub struct Shared {
     pub access: AccessLogger,
     /// Retry budgets.
     pub budgets: Budgets,
+    /// What authorities are answered that ask whether names are ours.
+    pub challenges: Challenges,
 }
 
 impl Shared {
     /// For a process whose clock stands at `now`.
     pub fn new(reader: Reader, access: AccessLogger, now: Instant) -> Shared {
-        Shared { reader, access, budgets: Budgets::new(now) }
+        Shared { reader, access, budgets: Budgets::new(now), challenges: Challenges::default() }
     }
 }
 
@@ -161,6 +164,8 @@ pub struct Exchange {
     is_call: bool,
     max_forwards: Option<u64>,
     ruled: Ruled,
+    /// The answer to an authority's question.
+    challenge: Option<Arc<str>>,
     /// What goes before the request on a connection of its own.
     preamble: Option<Arc<[u8]>>,
     idempotent: bool,
@@ -440,6 +445,7 @@ impl Exchange {
             is_call: grpc::is_call(head.method, head.fields),
             max_forwards: None,
             ruled: Ruled::default(),
+            challenge: None,
             preamble: None,
             idempotent: retry::is_idempotent(head.method),
             claim: Claim::Absent,
@@ -477,6 +483,13 @@ impl Exchange {
             return Err(Outcome::MaxForwards);
         }
         self.record.text.push_host(host);
+        // Before any rule of a service, one that sends clients to https above all: that is what a certificate is still needed for.
+        if self.shared.challenges.any() && head.scheme == "http" && *head.method == Method::GET {
+            self.challenge = self.shared.challenges.request(path);
+            if self.challenge.is_some() {
+                return Err(Outcome::Challenge);
+            }
+        }
         // Whichever of them it was.
         if !head.bound.iter().all(|certificate| certificate.is_for(host)) {
             return Err(Outcome::Misdirected);
@@ -566,6 +579,11 @@ impl Exchange {
     /// Its service, once one was found.
     pub fn service(&self) -> Option<&Service> {
         self.record.service.map(|id| self.published.snapshot.fleet().service(id))
+    }
+
+    /// The body of an answer of our own.
+    pub fn own_body(&self, outcome: Outcome) -> &str {
+        self.challenge.as_deref().filter(|_| outcome == Outcome::Challenge).unwrap_or(outcome.body())
     }
 
     /// Whether it is a call of gRPC, whose client reads another status than that of HTTP.

@@ -53,6 +53,7 @@ mod tests {
             },
             upstream_tls: Vec::new(),
             tls: Vec::new(),
+            acme: None,
         }
     }
 }

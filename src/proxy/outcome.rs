@@ -39,6 +39,8 @@ pub enum Outcome {
     NoPath,
     /// It came by http, and its service is to be reached by https.
     Redirected,
+    /// An authority asked whether a name is ours, and was answered.
+    Challenge,
     /// Residency leaves the client no region.
     Residency,
     /// Operators took out every region.
@@ -73,7 +75,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 30] = [
+    pub const ALL: [Outcome; 31] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -89,6 +91,7 @@ impl Outcome {
         Outcome::Misdirected,
         Outcome::NoPath,
         Outcome::Redirected,
+        Outcome::Challenge,
         Outcome::Residency,
         Outcome::NoRegion,
         Outcome::Unhealthy,
@@ -131,6 +134,8 @@ impl Outcome {
             Outcome::NoPath => (404, "no_path", "404 not found: no service has this path\n"),
             // Unlike 301, it lets no client make a GET of a POST.
             Outcome::Redirected => (308, "redirected", "308 permanent redirect: by https\n"),
+            // In place of the body, the exchange has the answer.
+            Outcome::Challenge => (200, "challenge", "200 challenge\n"),
             Outcome::Residency => {
                 (451, "residency", "451 residency: data residency rules leave no region for your location\n")
             }
@@ -186,6 +191,7 @@ impl Outcome {
                 | Outcome::Misdirected
                 | Outcome::NoPath
                 | Outcome::Redirected
+                | Outcome::Challenge
                 | Outcome::Residency
                 | Outcome::NoRegion
                 | Outcome::Unhealthy

@@ -169,10 +169,12 @@ impl Kept {
 }
 
 /// Whoever reads finds the old content or the new one, never a part. `mode`: who may, as far as the umask lets them.
-fn write_whole(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+pub fn write_whole(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let aside = file.with_extension("json.new");
+    let mut aside = file.as_os_str().to_owned();
+    aside.push(".new");
+    let aside = PathBuf::from(aside);
     // One of an earlier try would keep its permissions.
     let _ = fs::remove_file(&aside);
     let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;

@@ -125,6 +125,7 @@ struct Families {
     request_panics: IntCounterVec,
     refused_connections: IntCounterVec,
     handshakes: IntCounterVec,
+    orders: IntCounterVec,
     probes: IntCounterVec,
     probe_durations: HistogramVec,
     certificates: IntGaugeVec,
@@ -242,6 +243,11 @@ impl Metrics {
                 "meridian_tls_handshakes_total",
                 "TLS handshakes with clients that succeeded.",
                 &["version", "resumed"],
+            ),
+            orders: new.counter_vec(
+                "meridian_acme_orders_total",
+                "Orders of certificates by ACME that ended, by what came of them: issued or failed.",
+                &["result"],
             ),
             refused_connections: new.counter_vec(
                 "meridian_connections_refused_total",
@@ -403,6 +409,11 @@ impl Metrics {
     /// Counts a TLS handshake with a client.
     pub fn handshake(&self, version: &'static str, resumed: bool) {
         self.families.handshakes.with_label_values(&[version, if resumed { "yes" } else { "no" }]).inc();
+    }
+
+    /// Counts an order of a certificate that ended.
+    pub fn certificate_ordered(&self, issued: bool) {
+        self.families.orders.with_label_values(&[if issued { "issued" } else { "failed" }]).inc();
     }
 
     /// Counts a connection that was closed before it was HTTP.

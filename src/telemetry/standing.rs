@@ -218,7 +218,7 @@ pub(super) fn gather(standing: Option<&Standing>, now: Duration) -> Vec<MetricFa
     );
     gauges.family(
         "meridian_certificate_expiry_timestamp_seconds",
-        "When a certificate of a listener ends.",
+        "When a certificate of a listener ends; 0: it is ordered, and not there yet.",
         &["certificate"],
         edge.tls
             .iter()

@@ -11,6 +11,7 @@ pub mod http;
 pub mod http2;
 pub mod lane;
 pub mod model;
+pub mod pebble;
 pub mod pipes;
 pub mod process;
 pub mod world;

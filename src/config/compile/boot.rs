@@ -1,4 +1,4 @@
-//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start.
+//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start; `[acme]`, which needs two of them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::compile::Context;
+use crate::config::compile::acme::Orders;
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, AdminDoors, Boot, Engine, Listen, ListenerId, Tls};
+use crate::config::{AccessLog, Acme, AdminDoors, Boot, Engine, Listen, ListenerId, Tls};
 use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -21,17 +22,27 @@ const BRAKE: u8 = 50;
 /// The TLS of the listeners that have it.
 type Secured = Vec<(ListenerId, Arc<Tls>)>;
 
-/// What is fixed at start; and `[process] brake` and the listeners' TLS, which are not.
-pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8, Secured) {
-    let (listen, secured, mut taken) = listen(root, context);
+/// What of these tables is not fixed at start.
+pub(super) struct Reloaded {
+    pub(super) brake: u8,
+    pub(super) tls: Secured,
+    pub(super) acme: Option<Arc<Acme>>,
+}
+
+/// What is fixed at start, and what is not.
+pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, Reloaded) {
+    let process = root.table("process");
+    let state_dir = path(&process, "state_dir", context).or_else(|| context.folder("STATE_DIRECTORY"));
+    let acme = root.table("acme");
+    let mut orders = Orders::new(&acme, state_dir.as_deref());
+    let (listen, tls, mut taken) = listen(root, &mut orders, context);
+    let acme = orders.settings(&acme, &listen, context);
     let AdminDoors { address: admin, socket: admin_socket, token: admin_token } =
         admin(root.table("admin"), &mut taken, context);
     refuse_collisions(&taken, context);
-    let process = root.table("process");
     let threads = process.integer("threads", 0u32, 0..=1024) as usize;
     let drain_delay = process.duration("drain_delay", Duration::ZERO, Duration::ZERO..=HOUR);
     let drain_timeout = process.duration("drain_timeout", Duration::from_secs(60), Duration::ZERO..=DAY);
-    let state_dir = path(&process, "state_dir", context).or_else(|| context.folder("STATE_DIRECTORY"));
     let brake = process.integer("brake", BRAKE, 0..=100);
     process.finish();
     let log = root.table("log");
@@ -50,12 +61,12 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, u8, Secu
         log_level,
         access_log,
     };
-    (boot, brake, secured)
+    (boot, Reloaded { brake, tls, acme })
 }
 
 type Taken = Vec<(SocketAddr, Place)>;
 
-fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, Taken) {
+fn listen(root: &Section<'_>, orders: &mut Orders, context: &Context<'_>) -> (Vec<Listen>, Secured, Taken) {
     let (mut listen, mut secured, mut taken): (Vec<Listen>, _, _) = (Vec::new(), Vec::new(), Vec::new());
     let sections = root.tables("listen");
     let nobody_trusted = super::edge::trusts_nobody(root);
@@ -78,7 +89,7 @@ fn listen(root: &Section<'_>, context: &Context<'_>) -> (Vec<Listen>, Secured, T
                 )
                 .hint("list your load balancers in `trusted` of `[client_ip]`");
         }
-        let tls = super::tls::tls(&section, context);
+        let tls = super::tls::tls(&section, orders, context);
         let http2 = section.boolean("http2", engine == Engine::Native && section.has("tls"));
         if http2 && engine == Engine::Pingora {
             section

@@ -8,7 +8,7 @@ use crate::config::compile::Context;
 use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::Section;
-use crate::config::{Edge, Forwarding, Limits, ListenerId, Tls, Underscores, UpstreamTls};
+use crate::config::{Acme, Edge, Forwarding, Limits, ListenerId, Tls, Underscores, UpstreamTls};
 use crate::geo::{Point, Prefix};
 
 /// `[pop]`: name and location.
@@ -41,6 +41,7 @@ pub(super) fn edge(
     pop: &str,
     tls: Vec<(ListenerId, Arc<Tls>)>,
     upstream_tls: Vec<Arc<UpstreamTls>>,
+    acme: Option<Arc<Acme>>,
 ) -> Edge {
     let section = root.table("client_ip");
     let trusted = trusted(&section);
@@ -48,7 +49,7 @@ pub(super) fn edge(
     let forwarding = section.choice("header", Forwarding::XForwardedFor, &words);
     section.finish();
     let via = format!("meridian-{pop}");
-    Edge { via, trusted, forwarding, limits: limits(root.table("limits")), upstream_tls, tls }
+    Edge { via, trusted, forwarding, limits: limits(root.table("limits")), upstream_tls, tls, acme }
 }
 
 /// Whether `[client_ip] trusted` is empty or not there.

@@ -10,24 +10,26 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
-use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::compile::Context;
+use crate::config::compile::acme::Orders;
 use crate::config::reader::{Section, Text};
+use crate::config::scribe::Place;
 use crate::config::tls::{Anybody, Certificate, ClientCa, Tls, UpstreamTls};
 use crate::steering::fleet::Protocol;
 
 const HINT: &str = "write `tls = { certificates = [{ cert = \"site.pem\", key = \"site.key\" }] }`";
 
 /// `None`: the listener is plain, or what is written cannot be used, which was reported.
-pub(super) fn tls(listen: &Section<'_>, context: &Context<'_>) -> Option<Tls> {
+pub(super) fn tls(listen: &Section<'_>, orders: &mut Orders, context: &Context<'_>) -> Option<Tls> {
     let section = listen.table("tls");
     if !section.is_present() {
         return None;
     }
-    if !section.has("certificates") || super::is_empty_list(&section, "certificates") {
+    let orders_one = section.has("acme");
+    if !orders_one && (!section.has("certificates") || super::is_empty_list(&section, "certificates")) {
         section.missing("`certificates` of this listener's `tls`", HINT);
     }
     let mut certificates: Vec<Arc<Certificate>> = Vec::new();
@@ -48,10 +50,14 @@ pub(super) fn tls(listen: &Section<'_>, context: &Context<'_>) -> Option<Tls> {
         }
         entry.finish();
     }
+    // After those that are written, so that it is not the one for clients that name no host unless there is no other.
+    let ordered = orders.of(&section, context);
+    certificates.extend(ordered.as_ref().and_then(|ordered| ordered.kept.clone()));
     let client_ca = section.text("client_ca").and_then(|text| client_ca(text, context));
     let only_tls13 = section.choice("min_version", false, &[("1.2", false), ("1.3", true)]);
     section.finish();
-    (!certificates.is_empty()).then_some(Tls { certificates, client_ca, only_tls13 })
+    let is_any = !certificates.is_empty() || ordered.is_some();
+    is_any.then_some(Tls { certificates, ordered, client_ca, only_tls13 })
 }
 
 fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certificate> {
@@ -67,20 +73,8 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
     let (cert, key) = (cert?, key?);
     let certified = certified(cert, key, context)?;
     let scribe = context.scribe;
-    let (_, leaf) = parse_x509_certificate(&certified.cert[0]).ok()?;
-    let (mut names, mut addresses) = (Vec::new(), Vec::new());
-    let alternative = leaf.subject_alternative_name().ok().flatten();
-    for name in alternative.iter().flat_map(|extension| &extension.value.general_names) {
-        match name {
-            GeneralName::DNSName(name) => names.push(name.trim_end_matches('.').to_ascii_lowercase()),
-            GeneralName::IPAddress(bytes) => {
-                let v4 = <[u8; 4]>::try_from(*bytes).map(std::net::IpAddr::from);
-                addresses.extend(v4.or_else(|_| <[u8; 16]>::try_from(*bytes).map(std::net::IpAddr::from)));
-            }
-            _ => {}
-        }
-    }
-    if names.is_empty() && addresses.is_empty() {
+    let certificate = Certificate::of(context.path(cert), certified)?;
+    if certificate.names.is_empty() && certificate.addresses.is_empty() {
         scribe
             .warning(
                 cert.place,
@@ -88,8 +82,7 @@ fn certificate(section: &Section<'_>, context: &Context<'_>) -> Option<Certifica
             )
             .hint("its names must stand in `subjectAltName`; browsers do not look at the common name");
     }
-    let valid = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-    Some(Certificate { file: context.path(cert), names, addresses, valid, key: Arc::new(certified) })
+    Some(certificate)
 }
 
 /// Where systems keep the authorities that everybody trusts: Debian and its kin, Fedora and its kin, Alpine.
@@ -135,16 +128,9 @@ pub(super) fn upstream(upstream: &Section<'_>, protocol: Protocol, context: &Con
         roots = trusted;
         certificates.iter().for_each(|certificate| part(certificate));
     } else if verify {
-        let Some(pem) = SYSTEM.iter().find_map(|path| context.files.read(Path::new(path)).ok()) else {
-            section
-                .scribe
-                .error(section.place, "nobody is known who could have signed these endpoints' certificates: this system has no list of authorities")
-                .hint("install `ca-certificates`, or name a file with `ca`");
-            return None;
-        };
+        let (pem, trusted) = system(section.place, "these endpoints' certificates", context)?;
         part(pem.as_bytes());
-        // Some lists have certificates in them that nobody reads.
-        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok));
+        roots = trusted;
     }
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -175,6 +161,24 @@ pub(super) fn upstream(upstream: &Section<'_>, protocol: Protocol, context: &Con
     config.alpn_protocols = vec![spoken.as_bytes().to_vec()];
     section.finish();
     Some(UpstreamTls { fingerprint: xxh3_64(&parts).max(1), name, config: Arc::new(config) })
+}
+
+/// The authorities that this system trusts, as text and as a store; that there are none is an error, there.
+pub(super) fn system(place: Place, signed: &str, context: &Context<'_>) -> Option<(String, RootCertStore)> {
+    let Some(pem) = SYSTEM.iter().find_map(|path| context.files.read(Path::new(path)).ok()) else {
+        context
+            .scribe
+            .error(
+                place,
+                format!("nobody is known who could have signed {signed}: this system has no list of authorities"),
+            )
+            .hint("install `ca-certificates`, or name a file with `ca`");
+        return None;
+    };
+    let mut roots = RootCertStore::empty();
+    // Some lists have certificates in them that nobody reads.
+    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok));
+    Some((pem, roots))
 }
 
 /// A certificate with its chain, and the key that is its own.
@@ -280,7 +284,7 @@ fn chain(text: Text<'_>, expected: &str, context: &Context<'_>) -> Option<Vec<Ce
 }
 
 /// At least one certificate, and that they are authorities'.
-fn authorities(
+pub(super) fn authorities(
     text: Text<'_>,
     expected: &str,
     context: &Context<'_>,

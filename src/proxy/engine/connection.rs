@@ -471,7 +471,8 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         }
         let is_call = self.exchange.as_ref().is_some_and(Exchange::is_call);
         let more = self.exchange.iter().flat_map(Exchange::own_fields);
-        let (status, length) = write::answer(&mut bytes, outcome, keep, asked, is_call, wall(), more);
+        let body = self.exchange.as_ref().map_or(outcome.body(), |exchange| exchange.own_body(outcome));
+        let (status, length) = write::answer(&mut bytes, (outcome, body), keep, asked, is_call, wall(), more);
         let sent = self.send(&bytes, asked.times.idle).await;
         self.at = now();
         match sent {

@@ -35,11 +35,11 @@ impl head::Request<'_> {
     }
 }
 
-/// An answer of our own, and what it says besides what all of them do: name and value. Returns its status and its body's length. A call of gRPC is told what became of it
+/// An answer of our own with that body, and what it says besides what all of them do: name and value. Returns its status and its body's length. A call of gRPC is told what became of it
 /// by a status of its own, in the head of an answer without a body.
 pub(super) fn answer<'a>(
     out: &mut Vec<u8>,
-    outcome: Outcome,
+    (outcome, body): (Outcome, &str),
     keep: bool,
     asked: Asked,
     is_call: bool,
@@ -47,12 +47,12 @@ pub(super) fn answer<'a>(
     more: impl Iterator<Item = (&'static str, &'a str)>,
 ) -> (u16, u64) {
     let status = if is_call { 200 } else { outcome.status() };
-    let body = if asked.to_head || is_call { "" } else { outcome.body() };
+    let (length_of, body) = (body.len() as u64, if asked.to_head || is_call { "" } else { body });
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
     let kind = if is_call { "application/grpc" } else { "text/plain; charset=utf-8" };
     let first = format!("HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\n");
     out.extend_from_slice(first.as_bytes());
-    length(out, if is_call { 0 } else { outcome.body().len() as u64 });
+    length(out, if is_call { 0 } else { length_of });
     if is_call {
         let (code, message) = (grpc::status(outcome), outcome.body().trim_end());
         out.extend_from_slice(format!("grpc-status: {code}\r\ngrpc-message: {message}\r\n").as_bytes());

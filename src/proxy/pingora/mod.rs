@@ -470,6 +470,7 @@ async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> R
         return Ok(());
     }
     let is_call = carried.exchange.as_ref().is_some_and(Exchange::is_call);
+    let body = carried.exchange.as_ref().map_or(outcome.body(), |exchange| exchange.own_body(outcome));
     let mut head = ResponseHeader::build(if is_call { 200 } else { outcome.status() }, Some(8))?;
     if is_call {
         head.insert_header(http::header::CONTENT_TYPE, "application/grpc")?;
@@ -478,7 +479,7 @@ async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> R
         head.insert_header("grpc-message", outcome.body().trim_end())?;
     } else {
         head.insert_header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
-        head.insert_header(http::header::CONTENT_LENGTH, outcome.body().len())?;
+        head.insert_header(http::header::CONTENT_LENGTH, body.len())?;
     }
     head.insert_header(http::header::CACHE_CONTROL, "no-store")?;
     if let Some(seconds) = outcome.retry_after_s() {
@@ -493,7 +494,7 @@ async fn answer(session: &mut Session, outcome: Outcome, carried: &Carried) -> R
     let has_body = session.req_header().method != http::Method::HEAD && !is_call;
     session.write_response_header(Box::new(head), !has_body).await?;
     if has_body {
-        session.write_response_body(Some(Bytes::from_static(outcome.body().as_bytes())), true).await?;
+        session.write_response_body(Some(Bytes::copy_from_slice(body.as_bytes())), true).await?;
     }
     Ok(())
 }

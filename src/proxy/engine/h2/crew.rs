@@ -16,8 +16,10 @@ const IDLE: usize = 256;
 
 /// The tasks of all threads.
 pub struct Crew<J> {
-    shards: Box<[Mutex<Vec<Arc<Hand<J>>>>]>,
+    shards: Box<[Mutex<Idle<J>>]>,
 }
+
+type Idle<J> = Vec<Arc<Hand<J>>>;
 
 /// What a task and who gives it a job have in common.
 struct Hand<J>(Mutex<Waiting<J>>);
@@ -33,7 +35,7 @@ impl<J: Send + 'static> Crew<J> {
         Crew { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
     }
 
-    fn shard(&self) -> &Mutex<Vec<Arc<Hand<J>>>> {
+    fn shard(&self) -> &Mutex<Idle<J>> {
         &self.shards[worker() % self.shards.len()]
     }
 

@@ -1,0 +1,245 @@
+//! Certificates by ACME, from a real authority: pebble, on loopback.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::authority::Authority;
+use common::harness::{answering, raw, status};
+use common::pebble::{Pebble, Plan};
+use common::process::{Proxy, write};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+
+/// What a test has: where the authority is or will be, where things are kept, and who serves.
+struct Stage {
+    state: tempfile::TempDir,
+    origin: SocketAddr,
+}
+
+impl Stage {
+    async fn new() -> Stage {
+        Stage { state: tempfile::tempdir().unwrap(), origin: answering(HELLO).await.0 }
+    }
+
+    /// A configuration by that plan, with more beneath `[acme]`, the service, and the listener with TLS.
+    fn config(&self, plan: &Plan, acme: &str, service: &str, tls: &str) -> String {
+        format!(
+            "[[listen]]\naddress = \"127.0.0.1:{}\"\n{tls}\n[[listen]]\naddress = \"127.0.0.1:{}\"\n\
+             [process]\nstate_dir = \"{}\"\n[acme]\ndirectory = \"{}\"\nca = \"{}\"\nagree_tos = true\n{acme}\n\
+             [regions.only]\n[services.web]\n{service}\n[services.web.health]\nkind = \"none\"\n\
+             [services.web.pools.only]\nendpoints = [\"{}\"]\n",
+            plan.tls,
+            plan.http,
+            self.state.path().display(),
+            plan.url(),
+            plan.ca().display(),
+            self.origin,
+        )
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.state.path().join("acme").join(name)
+    }
+
+    fn account(&self) -> String {
+        fs::read_to_string(self.at("account.json")).unwrap()
+    }
+
+    fn kept(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.at("localhost.pem")).unwrap()
+    }
+}
+
+const LOCALHOST: &str = "tls = { acme = [\"localhost\"] }";
+
+const ISSUED: &str = "meridian_acme_orders_total{result=\"issued\"}";
+const FAILED: &str = "meridian_acme_orders_total{result=\"failed\"}";
+
+/// The certificate that a client is shown that trusts these, and what a request gets; `None`: there was no handshake.
+async fn visit(port: u16, roots: RootCertStore) -> Option<(CertificateDer<'static>, String)> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let mut answer = Vec::new();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    stream.read_to_end(&mut answer).await.unwrap();
+    Some((certificate, String::from_utf8(answer).unwrap()))
+}
+
+/// Waits until a client that trusts the authority is served, and returns the certificate that it was shown.
+async fn served(proxy: &Proxy, pebble: &Pebble) -> CertificateDer<'static> {
+    let roots = pebble.roots();
+    proxy
+        .until("a certificate that the authority signed", async || {
+            visit(pebble.plan().tls, roots.clone()).await.is_some()
+        })
+        .await;
+    let (certificate, answer) = visit(pebble.plan().tls, roots).await.unwrap();
+    assert_eq!(status(&answer), 200, "{answer}");
+    certificate
+}
+
+fn is_private(path: &Path) -> bool {
+    fs::metadata(path).unwrap().permissions().mode() & 0o077 == 0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_issued_kept_and_renewed() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    let config = stage.config(pebble.plan(), "contact = [\"mailto:ops@example.com\"]", "", LOCALHOST);
+    let proxy = Proxy::start(&config, |_| {}).await;
+    let first = served(&proxy, &pebble).await;
+    assert_eq!(first, stage.kept());
+    assert!(is_private(&stage.at("localhost.pem")) && is_private(&stage.at("account.json")));
+    assert_eq!((proxy.metric(ISSUED).await, proxy.metric(FAILED).await), (Some(1.0), None));
+    let series = format!(
+        "meridian_certificate_expiry_timestamp_seconds{{certificate=\"{}\"}}",
+        stage.at("localhost.pem").display()
+    );
+    assert!(proxy.metric(&series).await.unwrap() > 1e9);
+    let log = proxy.log();
+    assert!(log.contains("a placeholder is shown") && log.contains("certificate issued"), "{log}");
+    let account = stage.account();
+    let key = fs::read_to_string(stage.at("localhost.pem")).unwrap();
+    assert!(!log.contains("PRIVATE KEY") && !log.contains(key.lines().nth(1).unwrap()), "{log}");
+
+    // A restart orders nothing.
+    drop(proxy);
+    let proxy = Proxy::start(&config, |_| {}).await;
+    assert_eq!(served(&proxy, &pebble).await, first);
+    assert!(!proxy.log().contains("ordering") && !proxy.log().contains("placeholder"), "{}", proxy.log());
+
+    // What is near its end is replaced, by the same account.
+    let authority = Authority::new("another");
+    let folder = tempfile::tempdir().unwrap();
+    authority.issue_until(folder.path(), "old", &["localhost"], 2027);
+    let part = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+    let aside = stage.at("old");
+    write(&aside, &(part("old.key") + &part("old.pem")));
+    fs::rename(aside, stage.at("localhost.pem")).unwrap();
+    proxy.until("another order", async || proxy.metric(ISSUED).await == Some(1.0)).await;
+    proxy.until("the new one", async || visit(pebble.plan().tls, pebble.roots()).await.is_some()).await;
+    let second = served(&proxy, &pebble).await;
+    assert!(second != first && second == stage.kept());
+    assert_eq!(stage.account(), account);
+    assert_eq!(proxy.log().matches("account made").count(), 0, "{}", proxy.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_01_is_answered_though_its_service_redirects() {
+    let stage = Stage::new().await;
+    for engine in ["native", "pingora"] {
+        let pebble = Plan::new().start().await;
+        let _ = fs::remove_dir_all(stage.at(""));
+        let config = stage.config(pebble.plan(), "challenge = \"http-01\"", "https = \"redirect\"", LOCALHOST);
+        // Whoever moves the bytes of the plain listener.
+        let plain = format!("[[listen]]\naddress = \"127.0.0.1:{}\"\n", pebble.plan().http);
+        let config = config.replace(&plain, &format!("{plain}engine = \"{engine}\"\n"));
+        let proxy = Proxy::start(&config, |_| {}).await;
+        served(&proxy, &pebble).await;
+        assert_eq!(proxy.metric(ISSUED).await, Some(1.0));
+        proxy.until("its line", async || proxy.access_log().contains("\"challenge\"")).await;
+        // Nothing is pending now: the path is as any other.
+        let request = "GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = raw(proxy.listen, request.as_bytes()).await;
+        assert_eq!(status(&answer), 308, "{engine}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_whose_clients_need_certificates_is_asked_without_one() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    let tls = "tls = { acme = [\"localhost\"], client_ca = \"clients.pem\", min_version = \"1.3\" }";
+    let config = stage.config(pebble.plan(), "", "", tls);
+    let authority = Authority::new("clients'");
+    let proxy = Proxy::start(&config, |folder| authority.write(&folder.join("clients.pem"))).await;
+    proxy.until("its certificate", async || proxy.metric(ISSUED).await == Some(1.0)).await;
+    assert_eq!(proxy.metric(FAILED).await, None);
+    assert!(stage.at("localhost.pem").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_directory_is_down_a_placeholder_serves() {
+    let stage = Stage::new().await;
+    let plan = Plan::new();
+    let proxy = Proxy::start(&stage.config(&plan, "", "", LOCALHOST), |_| {}).await;
+    proxy.until("a failure", async || proxy.metric(FAILED).await == Some(1.0)).await;
+    let log = proxy.log();
+    assert!(log.contains("no connection to localhost:") && log.contains("trying again in"), "{log}");
+    let series = format!(
+        "meridian_certificate_expiry_timestamp_seconds{{certificate=\"{}\"}}",
+        stage.at("localhost.pem").display()
+    );
+    assert_eq!(proxy.metric(&series).await, Some(0.0));
+    assert!(visit(plan.tls, RootCertStore::empty()).await.is_none(), "nobody trusts it");
+    assert!(!stage.at("account.json").exists());
+
+    // Whoever puts something right in `[acme]` does not wait for the next attempt.
+    let config = stage.config(&plan, "contact = [\"mailto:ops@example.com\"]", "", LOCALHOST);
+    let pebble = plan.start().await;
+    proxy.write_config(&config);
+    served(&proxy, &pebble).await;
+    assert_eq!((proxy.metric(ISSUED).await, proxy.metric(FAILED).await), (Some(1.0), Some(1.0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_authority_objects_is_told_without_tokens() {
+    let stage = Stage::new().await;
+    // It asks somebody else: the listener is elsewhere.
+    let mut plan = Plan::new();
+    plan.http = stage.origin.port();
+    let pebble = plan.start().await;
+    let config = stage.config(pebble.plan(), "challenge = \"http-01\"", "", LOCALHOST);
+    let config = config.replace(&format!("127.0.0.1:{}\"\n[process]", pebble.plan().http), "127.0.0.1:0\"\n[process]");
+    let proxy = Proxy::start(&config, |_| {}).await;
+    proxy.until("a failure", async || proxy.metric(FAILED).await == Some(1.0)).await;
+    let log = proxy.log();
+    assert!(log.contains("urn:ietf:params:acme:error:unauthorized") && log.contains("\\\"…\\\" != "), "{log}");
+    assert!(!stage.at("localhost.pem").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_file_and_a_lost_account_keep_nobody_from_a_certificate() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    let config = stage.config(pebble.plan(), "", "", LOCALHOST);
+    fs::create_dir(stage.at("")).unwrap();
+    write(&stage.at("localhost.pem"), "-----BEGIN CERTIFICATE-----\nnothing\n");
+    // Of an authority that has forgotten it, as every start of pebble's does.
+    let key = rcgen::KeyPair::generate().unwrap().serialize_der();
+    let key = base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, key);
+    let lost = serde_json::json!({
+        "id": pebble.plan().url().replace("/dir", "/my-account/77"), "key_pkcs8": key, "directory": pebble.plan().url(),
+    });
+    let lost = lost.to_string();
+    write(&stage.at("account.json"), &lost);
+    let proxy = Proxy::start(&config, |_| {}).await;
+    served(&proxy, &pebble).await;
+    let log = proxy.log();
+    assert!(log.contains("cannot be used, and another is ordered"), "{log}");
+    assert!(log.contains("does not know the account any more"), "{log}");
+    assert!(stage.account() != lost && stage.at("account.json.broken").exists());
+}
