@@ -95,7 +95,7 @@ pub(super) async fn check(
 fn request(target: &Target, host: &str) -> Result<Request<Full<Bytes>>, String> {
     let none = |error: http::Error| format!("no such request: {error}");
     let uri = Uri::builder()
-        .scheme(if target.secured.is_some() { "https" } else { "http" })
+        .scheme(target.scheme())
         .authority(authority(target, host))
         .path_and_query("/grpc.health.v1.Health/Check")
         .build()

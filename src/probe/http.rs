@@ -69,7 +69,7 @@ pub(super) fn request(
     let authority = authority(target, host);
     let mut request = Request::builder().method(method);
     if http2 {
-        let scheme = if target.secured.is_some() { "https" } else { "http" };
+        let scheme = target.scheme();
         request = request.version(Version::HTTP_2).uri(format!("{scheme}://{authority}{path}"));
     } else {
         request = request.uri(path).header("connection", "close").header("host", authority);

@@ -76,6 +76,13 @@ struct Target {
     ejections: u32,
 }
 
+impl Target {
+    /// Of what is asked within TLS, or without.
+    fn scheme(&self) -> &'static str {
+        if self.secured.is_some() { "https" } else { "http" }
+    }
+}
+
 /// Probes the endpoints of every published snapshot until the future is dropped.
 pub async fn run(mut reader: Reader, sender: Sender, metrics: Metrics) {
     let mut tasks = JoinSet::new();

@@ -411,12 +411,13 @@ fn upstream(section: Section<'_>, pingora: bool, context: &Context<'_>) -> (Upst
     let protocols = [("http1", Protocol::Http1), ("h2", Protocol::H2), ("h2c", Protocol::H2c)];
     let protocol = section.choice("protocol", Protocol::Http1, &protocols);
     let tls = super::tls::upstream(&section, protocol, context);
-    let mut upstream = Upstream {
+    let proxy_protocol = section.choice("proxy_protocol", None, &[("off", None), ("v1", Some(V1)), ("v2", Some(V2))]);
+    let idle = section.duration("idle", 60 * SECOND, MS..=DAY);
+    let upstream = Upstream {
         protocol,
         tls: tls.as_ref().map_or(0, |tls| tls.fingerprint),
-        proxy_protocol: section.choice("proxy_protocol", None, &[("off", None), ("v1", Some(V1)), ("v2", Some(V2))]),
-        // Below.
-        idle: Duration::ZERO,
+        proxy_protocol,
+        idle: if proxy_protocol.is_some() { Duration::ZERO } else { idle },
         max_age: section.duration("max_age", 3600 * SECOND, MS..=7 * DAY),
         max_connections: section.integer("max_connections", 0u32, 0..=1_000_000),
     };
@@ -435,8 +436,7 @@ fn upstream(section: Section<'_>, pingora: bool, context: &Context<'_>) -> (Upst
         }
         _ => {}
     }
-    let idle = section.duration("idle", 60 * SECOND, MS..=DAY);
-    if upstream.proxy_protocol.is_some() && protocol != Protocol::Http1 {
+    if proxy_protocol.is_some() && protocol != Protocol::Http1 {
         section
             .scribe
             .error(
@@ -444,18 +444,15 @@ fn upstream(section: Section<'_>, pingora: bool, context: &Context<'_>) -> (Upst
                 "a connection of HTTP/2 is many clients' at once, and this header says whose it is",
             )
             .hint("leave `protocol` out, or `proxy_protocol`: the client is in X-Forwarded-For as well");
-    } else if upstream.proxy_protocol.is_some() && section.has("idle") {
+    } else if proxy_protocol.is_some() && section.has("idle") {
         section.scribe.warning(
             section.place_of("idle"),
             "with `proxy_protocol` no connection is kept: each is one client's, and none is used for two requests",
         );
     }
-    if upstream.proxy_protocol.is_none() {
-        upstream.idle = idle;
-    }
     for (is_there, key, what) in [
         (section.has("tls"), "tls", "TLS to upstreams"),
-        (upstream.proxy_protocol.is_some(), "proxy_protocol", "the PROXY protocol to upstreams"),
+        (proxy_protocol.is_some(), "proxy_protocol", "the PROXY protocol to upstreams"),
     ] {
         if is_there && pingora {
             section

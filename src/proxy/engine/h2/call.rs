@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::receiving::{Following, Receiving};
 use super::sending::Sending;
 use super::session::Ticket;
-use super::{OF_CONNECTIONS, field, fields};
+use super::{OF_CONNECTIONS, field, fields, gone};
 use crate::proxy::engine::body::Body;
 use crate::proxy::engine::buffer::Scratch;
 use crate::proxy::engine::splice::Broke;
@@ -127,7 +127,7 @@ impl Call {
             _ => Broke::Connection,
         };
         self.answer = Answer::Failed;
-        ErrorKind::ConnectionReset.into()
+        gone()
     }
 
     /// Waits for an answer's head.
@@ -265,7 +265,7 @@ impl AsyncRead for Call {
                 Err(error) => Poll::Ready(Err(self.failed(&error))),
             },
             Answer::Unasked => Poll::Pending,
-            Answer::Failed => Poll::Ready(Err(ErrorKind::ConnectionReset.into())),
+            Answer::Failed => Poll::Ready(Err(gone())),
         }
     }
 }

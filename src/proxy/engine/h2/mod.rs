@@ -182,3 +182,8 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
         out.extend_from_slice(part);
     }
 }
+
+/// The other side is not there any more.
+fn gone() -> io::Error {
+    ErrorKind::ConnectionReset.into()
+}

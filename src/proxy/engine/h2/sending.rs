@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
 use http::HeaderMap;
 
-use super::fields;
+use super::{fields, gone};
 use crate::proxy::Fields;
 use crate::proxy::engine::body::{Body, Step};
 
@@ -138,9 +138,4 @@ fn trailers<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result
     let all = Bytes::from(all);
     let at = |n: usize| &all[if n == 0 { 0 } else { ends[n - 1] }..ends[n]];
     fields(&all, (0..ends.len() / 2).map(|n| (at(2 * n), at(2 * n + 1))))
-}
-
-/// The other side is not there any more.
-fn gone() -> io::Error {
-    ErrorKind::ConnectionReset.into()
 }

@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::meter::Told;
 use super::receiving::Receiving;
 use super::sending::Sending;
-use super::{fields, request};
+use super::{fields, gone, request};
 use crate::proxy::engine::body::Body;
 use crate::proxy::engine::head;
 use crate::proxy::framing;
@@ -198,11 +198,6 @@ async fn linger(mut body: RecvStream) {
     };
     // Whether it ends or not, it is dropped then.
     let _ = tokio::time::timeout(LINGER.0, read_away).await;
-}
-
-/// The client is not there any more.
-fn gone() -> io::Error {
-    ErrorKind::ConnectionReset.into()
 }
 
 impl Drop for H2Stream {

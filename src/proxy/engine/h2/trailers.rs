@@ -3,7 +3,7 @@
 //! Fields are compressed (RFC 7541). They are walked over and not decoded: a pseudo-header field shows by its index in the static table, or by the first letter of a name that is
 //! written out. One that is named by an entry of the dynamic table is not seen, and is dropped as before.
 
-use super::meter::Frame;
+use super::meter::{Frame, HEADERS};
 
 /// The entries of the static table that are pseudo-header fields.
 const STATIC: std::ops::RangeInclusive<u64> = 1..=14;
@@ -11,7 +11,6 @@ const STATIC: std::ops::RangeInclusive<u64> = 1..=14;
 /// `:` as Huffman's code has it, in seven bits.
 const COLON: u8 = 0b101_1100;
 
-const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
