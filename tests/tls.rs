@@ -335,7 +335,7 @@ async fn clients_must_have_a_certificate_and_ask_for_what_they_were_shown() {
         let (answer, _) = get(&mut stream, host).await;
         assert_eq!(status(&answer), expected, "{name} {host}: {answer}");
     }
-    assert!(proxy.access_log().contains("\"outcome\":\"misdirected\""));
+    proxy.until("its line", async || proxy.access_log().contains("\"outcome\":\"misdirected\"")).await;
     // In TLS 1.3 a client hears of it with its first read.
     for client in [with("stranger"), authority.trusting().with_no_client_auth()] {
         let refused = match connect(proxy.listen, "x.test", client).await {

@@ -149,7 +149,7 @@ async fn who_cannot_be_verified_gets_nothing_and_the_next_region_is_asked() {
         // Unless nobody wants to know.
         let proxy = Proxy::start(&config("verify = false", NONE, &[("near", bad.to_string())]), |_| {}).await;
         assert_eq!(request(proxy.listen, "GET", "/", &[]).await.unwrap().text(), name);
-        assert!(proxy.log().contains("are not verified"), "{}", proxy.log());
+        proxy.logged(&["are not verified"]).await;
     }
 }
 

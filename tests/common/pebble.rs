@@ -13,10 +13,16 @@ use serde_json::json;
 use super::authority::Authority;
 use super::process::{PATIENCE, write};
 
-/// Ports that nobody uses now.
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
-    held.map(|listener| listener.local_addr().expect("an address").port())
+/// Ports that nobody uses now, below those that the system gives away by itself, so that none is gone when it is wanted.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let free = || loop {
+        let port = fastrand::u16(10_000..30_000);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener;
+        }
+    };
+    // Held together, so that no two are the same.
+    [(); N].map(|()| free()).map(|listener| listener.local_addr().expect("an address").port())
 }
 
 /// Where an authority will be, before it is.

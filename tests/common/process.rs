@@ -192,6 +192,12 @@ impl Proxy {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// Waits until the process log says all of it, and returns it: a thread of its own writes it, later than what it tells of.
+    pub async fn logged(&self, words: &[&str]) -> String {
+        self.until(&words.join(" and "), async || words.iter().all(|word| self.log().contains(word))).await;
+        self.log()
+    }
+
     /// The access log.
     pub fn access_log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("stdout")).unwrap_or_default()
