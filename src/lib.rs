@@ -10,6 +10,7 @@
 //! - [`proxy`]: the phases of a request, free of sockets; `proxy::engine` (ours) and `proxy::pingora` move the bytes.
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
 //! - [`turn`]: what a busy worker does first.
+//! - [`inherited`], [`upgrade`]: sockets that another process gave to this one, and how one takes the place of another.
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
 //! - [`acme`]: certificates that an authority issues: ordered, kept, renewed; and the answers when it asks whether names are ours.
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
@@ -30,6 +31,7 @@ pub mod demo;
 pub mod disk;
 pub mod drill;
 pub mod geo;
+pub mod inherited;
 pub mod listen;
 pub mod load;
 pub mod memory;
@@ -47,4 +49,5 @@ pub mod steering;
 pub mod telemetry;
 pub mod text;
 pub mod turn;
+pub mod upgrade;
 pub mod watch;

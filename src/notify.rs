@@ -16,6 +16,10 @@ pub enum Stage<'a> {
     Stopping(&'a str),
     /// A line for `systemctl status`.
     Status(&'a str),
+    /// This process is the main one from now on, not the one that says so.
+    MainPid(u32),
+    /// Everything moves still.
+    Alive,
 }
 
 /// Tells the service manager.
@@ -26,6 +30,8 @@ pub fn tell(stage: Stage<'_>) {
         Stage::Reloading => NotifyState::monotonic_usec_now()
             .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now, NotifyState::Status("reloading")])),
         Stage::Stopping(status) => sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status(status)]),
+        Stage::MainPid(pid) => sd_notify::notify(&[NotifyState::MainPid(pid)]),
+        Stage::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
         Stage::Status(status) => sd_notify::notify(&[NotifyState::Status(status)]),
     };
     if let Err(error) = told {

@@ -6,7 +6,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a shell: it starts the clocks")]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::Pin;
 use std::pin::pin;
@@ -23,14 +24,15 @@ use async_trait::async_trait;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{interval, sleep, timeout};
 
 use crate::acme::{self, challenge::Challenges};
 use crate::admin::{self, Admin};
 use crate::config::tls::Certificate;
 use crate::config::{Boot, Engine, Listen, ListenerId};
-use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener};
+use crate::inherited::{self, Inherited};
+use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener, Pulse};
 use crate::load::Loader;
 use crate::notify::{Stage, tell};
 use crate::probe;
@@ -38,8 +40,9 @@ use crate::proxy::caught::caught;
 use crate::proxy::engine::{Served, h2};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
-use crate::state::{self, Kept, Reader, ReloadRequest, Sender};
+use crate::state::{self, Kept, Reader, ReloadRequest, Sender, UpgradeRequest};
 use crate::telemetry::{AccessLogger, Metrics, Mover, log};
+use crate::upgrade::{Brought, Predecessor, Spare, Upgrade};
 use crate::watch::Watch;
 
 /// How long the control service may take to put its things away.
@@ -50,21 +53,40 @@ const PIECES: Duration = Duration::from_millis(5);
 
 /// Runs the proxy with that configuration until it is told to end. Exit codes: 0 after an orderly end, 1 when it could not start.
 pub fn run(config: &Path) -> ExitCode {
-    match start(config) {
+    let (inherited, stream) = match inherited::take() {
+        Ok(given) => given,
+        Err(error) => {
+            eprintln!("error: the descriptors that $LISTEN_FDS names: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let mut predecessor = stream.map(Predecessor::new);
+    match start(config, inherited, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{}", error.trim_end());
+            if let Some(predecessor) = predecessor {
+                predecessor.refuse(&error);
+            }
             ExitCode::from(1)
         }
     }
 }
 
-fn start(path: &Path) -> Result<ExitCode, String> {
+/// `predecessor` is taken from when its place is to be taken.
+fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predecessor>) -> Result<ExitCode, String> {
+    let mut brought = None;
+    if let Some(predecessor) = predecessor {
+        let all = predecessor.brought().map_err(|error| format!("error: what the process before brings: {error}"))?;
+        inherited.set_ports(all.ports.clone());
+        brought = Some(all);
+    }
     let mut loader = Loader::default();
     // The log's level is in the configuration, so what loading has to say waits for it.
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
     let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
+    let handover = brought.as_mut().and_then(Brought::handover);
     let kept = Kept::in_directory(boot.state_dir.as_deref());
     let remembered = kept.remembered();
     loader.seen(remembered.sample());
@@ -92,7 +114,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         );
     }
     let (sender, reader, writer) =
-        state::start_with(loaded.view, loaded.config.edge, metrics.clone(), kept, remembered);
+        state::start_with(loaded.view, loaded.config.edge, metrics.clone(), kept, remembered, handover);
 
     let threads = match boot.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -100,23 +122,31 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     };
     let shared = Arc::new(Shared::new(reader.clone(), access.clone(), Instant::now()));
     let listen = listeners(&boot.listen, &shared, &metrics, threads);
-    let http = HttpService::bind(listen, reader.clone(), metrics.clone(), threads, boot.drain_timeout)
+    let given = |address| inherited.tcp(address);
+    let mut http = HttpService::bind(listen, given, reader.clone(), metrics.clone(), threads, boot.drain_timeout)
         .map_err(|error| format!("error: {error}"))?;
+    let predecessor = predecessor.take().map(|predecessor| (predecessor, http.wait()));
+    let spare = Spare::default();
+    spare.keep(http.sockets().map_err(|error| format!("error: listening sockets cannot be copied: {error}"))?);
 
     let draining = Arc::new(AtomicBool::new(false));
     let (failed, failure) = mpsc::channel(1);
     let (stop, stopped) = watch::channel(false);
     let (put_away, all_put_away) = mpsc::channel::<()>(1);
+    let (handed_over, replaced) = mpsc::channel(1);
     let ending = Ending {
         draining: Arc::clone(&draining),
         drain: http.drain(),
+        spare: spare.clone(),
         boot: boot.clone(),
+        replaced: tokio::sync::Mutex::new(replaced),
         failure: tokio::sync::Mutex::new(failure),
         stop,
         put_away: tokio::sync::Mutex::new(all_put_away),
     };
     let exit = Arc::new(AtomicBool::new(false));
     let (ask, asked) = mpsc::channel(1);
+    let (upgrade, upgrades) = mpsc::channel(1);
     let control = Control {
         parts: Mutex::new(Some(Parts {
             admin: Admin {
@@ -126,26 +156,39 @@ fn start(path: &Path) -> Result<ExitCode, String> {
                 metrics: metrics.clone(),
                 draining,
                 ask: ask.clone(),
+                upgrade: upgrade.clone(),
                 listen: http.local_addresses().into(),
                 config: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into(),
             },
             watch: Watch {
                 path: path.to_owned(),
                 loader,
-                boot,
+                boot: boot.clone(),
                 sender: sender.clone(),
                 reader: reader.clone(),
                 metrics: metrics.clone(),
             },
             writer: Box::pin(writer),
-            sender,
-            reader,
+            sender: sender.clone(),
+            reader: reader.clone(),
             metrics,
             access,
             challenges: shared.challenges.clone(),
             failed,
             ask,
             asked,
+            upgrade: Upgrade {
+                sender: sender.clone(),
+                reader: reader.clone(),
+                spare,
+                ports: ports(&boot, http.local_addresses()),
+            },
+            ask_upgrade: upgrade,
+            upgrades,
+            handed_over,
+            inherited,
+            predecessor,
+            pulse: http.pulse(),
             exit: Arc::clone(&exit),
             stopped,
             put_away,
@@ -163,6 +206,23 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     // What is queued of the access log is written now.
     drop(access_guard);
     Ok(ExitCode::from(u8::from(exit.load(Ordering::Acquire))))
+}
+
+/// Where any port was asked for, the one that it became.
+fn ports(boot: &Boot, bound: &[SocketAddr]) -> Vec<(SocketAddr, SocketAddr)> {
+    let configured = boot.listen.iter().map(|listen| listen.address);
+    configured.zip(bound.iter().copied()).filter(|(configured, _)| configured.port() == 0).collect()
+}
+
+/// Doors that are there already.
+impl admin::Given for Inherited {
+    fn tcp(&mut self, address: SocketAddr) -> Vec<TcpListener> {
+        Inherited::tcp(self, address)
+    }
+
+    fn unix(&mut self, path: &Path) -> Option<UnixListener> {
+        Inherited::unix(self, path)
+    }
 }
 
 /// Raises the soft limit of descriptors to the hard one: a request takes two, and shells set it low for programs of another kind.
@@ -369,6 +429,16 @@ struct Parts {
     /// Reloads that somebody asks for.
     ask: mpsc::Sender<ReloadRequest>,
     asked: mpsc::Receiver<ReloadRequest>,
+    upgrade: Upgrade,
+    ask_upgrade: mpsc::Sender<UpgradeRequest>,
+    upgrades: mpsc::Receiver<UpgradeRequest>,
+    /// Said when another process took the place of this one.
+    handed_over: mpsc::Sender<()>,
+    /// What nobody has asked for yet.
+    inherited: Inherited,
+    /// Whose place is to be taken, and what opens the listeners then.
+    predecessor: Option<(Predecessor, oneshot::Sender<()>)>,
+    pulse: Pulse,
     exit: Arc<AtomicBool>,
     stopped: watch::Receiver<bool>,
     /// Dropped when everything is put away.
@@ -400,30 +470,91 @@ impl Service for Control {
 impl Parts {
     /// Runs until stopped.
     async fn run(self) -> Result<(), String> {
-        let Parts { admin, watch, writer, sender, reader, metrics, access, challenges, .. } = self;
+        let Parts { admin, watch, writer, sender, reader, metrics, access, challenges, mut inherited, .. } = self;
         let (ask, asked, mut stopped, put_away) = (self.ask, self.asked, self.stopped, self.put_away);
-        let doors = admin::open(watch.boot.admin, watch.boot.admin_socket.as_deref()).await;
+        let (upgrade, upgrades, handed_over, predecessor) =
+            (self.upgrade, self.upgrades, self.handed_over, self.predecessor);
+        let handed = Arc::new(AtomicBool::new(false));
+        let (address, socket) = (watch.boot.admin, watch.boot.admin_socket.clone());
+        let doors = admin::open_given(address, socket.as_deref(), &mut inherited, &handed).await;
         let doors = doors.map_err(|error| format!("admin: {error}"))?;
+        inherited.close(predecessor.is_some());
+        upgrade.spare.keep(doors.sockets().map_err(|error| format!("admin: {error}"))?);
         if let Some(address) = doors.address() {
             tracing::info!(%address, "admin pages");
         }
-        let signals = signals(ask, access).map_err(|error| format!("signals: {error}"))?;
+        let signals = signals(ask, self.ask_upgrade, access).map_err(|error| format!("signals: {error}"))?;
         tokio::spawn(writer);
         let kept = sender.kept().clone();
+        // What only one process does at a time.
+        let office = async {
+            if let Some((predecessor, begin)) = predecessor {
+                predecessor
+                    .relieve(reader.clone(), || {
+                        let _ = begin.send(());
+                    })
+                    .await?;
+            }
+            tokio::select! {
+                () = doors.serve(admin) => {}
+                () = watch.run(asked) => {}
+                () = acme::run(reader.clone(), challenges, metrics.clone()) => {}
+                () = signals => {}
+                () = ready(reader.clone()) => {}
+                () = watchdog(self.pulse) => {}
+                () = state::remember(reader.clone(), kept.clone()) => {}
+                () = async {
+                    upgrade.run(upgrades).await;
+                    // Before the doors are dropped, or their file goes with them.
+                    handed.store(true, Ordering::Release);
+                } => {}
+            }
+            Ok::<_, String>(())
+        };
+        // What goes on while there is a request.
+        let world = async {
+            tokio::join!(
+                probe::run(reader.clone(), sender.clone(), metrics.clone()),
+                resolve::run(reader.clone(), sender.clone())
+            );
+        };
+        let all = async {
+            tokio::select! {
+                () = world => {}
+                done = async {
+                    office.await?;
+                    // The sender of what is waited for: this process lives until it has drained.
+                    let _ = handed_over.send(()).await;
+                    std::future::pending::<Result<(), String>>().await
+                } => done?,
+            }
+            Ok::<_, String>(())
+        };
         tokio::select! {
-            () = doors.serve(admin) => {}
-            () = watch.run(asked) => {}
-            () = probe::run(reader.clone(), sender.clone(), metrics.clone()) => {}
-            () = acme::run(reader.clone(), challenges, metrics) => {}
-            () = resolve::run(reader.clone(), sender) => {}
-            () = signals => {}
-            () = ready(reader.clone()) => {}
-            () = state::remember(reader.clone(), kept.clone()) => {}
+            done = all => done?,
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
-        state::remember_now(&reader, &kept).await;
+        if !handed.load(Ordering::Acquire) {
+            state::remember_now(&reader, &kept).await;
+        }
         drop(put_away);
         Ok(())
+    }
+}
+
+/// Tells the service manager that everything moves, as often as it wants to hear it; and does not when a worker stands still.
+async fn watchdog(pulse: Pulse) {
+    let Some(within) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // Twice as often, as sd_watchdog_enabled(3) has it.
+    let mut times = interval(within / 2);
+    loop {
+        times.tick().await;
+        let silent = pulse.ask();
+        if silent.is_empty() {
+            tell(Stage::Alive);
+        } else {
+            tracing::error!(workers = ?silent, "workers stand still, so the service manager is not told that all is well");
+        }
     }
 }
 
@@ -436,16 +567,22 @@ async fn ready(mut reader: Reader) {
     std::future::pending::<()>().await;
 }
 
-/// SIGHUP asks for a reload, SIGUSR1 opens the access log anew (for log rotation).
-fn signals(ask: mpsc::Sender<ReloadRequest>, access: AccessLogger) -> std::io::Result<impl Future<Output = ()> + Send> {
+/// SIGHUP asks for a reload, SIGUSR1 opens the access log anew (for log rotation), SIGUSR2 asks for a process that takes over.
+fn signals(
+    ask: mpsc::Sender<ReloadRequest>,
+    upgrade: mpsc::Sender<UpgradeRequest>,
+    access: AccessLogger,
+) -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut user = signal(SignalKind::user_defined1())?;
+    let (mut first, mut second) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     Ok(async move {
         loop {
             tokio::select! {
                 // Full: a reload is due already.
                 _ = hangup.recv() => drop(ask.try_send(ReloadRequest::default())),
-                _ = user.recv() => access.reopen(),
+                _ = first.recv() => access.reopen(),
+                // Full: it is under way already.
+                _ = second.recv() => drop(upgrade.try_send(UpgradeRequest::default())),
             }
         }
     })
@@ -455,7 +592,11 @@ fn signals(ask: mpsc::Sender<ReloadRequest>, access: AccessLogger) -> std::io::R
 struct Ending {
     draining: Arc<AtomicBool>,
     drain: Drain,
+    /// Listening sockets that would take connections after the listeners are closed.
+    spare: Spare,
     boot: Boot,
+    /// Another process took the place of this one.
+    replaced: tokio::sync::Mutex<mpsc::Receiver<()>>,
     failure: tokio::sync::Mutex<mpsc::Receiver<()>>,
     stop: watch::Sender<bool>,
     put_away: tokio::sync::Mutex<mpsc::Receiver<()>>,
@@ -468,13 +609,17 @@ impl ShutdownSignalWatch for Ending {
         let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
         match signals {
             Ok((mut term, mut interrupt)) => {
-                let mut failure = self.failure.lock().await;
-                tokio::select! {
-                    () = either(&mut term, &mut interrupt) => tokio::select! {
-                        () = self.drain() => {}
-                        () = either(&mut term, &mut interrupt) => tracing::warn!("told twice to end: connections are cut"),
-                    },
-                    Some(()) = failure.recv() => {}
+                let (mut failure, mut replaced) = (self.failure.lock().await, self.replaced.lock().await);
+                let told = tokio::select! {
+                    () = either(&mut term, &mut interrupt) => Some(true),
+                    Some(()) = replaced.recv() => Some(false),
+                    Some(()) = failure.recv() => None,
+                };
+                if let Some(told) = told {
+                    tokio::select! {
+                        () = self.drain(told) => {}
+                        () = either(&mut term, &mut interrupt) => tracing::warn!("told to end while it drains: connections are cut"),
+                    }
                 }
             }
             Err(error) => tracing::error!(%error, "signals cannot be heard, so nobody could end this process"),
@@ -488,11 +633,15 @@ impl ShutdownSignalWatch for Ending {
 }
 
 impl Ending {
-    async fn drain(&self) {
+    /// `told`: somebody wants this to end; else another process took over, which is ready and has the service manager's ear.
+    async fn drain(&self, told: bool) {
         self.draining.store(true, Ordering::Release);
-        tell(Stage::Stopping("draining"));
         tracing::info!(connections = self.drain.open(), "draining");
-        sleep(self.boot.drain_delay).await;
+        if told {
+            tell(Stage::Stopping("draining"));
+            sleep(self.boot.drain_delay).await;
+        }
+        self.spare.close();
         self.drain.begin();
         let left = self.drain.wait(self.boot.drain_timeout).await;
         if left > 0 {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -20,7 +21,7 @@ use crate::config::Edge;
 use crate::steering::brake::{self, Moves};
 use crate::steering::snapshot::EndpointId;
 use crate::steering::world::{LOOK, ProbeResult};
-use crate::steering::{Change, Now, Objection, Overrides, Snapshot, View, Word, World};
+use crate::steering::{Change, Handover, Now, Objection, Overrides, Snapshot, View, Word, World};
 use crate::telemetry::{Handles, Metrics};
 
 pub use kept::{Kept, Remembered, write_whole};
@@ -62,6 +63,20 @@ impl Clock {
         Clock { began: Instant::now(), origin_ms: since_epoch.as_millis() as u64 }
     }
 
+    /// That of another process of this machine, whose moments stay what they were.
+    fn continued(zero: Zero) -> Clock {
+        let started = Clock::start();
+        let since = Duration::from_nanos(monotonic_ns().saturating_sub(zero.monotonic_ns));
+        match started.began.checked_sub(since) {
+            Some(began) => Clock { began, origin_ms: zero.unix_ms },
+            None => started,
+        }
+    }
+
+    fn zero(&self) -> Zero {
+        Zero { monotonic_ns: monotonic_ns().saturating_sub(self.nanos_now()), unix_ms: self.origin_ms }
+    }
+
     /// The writer's time now.
     pub fn now(&self) -> Now {
         Now(self.began.elapsed().as_millis() as u64)
@@ -86,6 +101,26 @@ impl Clock {
     pub fn unix_ms(&self, moment_ms: u64) -> u64 {
         self.origin_ms.saturating_add(moment_ms)
     }
+}
+
+/// The clock by which [`Instant`] goes, the same for all processes of a machine.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// When a [`Clock`] read 0.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+struct Zero {
+    monotonic_ns: u64,
+    unix_ms: u64,
+}
+
+/// What one process hands over to the next.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct HandedOver {
+    world: Handover,
+    clock: Zero,
 }
 
 /// The readers' door. Cheap to clone.
@@ -146,7 +181,16 @@ pub struct Sender {
 #[derive(Debug)]
 struct Keeper {
     kept: Kept,
-    turn: tokio::sync::Mutex<()>,
+    /// Whether words may be said still.
+    turn: tokio::sync::Mutex<Turn>,
+}
+
+/// Who holds the turn to say words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Ours,
+    /// Another process has the state now, and the file.
+    HandedOver,
 }
 
 /// Whether a word that is in force will be after a restart, too.
@@ -180,11 +224,21 @@ pub struct ReloadRequest {
     pub done: Option<oneshot::Sender<Result<u64, String>>>,
 }
 
+/// Somebody asks for another process to take the place of this one. Not for the writer.
+#[derive(Debug, Default)]
+pub struct UpgradeRequest {
+    /// Who asks; empty for a signal.
+    pub who: String,
+    /// Gets the process id of the one that took over, or why none did.
+    pub done: Option<oneshot::Sender<Result<u32, String>>>,
+}
+
 #[derive(Debug)]
 enum Message {
     Publish { view: View, edge: Arc<Edge>, done: oneshot::Sender<u64> },
     Probed { endpoint: EndpointId, result: ProbeResult, began: Instant, next: oneshot::Sender<Option<Duration>> },
     Resolved { host: String, addresses: Vec<IpAddr> },
+    HandOver { done: oneshot::Sender<HandedOver> },
     Said { word: Word, force: bool, moves: Vec<Moves>, done: oneshot::Sender<Result<Arc<Overrides>, Objection>> },
 }
 
@@ -214,7 +268,10 @@ impl Sender {
         let sender = self.clone();
         // A task of its own: who asks over HTTP may hang up between the word and the file.
         let said = tokio::spawn(async move {
-            let _turn = sender.keeper.turn.lock().await;
+            let turn = sender.keeper.turn.lock().await;
+            if *turn == Turn::HandedOver {
+                return Err(Refused::Ending);
+            }
             let moves = if force { Vec::new() } else { sender.moves(&word).await };
             let (done, overrides) = oneshot::channel();
             let _ = sender.messages.send(Message::Said { word, force, moves, done }).await;
@@ -233,6 +290,15 @@ impl Sender {
         self.keeper.turn.lock().await
     }
 
+    /// What is known of health and in force by words, for a process that takes the place of this one; no word comes into force until what
+    /// comes with it is dropped, or ever if it is told that the other one took over. `None`: the writer has stopped.
+    pub async fn hand_over(&self) -> Option<(HandedOver, HandingOver<'_>)> {
+        let turn = self.keeper.turn.lock().await;
+        let (done, handover) = oneshot::channel();
+        let _ = self.messages.send(Message::HandOver { done }).await;
+        Some((handover.await.ok()?, HandingOver(turn)))
+    }
+
     /// What a word would move that is too much. Worked out here: it takes milliseconds, which the writer does not have.
     async fn moves(&self, word: &Word) -> Vec<Moves> {
         let (snapshot, word) = (Arc::clone(&self.current.load().snapshot), word.clone());
@@ -244,6 +310,17 @@ impl Sender {
     /// The file in which operators' words are kept, if there is one.
     pub fn kept(&self) -> &Kept {
         &self.keeper.kept
+    }
+}
+
+/// Words wait.
+#[derive(Debug)]
+pub struct HandingOver<'a>(tokio::sync::MutexGuard<'a, Turn>);
+
+impl HandingOver<'_> {
+    /// The other process has the state: nothing may be said here any more.
+    pub fn done(mut self) {
+        *self.0 = Turn::HandedOver;
     }
 }
 
@@ -289,20 +366,29 @@ pub async fn remember_now(reader: &Reader, kept: &Kept) {
 /// Makes the world of `view` and both doors to it, published at once as generation 1. The future is the writer: it runs until every
 /// [`Sender`] is dropped. What operators say is kept in memory only.
 pub fn start(view: View, edge: Arc<Edge>, metrics: Metrics) -> (Sender, Reader, impl Future<Output = ()> + Send) {
-    start_with(view, edge, metrics, Kept::default(), Remembered::default())
+    start_with(view, edge, metrics, Kept::default(), Remembered::default(), None)
 }
 
-/// The same, with what operators said before in force from the first snapshot on, and what they will say kept there. Reads a file.
+/// The same, with what operators said before in force from the first snapshot on, and what they will say kept there; or
+/// with all that another process knew, whose clock and words go on. Reads a file.
 pub fn start_with(
     view: View,
     edge: Arc<Edge>,
     metrics: Metrics,
     kept: Kept,
     remembered: Remembered,
+    handover: Option<HandedOver>,
 ) -> (Sender, Reader, impl Future<Output = ()> + Send) {
-    let clock = Clock::start();
+    let clock = handover.as_ref().map_or_else(Clock::start, |handover| Clock::continued(handover.clock));
     let mut world = World::new(view, clock.now());
-    recall(&mut world, &kept, clock, &metrics);
+    match handover {
+        Some(handover) => {
+            for event in world.apply(Change::HandedOver(Box::new(handover.world)), clock.now()) {
+                metrics.event(&event, today());
+            }
+        }
+        None => recall(&mut world, &kept, clock, &metrics),
+    }
     let snapshot = world.snapshot();
     remembered.recall(&snapshot);
     let handles = metrics.published(&snapshot, &edge, clock.origin_ms);
@@ -313,7 +399,7 @@ pub fn start_with(
     let (messages, inbox) = mpsc::channel(QUEUE);
     let writer =
         Writer { world, edge, clock, metrics, current: current.clone(), changed: changed_sender, ready: ready_sender };
-    let keeper = Arc::new(Keeper { kept, turn: tokio::sync::Mutex::new(()) });
+    let keeper = Arc::new(Keeper { kept, turn: tokio::sync::Mutex::new(Turn::Ours) });
     (
         Sender { messages, current: Arc::clone(&current), keeper },
         Reader { current, changed, ready, clock },
@@ -416,6 +502,10 @@ impl Writer {
                 let began = self.clock.at(began);
                 self.apply(Change::Probed { endpoint, result, began });
                 Some(Waiting::Delay(endpoint, next))
+            }
+            Message::HandOver { done } => {
+                let _ = done.send(HandedOver { world: self.world.handover(), clock: self.clock.zero() });
+                None
             }
             Message::Resolved { host, addresses } => {
                 self.apply(Change::Resolved { host, addresses });

@@ -760,6 +760,7 @@ async fn operators_ask() {
         metrics: stage.metrics.clone(),
         draining: draining.clone(),
         ask: mpsc::channel(1).0,
+        upgrade: mpsc::channel(1).0,
         listen: Arc::new(["127.0.0.1:8080".parse().unwrap()]),
         config: path.as_path().into(),
     };
@@ -858,6 +859,7 @@ async fn operators_speak_over_tcp_only_with_the_token() {
             metrics: stage.metrics.clone(),
             draining: Arc::default(),
             ask: mpsc::channel(1).0,
+            upgrade: mpsc::channel(1).0,
             listen: Arc::new([]),
             config: path.as_path().into(),
         };

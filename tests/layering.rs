@@ -29,6 +29,7 @@ const TIERS: &[(&str, u8)] = &[
     ("acme", 5),
     ("admin", 5),
     ("disk", 5),
+    ("inherited", 5),
     ("listen", 5),
     ("load", 5),
     ("memory", 5),
@@ -36,6 +37,7 @@ const TIERS: &[(&str, u8)] = &[
     ("origin", 5),
     ("probe", 5),
     ("resolve", 5),
+    ("upgrade", 5),
     ("watch", 5),
     ("cli", 6),
     ("demo", 6),
@@ -53,6 +55,9 @@ const FRIENDS: &[(&str, &str)] = &[
     ("watch", "load"),
     ("watch", "disk"),
     ("watch", "notify"),
+    // The service manager hears who is the main process; sockets come in the form that another meridian takes them in.
+    ("upgrade", "notify"),
+    ("upgrade", "inherited"),
 ];
 
 /// What tiers 0 to 2 must not mention.

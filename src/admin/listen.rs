@@ -3,11 +3,14 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -46,31 +49,78 @@ pub struct Doors {
     unix: Option<(UnixListener, SocketFile)>,
 }
 
-/// Removed when dropped.
+/// Removed when dropped, unless it is kept.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    keep: Arc<AtomicBool>,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if !self.keep.load(Ordering::Acquire) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 /// Opens the doors that are configured. Must be called within a runtime. An error says which door and why.
 pub async fn open(address: Option<SocketAddr>, socket: Option<&Path>) -> io::Result<Doors> {
+    open_given(address, socket, &mut (), &Arc::default()).await
+}
+
+/// The same, with what was given for them where something was. The socket's file is left where it is when `keep` is set by the time they close.
+pub async fn open_given(
+    address: Option<SocketAddr>,
+    socket: Option<&Path>,
+    given: &mut impl Given,
+    keep: &Arc<AtomicBool>,
+) -> io::Result<Doors> {
     let said = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     let tcp = match address {
-        Some(address) => Some(TcpListener::bind(address).await.map_err(said(format!("[admin] address {address}")))?),
+        Some(address) => {
+            let opened = match given.tcp(address).into_iter().next() {
+                Some(listener) => listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)),
+                None => TcpListener::bind(address).await,
+            };
+            Some(opened.map_err(said(format!("[admin] address {address}")))?)
+        }
         None => None,
     };
     let unix = match socket {
-        Some(path) => Some(bind(path).await.map_err(said(format!("[admin] socket {}", path.display())))?),
+        Some(path) => {
+            let opened = match given.unix(path) {
+                Some(listener) => listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)),
+                None => bind(path).await,
+            };
+            let listener = opened.map_err(said(format!("[admin] socket {}", path.display())))?;
+            Some((listener, SocketFile { path: path.to_owned(), keep: Arc::clone(keep) }))
+        }
         None => None,
     };
     Ok(Doors { tcp, unix })
 }
 
-async fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+/// Listening sockets that there are already.
+pub trait Given {
+    /// Those of that address, as configured.
+    fn tcp(&mut self, address: SocketAddr) -> Vec<StdTcpListener>;
+    /// The one at that path.
+    fn unix(&mut self, path: &Path) -> Option<StdUnixListener>;
+}
+
+/// None.
+impl Given for () {
+    fn tcp(&mut self, _: SocketAddr) -> Vec<StdTcpListener> {
+        Vec::new()
+    }
+
+    fn unix(&mut self, _: &Path) -> Option<StdUnixListener> {
+        None
+    }
+}
+
+async fn bind(path: &Path) -> io::Result<UnixListener> {
     match fs::symlink_metadata(path) {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
@@ -85,15 +135,20 @@ async fn bind(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
-    let file = SocketFile(path.to_owned());
-    fs::set_permissions(path, fs::Permissions::from_mode(MODE))?;
-    Ok((listener, file))
+    fs::set_permissions(path, fs::Permissions::from_mode(MODE)).inspect_err(|_| drop(fs::remove_file(path)))?;
+    Ok(listener)
 }
 
 impl Doors {
     /// The TCP address, with the port that was given.
     pub fn address(&self) -> Option<SocketAddr> {
         self.tcp.as_ref()?.local_addr().ok()
+    }
+
+    /// Copies of the listening sockets, to be given to another process.
+    pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        let (tcp, unix) = (self.tcp.iter().map(AsFd::as_fd), self.unix.iter().map(|(unix, _)| unix.as_fd()));
+        tcp.chain(unix).map(|socket| socket.try_clone_to_owned()).collect()
     }
 
     /// Answers until the future is dropped.

@@ -1,7 +1,7 @@
 //! What an operator and a scraper may ask over HTTP: metrics, liveness, readiness, status, events; and what an operator may say.
 //!
-//! On a TCP address of its own and on a unix socket, never on a proxy's port. Two pages take something, `/api/overrides` and `/api/reload`: from
-//! whom file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
+//! On a TCP address of its own and on a unix socket, never on a proxy's port. Three pages take something, `/api/overrides`, `/api/reload` and
+//! `/api/upgrade`: from whom file permissions let use the socket, or who has the token. Everything else is reading only, so there is nothing a forged request could
 //! do; what it could read is kept from web pages by refusing any Host that is a name (DNS rebinding).
 
 mod accept;
@@ -10,6 +10,7 @@ mod listen;
 mod overrides;
 mod reload;
 mod status;
+mod upgrade;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -26,10 +27,10 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::secret::Secret;
-use crate::state::{Reader, ReloadRequest, Sender};
+use crate::state::{Reader, ReloadRequest, Sender, UpgradeRequest};
 use crate::telemetry::Metrics;
 
-pub use listen::{Doors, open};
+pub use listen::{Doors, Given, open, open_given};
 
 /// What answers are made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct Admin {
     pub draining: Arc<AtomicBool>,
     /// Where reloads are asked for.
     pub ask: mpsc::Sender<ReloadRequest>,
+    /// Where another process is asked for that takes the place of this one.
+    pub upgrade: mpsc::Sender<UpgradeRequest>,
     /// The addresses on which requests to proxy are accepted.
     pub listen: Arc<[SocketAddr]>,
     /// The path of the configuration.
@@ -63,8 +66,7 @@ enum Door {
 
 type Answer = Response<Full<Bytes>>;
 
-const PAGES: &str =
-    "there are /metrics, /healthz, /readyz, /api/status, /api/explain, /api/overrides, /api/reload and /api/events\n";
+const PAGES: &str = "there are /metrics, /healthz, /readyz, /api/status, /api/explain, /api/overrides, /api/reload, /api/upgrade and /api/events\n";
 
 impl Admin {
     /// The answer to one request.
@@ -78,6 +80,8 @@ impl Admin {
             "/api/overrides" if is_post => return self.operate(door, request).await,
             "/api/overrides" if !reads => return not_allowed("only GET, HEAD and POST\n", "GET, HEAD, POST"),
             "/api/reload" if is_post => return self.reload(door, request).await,
+            "/api/upgrade" if is_post => return self.upgrade(door, request).await,
+            "/api/upgrade" => return not_allowed("only POST\n", "POST"),
             "/api/reload" => return not_allowed("only POST\n", "POST"),
             _ if !reads => return not_allowed("only GET and HEAD\n", "GET, HEAD"),
             _ => {}

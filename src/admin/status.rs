@@ -17,6 +17,7 @@ use crate::text::rfc3339;
 #[derive(Serialize)]
 pub(super) struct Status {
     version: &'static str,
+    pid: u32,
     /// The configuration's path, absolute.
     config: PathBuf,
     pop: String,
@@ -123,6 +124,7 @@ pub(super) fn of(admin: &Admin, now: SystemTime) -> Status {
     let not_ready = admin.not_ready();
     Status {
         version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
         config: admin.config.to_path_buf(),
         pop: fleet.pop.name.clone(),
         generation: snapshot.generation,

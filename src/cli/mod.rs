@@ -10,6 +10,7 @@ mod live;
 mod reload;
 mod set;
 mod states;
+mod upgrade;
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ enum Command {
     Set(set::Set),
     /// Show every service in every region: what is observed, and what operators want
     States(states::States),
+    /// Have a new process, of the binary that is there now, take the place of the running one
+    Upgrade(upgrade::Upgrade),
     /// Run with embedded data and three demo regions on loopback
     Demo(demo::Demo),
     /// Play outages with real processes on loopback, and measure what becomes of the requests
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Reload(reload) => reload.run(),
         Command::Set(set) => set.run(),
         Command::States(states) => states.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
         Command::Demo(demo) => demo.run(),
         Command::Drill(drill) => drill.run(),
         Command::Origin(Origin { name, listen, anywhere, troubled, journal }) => {

@@ -13,11 +13,13 @@
 mod before;
 mod connection;
 mod drain;
+mod pulse;
 mod secured;
 mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
@@ -27,9 +29,9 @@ use async_trait::async_trait;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::tls::Certificate;
 use crate::state::Reader;
@@ -39,6 +41,7 @@ pub use before::Before;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
+pub use pulse::Pulse;
 use secured::Secured;
 pub use tls::Acceptor;
 
@@ -94,13 +97,17 @@ pub struct HttpService {
     metrics: Metrics,
     drain: Drain,
     drain_timeout: Duration,
+    /// Nothing is accepted before this is said, or cannot be any more.
+    begin: Option<oneshot::Receiver<()>>,
+    pulse: Pulse,
 }
 
 impl HttpService {
-    /// Binds every address for that many worker threads. An error names the address. `drain_timeout` bounds how
-    /// long the service waits for its connections once it drains.
+    /// Binds every address for that many worker threads, or takes the sockets that `given` has for it. An error names the address.
+    /// `drain_timeout` bounds how long the service waits for its connections once it drains.
     pub fn bind(
         listen: Vec<Listener>,
+        mut given: impl FnMut(SocketAddr) -> Vec<StdListener>,
         reader: Reader,
         metrics: Metrics,
         threads: usize,
@@ -115,18 +122,37 @@ impl HttpService {
             let before = Arc::new(before);
             // Beside an IPv4 wildcard on the same port, an IPv6 one must not claim IPv4 too.
             let beside_v4 = v4_ports.contains(&address.port());
-            let (address, listeners) = bind_all(address, beside_v4, workers.len())
+            let (address, listeners) = bind_all(address, beside_v4, workers.len(), given(address))
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
             bound.push(address);
             for (worker, listener) in workers.iter_mut().zip(listeners) {
-                worker.push((listener, Arc::clone(&before), Arc::clone(&handler)));
+                let bound = |listener| (listener, Arc::clone(&before), Arc::clone(&handler));
+                worker.extend(listener.into_iter().map(bound));
             }
             if !handlers.iter().any(|known| Arc::ptr_eq(known, &handler)) {
                 handlers.push(handler);
             }
         }
-        let drain = Drain::default();
-        Ok(HttpService { workers, addresses: bound, handlers, reader, metrics, drain, drain_timeout })
+        let (drain, pulse) = (Drain::default(), Pulse::of(workers.len()));
+        let addresses = bound;
+        Ok(HttpService { workers, addresses, handlers, reader, metrics, drain, drain_timeout, begin: None, pulse })
+    }
+
+    /// Has it accept nothing before what is returned is sent, or dropped.
+    pub fn wait(&mut self) -> oneshot::Sender<()> {
+        let (begin, begun) = oneshot::channel();
+        self.begin = Some(begun);
+        begin
+    }
+
+    /// Copies of all listening sockets, to be given to another process.
+    pub fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.workers.iter().flatten().map(|(listener, ..)| listener.as_fd().try_clone_to_owned()).collect()
+    }
+
+    /// Whether its workers move.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// The real addresses, in the order of `bind`: with ports where 0 was asked for.
@@ -141,6 +167,12 @@ impl HttpService {
 
     /// Accepts until the drain begins, then waits for the connections, at most the drain timeout.
     async fn run(&mut self) {
+        if let Some(begin) = self.begin.take() {
+            tokio::select! {
+                _ = begin => {}
+                () = self.drain.begun() => {}
+            }
+        }
         // Workers end when this does.
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
@@ -155,8 +187,9 @@ impl HttpService {
             };
             let loops =
                 listeners.into_iter().map(|(listener, before, handler)| (listener, accept(before, handler))).collect();
-            let ended = ended.clone();
-            let started = thread::Builder::new().name(format!("http-{number}")).spawn(move || work(loops, ended));
+            let (ended, beats) = (ended.clone(), self.pulse.beats(number));
+            let started =
+                thread::Builder::new().name(format!("http-{number}")).spawn(move || work(loops, beats, ended));
             if let Err(error) = started {
                 tracing::error!(%error, "a worker thread cannot be started");
             }
@@ -199,14 +232,18 @@ impl Service for HttpService {
 }
 
 /// One worker: accepts and serves on a runtime of its own until the service has ended.
-fn work(loops: Vec<(StdListener, AcceptLoop)>, mut ended: watch::Receiver<()>) {
-    turn::idle();
+fn work(
+    loops: Vec<(StdListener, AcceptLoop)>,
+    beats: impl Future<Output = ()> + Send + 'static,
+    mut ended: watch::Receiver<()>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_park(turn::idle).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };
     runtime.block_on(async {
+        tokio::spawn(beats);
         for (listener, accept) in loops {
             match TcpListener::from_std(listener) {
                 Ok(listener) => drop(tokio::spawn(accept.run(listener))),
@@ -220,18 +257,50 @@ fn work(loops: Vec<(StdListener, AcceptLoop)>, mut ended: watch::Receiver<()>) {
     runtime.shutdown_background();
 }
 
-/// A socket for each worker, and the address that they share.
-fn bind_all(address: SocketAddr, v6_only: bool, workers: usize) -> io::Result<(SocketAddr, Vec<StdListener>)> {
+/// The sockets of each worker, and the address that they share. Those that were given are used, however many they are.
+fn bind_all(
+    address: SocketAddr,
+    v6_only: bool,
+    workers: usize,
+    given: Vec<StdListener>,
+) -> io::Result<(SocketAddr, Vec<Vec<StdListener>>)> {
+    if !given.is_empty() {
+        return spread(given, v6_only, workers);
+    }
     if workers == 1 {
         let listener = bind(address, v6_only, false)?;
-        return Ok((listener.local_addr()?, vec![listener]));
+        return Ok((listener.local_addr()?, vec![vec![listener]]));
     }
     // Whoever else shares its ports with everybody would share this one with us: that must be an error, too.
     let probe = bind(address, v6_only, false)?;
     let address = SocketAddr::new(address.ip(), probe.local_addr()?.port());
     drop(probe);
-    let listeners = (0..workers).map(|_| bind(address, v6_only, true)).collect::<io::Result<_>>()?;
+    let listeners = (0..workers).map(|_| Ok(vec![bind(address, v6_only, true)?])).collect::<io::Result<_>>()?;
     Ok((address, listeners))
+}
+
+/// Sockets that were given, at least one: each has a worker that accepts from it, or what the kernel holds in it would wait for ever; and each worker
+/// has one.
+fn spread(given: Vec<StdListener>, v6_only: bool, workers: usize) -> io::Result<(SocketAddr, Vec<Vec<StdListener>>)> {
+    let address = given[0].local_addr()?;
+    let is_shared = SockRef::from(&given[0]).reuse_port()?;
+    let count = given.len();
+    let mut spread: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
+    for (number, listener) in given.into_iter().enumerate() {
+        prepare(SockRef::from(&listener))?;
+        SockRef::from(&listener).listen(BACKLOG)?;
+        spread[number % workers].push(listener);
+    }
+    for worker in count..workers {
+        let own = if is_shared { bind(address, v6_only, true).ok() } else { None };
+        // The same socket for two: both are woken, and one of them finds nothing.
+        let listener = match own {
+            Some(listener) => listener,
+            None => spread[worker % count][0].try_clone()?,
+        };
+        spread[worker].push(listener);
+    }
+    Ok((address, spread))
 }
 
 fn bind(address: SocketAddr, v6_only: bool, shared: bool) -> io::Result<StdListener> {
@@ -242,7 +311,14 @@ fn bind(address: SocketAddr, v6_only: bool, shared: bool) -> io::Result<StdListe
     if address.is_ipv6() && v6_only {
         socket.set_only_v6(true)?;
     }
-    // What every connection is to have is set here, once: accepted sockets take it over.
+    prepare(SockRef::from(&socket))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What every connection is to have is set here, once: accepted sockets take it over.
+fn prepare(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     // A client whose machine vanished is noticed, whatever the state of its connection.
     let keepalive =
@@ -251,10 +327,7 @@ fn bind(address: SocketAddr, v6_only: bool, shared: bool) -> io::Result<StdListe
     // A client that reads slowly is seen to read: without this, megabytes may lie in the kernel while nothing more can be written.
     #[cfg(target_os = "linux")]
     socket.set_tcp_notsent_lowat(NOT_SENT)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    socket.set_nonblocking(true)
 }
 
 /// What one listening socket's task holds.

@@ -5,7 +5,7 @@
 //!
 //! Must not know who asks for a drain, only that one is on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::steering::fleet::Fleet;
@@ -23,6 +23,16 @@ impl Drains {
     pub(super) fn follow<'a>(&mut self, draining: impl Iterator<Item = &'a str>, now: Now) {
         let before = std::mem::take(&mut self.since);
         self.since = draining.map(|name| (name.to_owned(), before.get(name).copied().unwrap_or(now))).collect();
+    }
+
+    /// Since when which regions drain, by name.
+    pub(super) fn all(&self) -> BTreeMap<String, Now> {
+        self.since.iter().map(|(name, since)| (name.clone(), *since)).collect()
+    }
+
+    /// Another process has seen these begin. They are followed from the next [`Drains::follow`] on.
+    pub(super) fn recall(&mut self, since: BTreeMap<String, Now>) {
+        self.since.extend(since);
     }
 
     /// Those of `drained` whose drain began less than `timeout` ago.

@@ -9,11 +9,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::steering::fleet::Passive;
 use crate::steering::world::Now;
 
 /// The ejections of one endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ejection {
     until: Option<Now>,
     /// The probes turned it down meanwhile.

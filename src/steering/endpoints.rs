@@ -7,14 +7,17 @@
 //!
 //! It must not know how names are resolved nor when: addresses arrive as changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem::{Discriminant, discriminant};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::steering::ejection::Ejection;
 use crate::steering::fleet::{EndpointAddress, EndpointSpec, HealthPolicy, Intent, Probe};
+use crate::steering::handover::EndpointHandover;
 use crate::steering::health::{EndpointHealth, Turn};
 use crate::steering::load::Load;
 use crate::steering::meter::{Meter, OutcomesRead};
@@ -76,6 +79,12 @@ impl Names {
         self.addresses.retain(|host, _| named(host));
     }
 
+    /// All that resolved.
+    pub(crate) fn all(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let known = self.addresses.iter().filter(|(_, addresses)| !addresses.is_empty());
+        known.map(|(host, addresses)| (host.clone(), addresses.clone())).collect()
+    }
+
     fn of(&self, host: &str) -> &[IpAddr] {
         self.addresses.get(host).map_or(&[], Vec::as_slice)
     }
@@ -134,8 +143,8 @@ pub(crate) struct Turned {
     pub(crate) readmitted: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct SlowStart {
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct SlowStart {
     since: Now,
     warmth: f32,
 }
@@ -173,6 +182,43 @@ impl Endpoint {
         let Endpoint { address, ejection, ejections, ejected_for, down_for, outlier, outcomes, meter, .. } = self;
         let new = Endpoint::new(ids, address, probe, verdict, meter);
         Endpoint { ejection, ejections, ejected_for, down_for, outlier, outcomes, ..new }
+    }
+
+    /// What is known of it, for another process.
+    pub(crate) fn handover(&self) -> EndpointHandover {
+        EndpointHandover {
+            address: self.address,
+            health: self.health.clone(),
+            slow_start: self.slow_start,
+            ejection: self.ejection,
+            ejected_for: self.ejected_for.as_deref().map(str::to_owned),
+            ejections: self.ejections,
+            down_for: self.down_for.as_deref().map(str::to_owned),
+            down_since: self.down_since,
+            asked: self.asked,
+        }
+    }
+
+    /// Goes on from what another process knew of it.
+    pub(crate) fn go_on(&mut self, handover: EndpointHandover) {
+        let EndpointHandover {
+            address: _,
+            health,
+            slow_start,
+            ejection,
+            ejected_for,
+            ejections,
+            down_for,
+            down_since,
+            asked,
+        } = handover;
+        (self.slow_start, self.ejection, self.ejected_for, self.ejections) =
+            (slow_start, ejection, ejected_for.map(Arc::from), ejections);
+        // One that nobody probes could never be found up again.
+        if self.probe != discriminant(&Probe::None) {
+            (self.health, self.down_for, self.down_since, self.asked) =
+                (health, down_for.map(Arc::from), down_since, asked);
+        }
     }
 
     /// What is known of it, by probes and by its traffic.

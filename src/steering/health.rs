@@ -10,6 +10,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::steering::fleet::HealthPolicy;
 use crate::steering::snapshot::EndpointState;
 
@@ -20,7 +22,7 @@ const CALM: u32 = 10;
 const SLIPS: u32 = 10;
 
 /// The verdict over one endpoint and the results that may turn it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointHealth {
     verdict: EndpointState,
     /// In a row.
@@ -32,6 +34,8 @@ pub struct EndpointHealth {
     slips: u32,
     /// Down because of slips: `rise` passes are not enough.
     flapping: bool,
+    /// Of this process: another one must not take its word for it that endpoints can be reached from here.
+    #[serde(skip)]
     observed: bool,
 }
 

@@ -14,6 +14,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::steering::fleet::{Failback, HealthPolicy};
 use crate::steering::snapshot::{Asked, EndpointState, PoolState};
 use crate::steering::world::Now;
@@ -141,7 +143,7 @@ impl Return {
 }
 
 /// Where a pool stands, and since when.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Phase {
     Unknown,
     Up,
@@ -157,7 +159,7 @@ enum Phase {
 }
 
 /// The state of one pool and its history.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolHealth {
     phase: Phase,
     epoch: u32,

@@ -2,12 +2,14 @@
 //!
 //! The view is rebuilt piece by piece, so that publishing a probe's verdict costs one slice of endpoints, not the fleet's.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use crate::steering::endpoints::{Accusation, Endpoint, Ids, Names, Turned, stand_for};
 use crate::steering::fleet::{EndpointSpec, HealthPolicy, Intent, Probe};
+use crate::steering::handover::EndpointHandover;
 use crate::steering::load::Load;
 use crate::steering::outlier::Peers;
 use crate::steering::pool_health::{Finding, PoolHealth, Return, Tally, Voice};
@@ -73,6 +75,25 @@ impl Pool {
     /// What operators want of all its endpoints together: the pool is in while one of them is.
     pub(crate) fn intent(&self) -> Intent {
         self.endpoints.iter().map(|endpoint| endpoint.intent).min().unwrap_or_default()
+    }
+
+    /// What is known of it as a whole.
+    pub(crate) fn health(&self) -> &PoolHealth {
+        &self.health
+    }
+
+    /// Goes on from what another process knew of it and of its endpoints, as far as it has them.
+    pub(crate) fn go_on(&mut self, health: PoolHealth, endpoints: Vec<EndpointHandover>) {
+        let mut known: HashMap<SocketAddr, EndpointHandover> =
+            endpoints.into_iter().map(|endpoint| (endpoint.address, endpoint)).collect();
+        for endpoint in &mut self.endpoints {
+            if let Some(handover) = known.remove(&endpoint.address) {
+                endpoint.go_on(handover);
+            }
+        }
+        self.health = health;
+        self.recount();
+        self.show_endpoints();
     }
 
     /// Ends a hold that only an operator ends; returns the state before if it was in one.

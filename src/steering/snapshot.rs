@@ -290,7 +290,7 @@ impl EndpointView {
 }
 
 /// What an endpoint asks for by its answers to probes. It is observed, like a verdict, and no failure: neither is an operator's word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     /// To be sent no new requests; what is under way finishes.
     pub drain: bool,
@@ -320,7 +320,7 @@ pub struct Ejected {
 pub struct EndpointId(pub u64);
 
 /// The verdict over an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EndpointState {
     /// Not probed yet: gets traffic only when nothing else is left.
     Unknown,

@@ -17,7 +17,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod handing;
 mod operator;
+
+use serde::{Deserialize, Serialize};
 
 pub use crate::steering::event::Event;
 
@@ -25,6 +28,7 @@ use crate::steering::clients::Sampling;
 use crate::steering::drains::Drains;
 use crate::steering::endpoints::{Accusation, Ids, Names, Turned};
 use crate::steering::fleet::{self, EndpointAddress, EndpointSpec, Fleet, Intent, Probe, Service};
+use crate::steering::handover::Handover;
 use crate::steering::ids::{PoolId, RegionId, RegionSet, ServiceId};
 use crate::steering::outlier::Peers;
 use crate::steering::overrides::{Override, Overrides, Word};
@@ -35,7 +39,7 @@ use crate::steering::snapshot::{Asked, EndpointId, EndpointState, PoolState, Ser
 use crate::steering::trip;
 
 /// Milliseconds of the writer's monotonic clock, from any origin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Now(pub u64);
 
 impl Now {
@@ -89,6 +93,9 @@ pub enum Change {
     Said(Word),
     /// Operators' words that were in force before this process, the oldest first.
     Recalled(Vec<Override>),
+    /// What another process knew, whose place this one takes. For a world that has observed nothing yet, and whose clock goes on from the
+    /// other's.
+    HandedOver(Box<Handover>),
     /// The calendar went on to this, in Unix milliseconds: operators' words that are over leave.
     Date(u64),
 }
@@ -182,6 +189,7 @@ impl World {
             Change::Look => self.look(now, &mut events),
             Change::Said(word) => self.said(word, now, &mut events),
             Change::Recalled(words) => self.recalled(words, now, &mut events),
+            Change::HandedOver(handover) => self.handed_over(*handover, now, &mut events),
             Change::Date(unix_ms) => self.date(unix_ms, now, &mut events),
         }
         events

@@ -86,7 +86,8 @@ impl Proxy {
         let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
         let listen = server::listeners(&[listen], &shared, metrics, 2);
-        let mut service = HttpService::bind(listen, reader, metrics.clone(), 1, PATIENCE).expect("it can listen");
+        let mut service =
+            HttpService::bind(listen, |_| Vec::new(), reader, metrics.clone(), 1, PATIENCE).expect("it can listen");
         let (address, drain) = (service.local_addresses()[0], service.drain());
         let (shutdown, watch) = watch::channel(false);
         let service = tokio::spawn(async move { service.start_service(None, watch, 1).await });

@@ -83,6 +83,17 @@ pub struct Proxy {
     more: String,
     folder: tempfile::TempDir,
     child: Ended,
+    /// Processes that took over, which are nobody's children.
+    successors: Vec<Successor>,
+}
+
+/// Ended when dropped, if it is still there.
+struct Successor(u32);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg("-KILL").arg(self.0.to_string()).stderr(Stdio::null()).status();
+    }
 }
 
 impl Proxy {
@@ -112,8 +123,13 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .expect("meridian starts");
-        let mut proxy =
-            Proxy { listen: ([127, 0, 0, 1], 0).into(), more: more.to_owned(), folder, child: Ended(child) };
+        let mut proxy = Proxy {
+            listen: ([127, 0, 0, 1], 0).into(),
+            more: more.to_owned(),
+            folder,
+            child: Ended(child),
+            successors: Vec::new(),
+        };
         proxy.until("ready", async || proxy.admin("/readyz").await.is_some_and(|(status, _)| status == 200)).await;
         let status = proxy.status().await;
         proxy.listen = status["listen"][0].as_str().and_then(|text| text.parse().ok()).expect("a listening address");
@@ -144,6 +160,25 @@ impl Proxy {
 
     pub fn pid(&self) -> u32 {
         self.child.0.id()
+    }
+
+    /// `meridian upgrade`: whether another process took over, and what was said.
+    pub async fn upgrade(&mut self) -> Result<u32, String> {
+        let mut command = tokio::process::Command::from(meridian());
+        let output = command.arg("upgrade").arg("--config").arg(self.config_path()).output().await.expect("it runs");
+        if !output.status.success() {
+            assert_eq!(output.status.code(), Some(1));
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let pid = said.split(' ').nth(2).and_then(|pid| pid.parse().ok()).expect("a process id");
+        self.successors.push(Successor(pid));
+        Ok(pid)
+    }
+
+    /// A process that took over without being asked to by [`Proxy::upgrade`].
+    pub fn succeeded_by(&mut self, pid: u32) {
+        self.successors.push(Successor(pid));
     }
 
     /// Whether the process still runs.

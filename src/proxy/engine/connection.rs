@@ -43,6 +43,9 @@ const GARBLED: usize = 200;
 
 /// How long after it was accepted a connection's first request is awaited although the process drains.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+/// How long a connection that was kept is open still when the process drains, so that its client may send what it was about to; the answer says that it was
+/// the last one. Closing at once loses what crosses our end on its way, and a client may not send that again if it was a POST.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 pub(super) struct Connection<'a, C: Connect, S> {
     core: &'a Arc<Core<C>>,
@@ -152,9 +155,11 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
         // A new connection is expected to say something, one that was kept may be silent for longer.
         let head_due = if first { self.accepted + header_timeout } else { begun + header_timeout };
         let silent = self.client.input.is_empty();
-        self.client.timer.set(Some(if first || !silent { head_due } else { begun + idle_timeout }));
-        // Its client could not know of a drain when it connected.
-        let last_to_begin = if first { self.accepted + FIRST_WORD } else { begun };
+        let idle_due = if first || !silent { head_due } else { begun + idle_timeout };
+        self.client.timer.set(Some(idle_due));
+        let accepted = self.accepted;
+        // Once the process drains: until when a request may begin.
+        let mut last_to_begin = None;
         let Connection { client, draining, at, .. } = self;
         // What is there already is read; who is woken by what came then may have to wait for a turn, once.
         let mut may_begin = true;
@@ -198,6 +203,9 @@ impl<'a, C: Connect, S: Side> Connection<'a, C, S> {
                     Poll::Pending => {}
                 }
                 if nothing_yet && draining.poll(cx).is_ready() {
+                    // Its client could not know of the drain when it connected, or sent what is on its way.
+                    let last = || if first { accepted + FIRST_WORD } else { idle_due.min(now() + LAST_WORD) };
+                    let last_to_begin = *last_to_begin.get_or_insert_with(last);
                     if now() >= last_to_begin {
                         return Poll::Ready(Waited::Closed);
                     }
