@@ -9,6 +9,7 @@
 //! - [`state`]: the one writer's task, and what it publishes.
 //! - [`proxy`]: the phases of a request, free of sockets; `proxy::engine` (ours) and `proxy::pingora` move the bytes.
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.
+//! - [`rate`]: how often something may happen for one client network.
 //! - [`turn`]: what a busy worker does first.
 //! - [`inherited`], [`upgrade`]: sockets that another process gave to this one, and how one takes the place of another.
 //! - [`probe`], [`resolve`], [`watch`]: what keeps the world known: active checks, endpoint names, changed files.
@@ -40,6 +41,7 @@ pub mod origin;
 pub mod probe;
 pub mod proxy;
 pub mod proxy_protocol;
+pub mod rate;
 pub mod resolve;
 pub mod secret;
 pub mod server;

@@ -48,6 +48,9 @@ use crate::watch::Watch;
 /// How long the control service may take to put its things away.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// Between two times that client networks are forgotten that were not there lately.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// Between two looks for the rest of an HTTP/2 preface that came in pieces.
 const PIECES: Duration = Duration::from_millis(5);
 
@@ -189,6 +192,13 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
             inherited,
             predecessor,
             pulse: http.pulse(),
+            sweep: Box::new({
+                let (networks, rates) = (http.sweep(), shared.rates.clone());
+                move || {
+                    networks();
+                    rates.sweep();
+                }
+            }),
             exit: Arc::clone(&exit),
             stopped,
             put_away,
@@ -439,6 +449,8 @@ struct Parts {
     /// Whose place is to be taken, and what opens the listeners then.
     predecessor: Option<(Predecessor, oneshot::Sender<()>)>,
     pulse: Pulse,
+    /// Forgets the networks that were not there lately, of those that are counted.
+    sweep: Box<dyn Fn() + Send + Sync>,
     exit: Arc<AtomicBool>,
     stopped: watch::Receiver<bool>,
     /// Dropped when everything is put away.
@@ -502,6 +514,7 @@ impl Parts {
                 () = signals => {}
                 () = ready(reader.clone()) => {}
                 () = watchdog(self.pulse) => {}
+                () = sweep(self.sweep) => {}
                 () = state::remember(reader.clone(), kept.clone()) => {}
                 () = async {
                     upgrade.run(upgrades).await;
@@ -539,6 +552,14 @@ impl Parts {
         }
         drop(put_away);
         Ok(())
+    }
+}
+
+/// Forgets what nobody needs any more, now and then.
+async fn sweep(forget: Box<dyn Fn() + Send + Sync>) {
+    loop {
+        sleep(SWEEP).await;
+        forget();
     }
 }
 

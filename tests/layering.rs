@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 /// (top-level module or `parent/child`, tier). The longest match rules.
 const TIERS: &[(&str, u8)] = &[
     ("secret", 0),
+    // Counts by a clock of its own.
+    ("rate", 3),
     ("text", 0),
     ("geo", 0),
     ("proxy_protocol", 0),

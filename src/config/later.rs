@@ -15,7 +15,6 @@ pub(crate) struct Key {
 }
 
 enum Same {
-    Integer(i128),
     No,
 }
 
@@ -43,7 +42,6 @@ pub(crate) const KEYS: &[Key] = &[
     key("services.*.on_exceed", &[], "data freshness"),
     key("listen.http3", &[Same::No], "HTTP/3: clients are served by HTTP/2 and HTTP/1.1"),
     key("listen.extended_connect", &[Same::No], "WebSockets over HTTP/2: clients open them over HTTP/1.1"),
-    key("limits.per_network", &[Same::Integer(0)], "bounds per network"),
 ];
 
 #[rustfmt::skip]
@@ -55,7 +53,6 @@ impl Key {
     /// Whether `node` asks for what this version does anyway.
     pub(crate) fn is_same(&self, node: &Node) -> bool {
         self.same.iter().any(|same| match (same, &node.value) {
-            (Same::Integer(same), Value::Integer(value)) => value == same,
             (Same::No, Value::Boolean(value)) => !value,
             _ => false,
         })
@@ -64,7 +61,6 @@ impl Key {
     /// The accepted values, as they are written.
     pub(crate) fn accepted(&self) -> Option<String> {
         let written = |same: &Same| match same {
-            Same::Integer(integer) => integer.to_string(),
             Same::No => "false".to_owned(),
         };
         self.same.first().map(written)

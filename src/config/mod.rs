@@ -289,6 +289,12 @@ pub struct Limits {
     pub requests: u32,
     /// Connections in all.
     pub connections: usize,
+    /// Connections of one client network (/24, /48) at a time; 0: no bound.
+    pub per_network: u32,
+    /// New connections of one client network a second, and at once; 0: no bound.
+    pub connection_rate: u32,
+    /// Requests at a time, in all; 0: no bound.
+    pub in_flight: usize,
     /// Header names with `_`.
     pub underscores: Underscores,
 }

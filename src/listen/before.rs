@@ -13,8 +13,10 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::drain::{Drain, Guard};
+use super::networks::{Excess, Networks};
 use super::tls::Acceptor;
 use crate::config::Edge;
+use crate::geo::Canonical;
 use crate::proxy_protocol::{self, Malformed};
 use crate::telemetry::Metrics;
 
@@ -45,6 +47,8 @@ pub(super) enum Refused {
     Challenge,
     /// It took too long.
     TooLate,
+    /// Its client's network has as many as it may, or makes them too quickly.
+    Excess(Excess),
     /// It ended, or the process does.
     Gone,
 }
@@ -58,6 +62,7 @@ impl Refused {
             Refused::NotTls => Some("not_tls"),
             Refused::Handshake => Some("tls"),
             Refused::TooLate => Some("handshake_timeout"),
+            Refused::Excess(excess) => Some(excess.reason()),
             Refused::Challenge | Refused::Gone => None,
         }
     }
@@ -76,7 +81,7 @@ impl Before {
         peer: SocketAddr,
         guard: Guard,
         edge: &Edge,
-        drain: &Drain,
+        (drain, networks): (&Drain, &Networks),
         metrics: &Metrics,
     ) -> Result<(Stream, SocketAddr), Refused> {
         // Made now: both are counted from here.
@@ -87,7 +92,7 @@ impl Before {
         };
         tokio::select! {
             biased;
-            done = self.work(tcp, peer, guard, edge, metrics) => done,
+            done = self.work(tcp, peer, guard, edge, networks, metrics) => done,
             () = too_late => Err(Refused::TooLate),
             () = drained => Err(Refused::Gone),
         }
@@ -97,8 +102,9 @@ impl Before {
         &self,
         mut tcp: TcpStream,
         mut peer: SocketAddr,
-        guard: Guard,
+        mut guard: Guard,
         edge: &Edge,
+        networks: &Networks,
         metrics: &Metrics,
     ) -> Result<(Stream, SocketAddr), Refused> {
         if self.proxy_protocol {
@@ -106,6 +112,7 @@ impl Before {
                 return Err(Refused::Untrusted);
             }
             peer = proxy_header(&mut tcp).await?.unwrap_or(peer);
+            guard.of(networks.enter(Canonical::new(peer.ip()), edge).map_err(Refused::Excess)?);
         }
         let connection = Connection::new(tcp, peer, guard);
         match &self.tls {

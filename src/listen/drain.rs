@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use pingora::server::ShutdownWatch;
+use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
+
+use super::networks::Counted;
 
 /// The open connections of a listening service. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -16,20 +19,32 @@ struct State {
     begun: watch::Sender<bool>,
     open: AtomicUsize,
     gone: Notify,
+    /// The same as `open`, for operators.
+    shown: Option<IntGauge>,
 }
 
 impl Default for State {
     fn default() -> State {
-        State { begun: watch::Sender::new(false), open: AtomicUsize::new(0), gone: Notify::new() }
+        State { begun: watch::Sender::new(false), open: AtomicUsize::new(0), gone: Notify::new(), shown: None }
     }
 }
 
 /// A connection, counted until this is dropped.
 #[derive(Debug)]
-pub(super) struct Guard(Drain);
+pub(super) struct Guard(Drain, Option<Counted>);
+
+impl Guard {
+    /// It counts for its network as well.
+    pub(super) fn of(&mut self, counted: Option<Counted>) {
+        self.1 = counted;
+    }
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if let Some(shown) = &self.0.0.shown {
+            shown.dec();
+        }
         if self.0.0.open.fetch_sub(1, SeqCst) == 1 {
             self.0.0.gone.notify_waiters();
         }
@@ -37,6 +52,11 @@ impl Drop for Guard {
 }
 
 impl Drain {
+    /// One that shows how many there are.
+    pub(super) fn counting(shown: IntGauge) -> Drain {
+        Drain(Arc::new(State { shown: Some(shown), ..State::default() }))
+    }
+
     /// Begins: listeners close, connections close after the request they are at.
     pub fn begin(&self) {
         self.0.begun.send_replace(true);
@@ -73,11 +93,11 @@ impl Drain {
 
     /// Counts a connection in, unless `limit` are open.
     pub(super) fn enter(&self, limit: usize) -> Option<Guard> {
-        if self.0.open.fetch_add(1, SeqCst) >= limit {
-            drop(Guard(self.clone()));
-            return None;
+        if let Some(shown) = &self.0.shown {
+            shown.inc();
         }
-        Some(Guard(self.clone()))
+        let guard = Guard(self.clone(), None);
+        (self.0.open.fetch_add(1, SeqCst) < limit).then_some(guard)
     }
 
     /// The signal in pingora's form.

@@ -13,7 +13,9 @@
 mod before;
 mod connection;
 mod drain;
+mod networks;
 mod pulse;
+mod refusal;
 mod secured;
 mod tls;
 
@@ -34,6 +36,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::tls::Certificate;
+use crate::geo::Canonical;
 use crate::state::Reader;
 use crate::telemetry::Metrics;
 use crate::turn;
@@ -41,7 +44,9 @@ pub use before::Before;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
+use networks::{Excess, Networks};
 pub use pulse::Pulse;
+use refusal::Refusal;
 use secured::Secured;
 pub use tls::Acceptor;
 
@@ -100,6 +105,7 @@ pub struct HttpService {
     /// Nothing is accepted before this is said, or cannot be any more.
     begin: Option<oneshot::Receiver<()>>,
     pulse: Pulse,
+    networks: Networks,
 }
 
 impl HttpService {
@@ -133,9 +139,20 @@ impl HttpService {
                 handlers.push(handler);
             }
         }
-        let (drain, pulse) = (Drain::default(), Pulse::of(workers.len()));
+        let (drain, pulse) = (Drain::counting(metrics.connections()), Pulse::of(workers.len()));
         let addresses = bound;
-        Ok(HttpService { workers, addresses, handlers, reader, metrics, drain, drain_timeout, begin: None, pulse })
+        Ok(HttpService {
+            workers,
+            addresses,
+            handlers,
+            reader,
+            metrics,
+            drain,
+            drain_timeout,
+            begin: None,
+            pulse,
+            networks: Networks::default(),
+        })
     }
 
     /// Has it accept nothing before what is returned is sent, or dropped.
@@ -158,6 +175,12 @@ impl HttpService {
     /// The real addresses, in the order of `bind`: with ports where 0 was asked for.
     pub fn local_addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// What forgets the networks that have not connected lately, whenever it is called.
+    pub fn sweep(&self) -> impl Fn() + Send + Sync + 'static {
+        let networks = self.networks.clone();
+        move || networks.sweep()
     }
 
     /// What begins the drain and shows how far it is.
@@ -183,6 +206,7 @@ impl HttpService {
                 reader: self.reader.clone(),
                 metrics: self.metrics.clone(),
                 drain: self.drain.clone(),
+                networks: self.networks.clone(),
                 _accepting: accepting.clone(),
             };
             let loops =
@@ -337,6 +361,7 @@ struct AcceptLoop {
     reader: Reader,
     metrics: Metrics,
     drain: Drain,
+    networks: Networks,
     /// Dropped when it accepts no more.
     _accepting: mpsc::Sender<()>,
 }
@@ -396,9 +421,20 @@ impl AcceptLoop {
     /// Serves a connection in a task of its own, or closes it when there are too many.
     fn admit(&self, tcp: TcpStream, peer: SocketAddr) {
         let published = self.reader.load();
-        let Some(guard) = self.drain.enter(published.edge.limits.connections) else {
-            return self.metrics.connection_refused("too_many");
+        let Some(mut guard) = self.drain.enter(published.edge.limits.connections) else {
+            self.metrics.connection_refused("too_many");
+            return self.refuse(tcp, Refusal::TooMany);
         };
+        // Behind a PROXY header it is another's.
+        if !self.before.proxy_protocol {
+            match self.networks.enter(Canonical::new(peer.ip()), &published.edge) {
+                Ok(counted) => guard.of(counted),
+                Err(excess) => {
+                    self.metrics.connection_refused(excess.reason());
+                    return self.refuse(tcp, Refusal::OfNetwork);
+                }
+            }
+        }
         let handler = Arc::clone(&self.handler);
         let shutdown = self.drain.watch();
         if self.before.is_nothing() {
@@ -407,10 +443,11 @@ impl AcceptLoop {
             return;
         }
         let (before, drain, metrics) = (Arc::clone(&self.before), self.drain.clone(), self.metrics.clone());
+        let networks = self.networks.clone();
         let edge = Arc::clone(&published.edge);
         tokio::spawn(async move {
             // On the heap, and gone when it is done: what follows may take hours.
-            let established = Box::pin(before.establish(tcp, peer, guard, &edge, &drain, &metrics)).await;
+            let established = Box::pin(before.establish(tcp, peer, guard, &edge, (&drain, &networks), &metrics)).await;
             drop(edge);
             match established {
                 Ok((stream, peer)) => serve(&*handler, stream, peer, &shutdown).await,
@@ -422,6 +459,25 @@ impl AcceptLoop {
                 }
             }
         });
+    }
+}
+
+impl AcceptLoop {
+    /// Closes a connection that is one too many: where HTTP is spoken from the first byte, with an answer.
+    fn refuse(&self, tcp: TcpStream, refusal: Refusal) {
+        if self.before.is_nothing() {
+            refusal.say(tcp);
+        }
+    }
+}
+
+impl Excess {
+    /// As the metric says it.
+    fn reason(self) -> &'static str {
+        match self {
+            Excess::Open => "per_network",
+            Excess::Rate => "connection_rate",
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod rivals;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -25,6 +26,7 @@ use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
 use crate::proxy::grpc;
 use crate::proxy::headers::{self, Forward};
+use crate::proxy::rates::{self, Rates};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::rules::Ruled;
 use crate::proxy::{Fields, Outcome};
@@ -51,12 +53,34 @@ pub struct Shared {
     pub budgets: Budgets,
     /// What authorities are answered that ask whether names are ours.
     pub challenges: Challenges,
+    /// Who keeps services' `rate_limit`.
+    pub rates: Rates,
+    /// Requests under way, while `[limits] in_flight` bounds them.
+    under_way: Arc<AtomicUsize>,
 }
 
 impl Shared {
     /// For a process whose clock stands at `now`.
     pub fn new(reader: Reader, access: AccessLogger, now: Instant) -> Shared {
-        Shared { reader, access, budgets: Budgets::new(now), challenges: Challenges::default() }
+        let (budgets, challenges, rates) = (Budgets::new(now), Challenges::default(), Rates::default());
+        Shared { reader, access, budgets, challenges, rates, under_way: Arc::default() }
+    }
+}
+
+/// A request that counts, until this is dropped.
+#[derive(Debug)]
+struct UnderWay(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn enter(all: &Arc<AtomicUsize>, most: usize) -> Result<UnderWay, Outcome> {
+        let entered = UnderWay(Arc::clone(all));
+        if all.fetch_add(1, Ordering::Relaxed) < most { Ok(entered) } else { Err(Outcome::Overloaded) }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -186,6 +210,10 @@ pub struct Exchange {
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
     /// At the endpoint of the attempt being made.
+    /// Counted in, while there is a bound for all requests.
+    under_way: Option<UnderWay>,
+    /// What a client is told that asks too often.
+    limited: Option<Box<rates::Told>>,
     in_flight: Option<InFlight>,
     permits: Vec<Permit>,
     /// Attempts that were made anew at the same endpoint.
@@ -459,6 +487,8 @@ impl Exchange {
             rival: None,
             counted: None,
             in_flight: None,
+            under_way: None,
+            limited: None,
             permits: Vec::new(),
             fresh: 0,
             answered: None,
@@ -473,6 +503,10 @@ impl Exchange {
     /// From a head to a service, and to the first attempt.
     fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
         let edge = &self.published.edge;
+        // The cheapest first: who has too much to do must not do more to say so.
+        if edge.limits.in_flight > 0 {
+            self.under_way = Some(UnderWay::enter(&self.shared.under_way, edge.limits.in_flight)?);
+        }
         let is_http_10 = head.version < http::Version::HTTP_11;
         headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
         self.framing = framing::request(head.fields, is_http_10)?;
@@ -500,6 +534,12 @@ impl Exchange {
 
         let published = Arc::clone(&self.published);
         let service = published.snapshot.fleet().service(id);
+        if let (Some(limit), Some(client)) = (&service.rate_limit, self.client)
+            && let Err(wait) = self.shared.rates.take(&service.name, limit, client.address)
+        {
+            self.limited = Some(Box::new(rates::told(limit, wait)));
+            return Err(Outcome::RateLimited);
+        }
         if let Some(rules) = &service.rules {
             self.ruled.by(rules, head, self.client.as_ref(), (host, path))?;
         }
@@ -898,7 +938,8 @@ impl Exchange {
 
     /// What an answer of our own says besides what all of them do: name and value.
     pub fn own_fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.ruled.own(self.service().and_then(|service| service.rules.as_deref()))
+        let limited = self.limited.iter().flat_map(|told| told.iter().map(|(name, value)| (*name, value.as_str())));
+        self.ruled.own(self.service().and_then(|service| service.rules.as_deref())).chain(limited)
     }
 
     /// Makes the fields of the final answer as the client gets them, once [`crate::proxy::headers::response`] has: by the service's rules, and

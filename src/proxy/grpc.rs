@@ -58,7 +58,7 @@ pub const fn status(outcome: Outcome) -> u8 {
         _ => match outcome.status() {
             400 | 500 => INTERNAL,
             404 | 421 => UNIMPLEMENTED,
-            502..=504 => UNAVAILABLE,
+            429 | 502..=504 => UNAVAILABLE,
             _ => UNKNOWN,
         },
     }

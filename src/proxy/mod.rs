@@ -18,6 +18,7 @@ pub mod grpc;
 pub mod headers;
 pub mod outcome;
 pub mod pingora;
+pub mod rates;
 pub mod retry;
 pub mod rules;
 
@@ -49,6 +50,9 @@ mod tests {
                 idle_timeout: Duration::from_secs(60),
                 requests: 0,
                 connections: 20_000,
+                per_network: 0,
+                connection_rate: 0,
+                in_flight: 0,
                 underscores: Underscores::Drop,
             },
             upstream_tls: Vec::new(),

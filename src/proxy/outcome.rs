@@ -41,6 +41,10 @@ pub enum Outcome {
     Redirected,
     /// An authority asked whether a name is ours, and was answered.
     Challenge,
+    /// More requests are under way than there may be.
+    Overloaded,
+    /// The client's network asked too often.
+    RateLimited,
     /// Residency leaves the client no region.
     Residency,
     /// Operators took out every region.
@@ -75,7 +79,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 31] = [
+    pub const ALL: [Outcome; 33] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -92,6 +96,8 @@ impl Outcome {
         Outcome::NoPath,
         Outcome::Redirected,
         Outcome::Challenge,
+        Outcome::Overloaded,
+        Outcome::RateLimited,
         Outcome::Residency,
         Outcome::NoRegion,
         Outcome::Unhealthy,
@@ -136,6 +142,8 @@ impl Outcome {
             Outcome::Redirected => (308, "redirected", "308 permanent redirect: by https\n"),
             // In place of the body, the exchange has the answer.
             Outcome::Challenge => (200, "challenge", "200 challenge\n"),
+            Outcome::Overloaded => (503, "overloaded", "503 overloaded: too many requests are under way here\n"),
+            Outcome::RateLimited => (429, "rate_limited", "429 too many requests: ask less often\n"),
             Outcome::Residency => {
                 (451, "residency", "451 residency: data residency rules leave no region for your location\n")
             }
@@ -176,7 +184,7 @@ impl Outcome {
     /// Seconds after which trying again may help, for `Retry-After`.
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
-            Outcome::Full => Some(1),
+            Outcome::Full | Outcome::Overloaded => Some(1),
             Outcome::Unhealthy | Outcome::NoRegion => Some(5),
             _ => None,
         }
@@ -192,6 +200,8 @@ impl Outcome {
                 | Outcome::NoPath
                 | Outcome::Redirected
                 | Outcome::Challenge
+                | Outcome::Overloaded
+                | Outcome::RateLimited
                 | Outcome::Residency
                 | Outcome::NoRegion
                 | Outcome::Unhealthy

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -185,6 +186,8 @@ pub struct Service {
     pub drain_timeout: Duration,
     /// The largest request body, bytes.
     pub max_body: u64,
+    /// How many requests of one client network it takes; `None`: all.
+    pub rate_limit: Option<RateLimit>,
     /// The Host that upstreams see.
     pub host: HostRule,
     /// What it changes in what passes; `None`: nothing.
@@ -199,6 +202,19 @@ pub struct Service {
     pub weighted: RegionSet,
     /// One hash seed per region for each tag of `accept::Tag`, by `RegionId`; see `accept`.
     pub seeds: Vec<[u64; crate::steering::accept::TAGS]>,
+}
+
+/// How often the clients of one network may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// So many requests …
+    pub requests: NonZeroU32,
+    /// … in this time,
+    pub per: Duration,
+    /// and so many at once.
+    pub burst: NonZeroU32,
+    /// The prefix lengths of networks, of IPv4 and of IPv6.
+    pub prefixes: [u8; 2],
 }
 
 /// How a service chooses a region.

@@ -124,6 +124,7 @@ struct Families {
     moved: [IntCounter; Mover::ALL.len()],
     request_panics: IntCounterVec,
     refused_connections: IntCounterVec,
+    connections: IntGauge,
     handshakes: IntCounterVec,
     orders: IntCounterVec,
     probes: IntCounterVec,
@@ -254,6 +255,7 @@ impl Metrics {
                 "Connections closed before they were HTTP, by why.",
                 &["reason"],
             ),
+            connections: new.gauge("meridian_connections", "Connections of clients that are open now."),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
                 "Requests that ended with a panic, a mistake of meridian's, by mover. The log has its text.",
@@ -318,6 +320,11 @@ impl Metrics {
             self.families.prune(snapshot);
         }
         self.resolve(snapshot)
+    }
+
+    /// The gauge of open connections, for who opens and closes them.
+    pub fn connections(&self) -> IntGauge {
+        self.families.connections.clone()
     }
 
     /// What happened last.

@@ -211,6 +211,7 @@ fn default_service(name: &str) -> Service {
         drain_timeout: Duration::from_secs(300),
         pins: Vec::new(),
         affinity: None,
+        rate_limit: None,
         health: default_health(),
         timeouts: Timeouts {
             connect: Duration::from_millis(300),

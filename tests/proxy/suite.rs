@@ -669,7 +669,9 @@ async fn too_many_connections_are_closed_at_once() {
     let _second = TcpStream::connect(proxy.address).await.unwrap();
     until("two are open", || proxy.drain.open() == 2).await;
     let mut third = TcpStream::connect(proxy.address).await.unwrap();
-    assert_eq!(third.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, third.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\n503 too many connections\n"), "{answer}");
     let page = proxy.metrics.render(std::time::SystemTime::now());
     assert!(page.contains("meridian_connections_refused_total{reason=\"too_many\"} 1\n"), "{page}");
     drop(first);

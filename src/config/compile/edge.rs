@@ -112,6 +112,9 @@ fn limits(section: Section<'_>) -> Limits {
         idle_timeout: section.duration("idle_timeout", 60 * second, second / 1000..=24 * hour),
         requests: section.integer("requests", 0u32, 0..=u32::MAX),
         connections: section.integer("connections", 20_000u32, 1..=10_000_000) as usize,
+        per_network: section.integer("per_network", 0u32, 0..=10_000_000),
+        connection_rate: section.integer("connection_rate", 0u32, 0..=1_000_000),
+        in_flight: section.integer("in_flight", 0u32, 0..=10_000_000) as usize,
         underscores: section.choice("underscores", Underscores::Drop, &words),
     };
     section.finish();

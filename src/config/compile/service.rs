@@ -1,6 +1,7 @@
 //! `[services.*]`: what clients ask for, and the policies for them.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use crate::config::tls::UpstreamTls;
 use crate::proxy_protocol::Version::{V1, V2};
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RetryPolicy, Service,
-    Steering, Timeouts, Upstream,
+    Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RateLimit, RetryPolicy,
+    Service, Steering, Timeouts, Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -159,6 +160,28 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
+/// How often the clients of one network may ask, if there is a bound.
+fn rate_limit(section: Section<'_>) -> Option<RateLimit> {
+    if !section.is_present() {
+        return None;
+    }
+    if !section.has("requests") {
+        section.missing(
+            "`requests`",
+            "write how many requests a client may make, as in `requests = 100`, and in which time: `per = \"1s\"`",
+        );
+    }
+    let requests = section.integer("requests", 1u32, 1..=1_000_000_000);
+    let limit = RateLimit {
+        requests: NonZeroU32::new(requests)?,
+        per: section.duration("per", SECOND, SECOND..=DAY),
+        burst: NonZeroU32::new(section.integer("burst", requests, 1..=1_000_000_000))?,
+        prefixes: [section.integer("ipv4_prefix", 32u8, 0..=32), section.integer("ipv6_prefix", 64u8, 0..=128)],
+    };
+    section.finish();
+    Some(limit)
+}
+
 fn service_of(
     name: &str,
     section: Section<'_>,
@@ -199,6 +222,7 @@ fn service_of(
     let failback = section.choice("failback", Failback::Auto, &failback);
     let drain_timeout = section.duration("drain_timeout", 300 * SECOND, Duration::ZERO..=DAY);
     let max_body = section.size("max_body", 1 << 30, 0..=1 << 50);
+    let rate_limit = rate_limit(section.table("rate_limit"));
     let host = host(&section);
     let (upstream, tls) = upstream(section.table("upstream"), listeners.pingora, context);
     let paths = routes.as_ref().map(|routes| routes.paths.as_slice());
@@ -243,6 +267,7 @@ fn service_of(
         retry: retry(section.table("retry")),
         drain_timeout,
         max_body,
+        rate_limit,
         host,
         rules,
         pools: Vec::with_capacity(pools.len()),
