@@ -84,7 +84,7 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
     let mut loader = Loader::default();
     // The log's level is in the configuration, so what loading has to say waits for it.
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
-    let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
+    let _log_guard = log::start(&boot.log_level, boot.log_format).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
     let handover = brought.as_mut().and_then(Brought::handover);
     let kept = Kept::in_directory(boot.state_dir.as_deref());
@@ -106,8 +106,8 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
 
     let metrics = Metrics::new();
     metrics.loaded(SystemTime::now());
-    let (access, access_guard) =
-        AccessLogger::start(&boot.access_log, &metrics).map_err(|error| format!("error: access log: {error}"))?;
+    let (access, access_guard) = AccessLogger::start(&boot.access_log, boot.access_lines, &metrics)
+        .map_err(|error| format!("error: access log: {error}"))?;
     if kept.file().is_none() {
         tracing::info!(
             "no [process] state_dir and no $STATE_DIRECTORY: what operators set is forgotten with this process"

@@ -368,6 +368,24 @@ fn a_syntax_error_hides_no_other_mistake_and_makes_up_none() {
 }
 
 #[test]
+fn lines_may_go_to_two_places() {
+    let access = |log: &str| load(&format!("{SMALL}[log]\n{log}\n")).unwrap().boot.access_log;
+    assert_eq!(access("access = [\"stdout\", \"./a.log\"]"), AccessLog::StdoutAndFile("a.log".into()));
+    assert_eq!(access("access = [\"/a.log\"]"), AccessLog::File("/a.log".into()));
+    assert_eq!(access("access = [\"stdout\"]"), AccessLog::Stdout);
+}
+
+#[test]
+fn a_share_takes_that_share() {
+    let sample =
+        |share: &str| load(&format!("{SMALL}[log]\naccess_sample = {share}\n")).unwrap().boot.access_lines.sample;
+    let numbers = || (0..1_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).chain([0, u64::MAX]);
+    let taken = |share: &str| numbers().filter(|number| sample(share).takes(*number)).count();
+    assert_eq!((taken("0"), taken("1"), taken("1.0")), (0, 1_002, 1_002));
+    assert!((240..260).contains(&taken("0.25")), "{}", taken("0.25"));
+}
+
+#[test]
 fn what_needs_a_restart_is_named() {
     let old = load(SMALL).unwrap().boot;
     let same = load(&format!("{SMALL}[limits]\nrequests = 5\n[admin]\n[log]\n")).unwrap().boot;
@@ -375,7 +393,8 @@ fn what_needs_a_restart_is_named() {
     let text = SMALL.replace("0.0.0.0:0", "0.0.0.0:1");
     let text = format!(
         "{text}[admin]\naddress = \"\"\nsocket = \"s\"\ntoken = \"0123456789abcdef\"\n[process]\nthreads = 1\ndrain_delay = \"1s\"\ndrain_timeout = \"1s\"\n\
-         state_dir = \"d\"\n[log]\nlevel = \"debug\"\naccess = \"off\"\n"
+         state_dir = \"d\"\n[log]\nlevel = \"debug\"\naccess = \"off\"\nformat = \"json\"\n\
+         access_format = \"logfmt\"\naccess_sample = 0.5\naccess_slow = \"2s\"\n"
     );
     let all = [
         "listen",
@@ -387,7 +406,11 @@ fn what_needs_a_restart_is_named() {
         "process.drain_timeout",
         "process.state_dir",
         "log.level",
+        "log.format",
         "log.access",
+        "log.access_format",
+        "log.access_sample",
+        "log.access_slow",
     ];
     assert_eq!(old.changed_keys(&load(&text).unwrap().boot), all);
 }

@@ -133,7 +133,7 @@ struct Families {
     reload_success: IntGauge,
     reload_success_at: IntGauge,
     lookups: [IntCounter; LOOKUPS.len()],
-    access_lines: [IntCounter; 3],
+    access_lines: [IntCounter; 4],
 }
 
 /// Handles of the access log's own counters.
@@ -145,6 +145,8 @@ pub(super) struct AccessLines {
     pub(super) dropped: IntCounter,
     /// Lines that the output refused.
     pub(super) failed: IntCounter,
+    /// Requests that get no line.
+    pub(super) sampled_out: IntCounter,
 }
 
 impl Default for Metrics {
@@ -169,7 +171,7 @@ impl Metrics {
         );
         let lines = new.counter_vec(
             "meridian_access_log_lines_total",
-            "Access log lines by what became of them: written, dropped (queue full) or failed (the output refused them).",
+            "Access log lines by what became of them: written, dropped (queue full), failed (the output refused them) or sampled_out (access_sample); with two outputs, each counts.",
             &["result"],
         );
         let moved = new.counter_vec(
@@ -286,7 +288,7 @@ impl Metrics {
                 "When the configuration was last read with success.",
             ),
             lookups: LOOKUPS.map(|result| lookups.with_label_values(&[result])),
-            access_lines: ["written", "dropped", "failed"].map(|result| lines.with_label_values(&[result])),
+            access_lines: ["written", "dropped", "failed", "sampled_out"].map(|result| lines.with_label_values(&[result])),
             standing: ArcSwapOption::empty(),
             last_reload: ArcSwapOption::empty(),
             handles: ArcSwapOption::empty(),
@@ -423,8 +425,8 @@ impl Metrics {
 
     /// Counters of the access log.
     pub(super) fn access_lines(&self) -> AccessLines {
-        let [written, dropped, failed] = self.families.access_lines.clone();
-        AccessLines { written, dropped, failed }
+        let [written, dropped, failed, sampled_out] = self.families.access_lines.clone();
+        AccessLines { written, dropped, failed, sampled_out }
     }
 
     /// The text exposition format, version 0.0.4. Ages are as of `now`.

@@ -9,6 +9,8 @@ mod line;
 pub mod log;
 pub mod metrics;
 mod process;
+mod repeats;
+mod shape;
 mod standing;
 
 pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
