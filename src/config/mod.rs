@@ -146,6 +146,8 @@ pub struct Boot {
     pub access_log: AccessLog,
     /// `[log] access_format`, `access_sample`, `access_slow`.
     pub access_lines: AccessLines,
+    /// `[trace] otlp`: the collector's address for traces; `None`: "" (no spans).
+    pub otlp: Option<String>,
 }
 
 impl Boot {
@@ -164,6 +166,7 @@ impl Boot {
             log_format,
             access_log,
             access_lines,
+            otlp,
         } = self;
         [
             ("listen", *listen != new.listen),
@@ -180,6 +183,7 @@ impl Boot {
             ("log.access_format", access_lines.format != new.access_lines.format),
             ("log.access_sample", access_lines.sample != new.access_lines.sample),
             ("log.access_slow", access_lines.slow != new.access_lines.slow),
+            ("trace.otlp", *otlp != new.otlp),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -301,6 +305,8 @@ pub struct Edge {
     pub tls: Vec<(ListenerId, Arc<Tls>)>,
     /// `[acme]`.
     pub acme: Option<Arc<Acme>>,
+    /// `[trace]`, but for where spans go.
+    pub trace: Trace,
 }
 
 impl Edge {
@@ -326,6 +332,33 @@ impl Edge {
     pub fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(peer))
     }
+}
+
+/// `[trace]`, but for where spans go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// `traceparent`.
+    pub traceparent: Traceparent,
+    /// `sample`: of the traces that begin here, or come from peers that are not trusted.
+    pub sample: Share,
+}
+
+impl Default for Trace {
+    fn default() -> Trace {
+        Trace { traceparent: Traceparent::Pass, sample: Share::of(0.01) }
+    }
+}
+
+/// `[trace] traceparent`: what becomes of a request's place in a trace (W3C Trace Context).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Traceparent {
+    /// Removed.
+    Off,
+    /// As it came.
+    #[default]
+    Pass,
+    /// Continued, or begun where there is none.
+    Start,
 }
 
 /// Which forwarding field is believed from trusted peers. `X-Forwarded-*` is always written; `Forwarded` is written when it is the one configured.

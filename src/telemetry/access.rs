@@ -24,9 +24,9 @@ use crossbeam_queue::ArrayQueue;
 use crate::config::{self, Share};
 use crate::geo::Place;
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
-use crate::telemetry::Metrics;
 use crate::telemetry::line::Lines;
-use crate::telemetry::metrics::AccessLines;
+use crate::telemetry::metrics::{AccessLines, SpanResults};
+use crate::telemetry::{Metrics, Spans};
 
 /// Records that may wait: at 50,000 requests a second the writer may be stuck for 160 ms before one is lost.
 const QUEUE: usize = 8192;
@@ -116,6 +116,28 @@ pub struct AccessRecord {
     pub first_byte_us: Option<u64>,
     /// Microseconds connecting, over all attempts.
     pub connect_us: u64,
+    /// Its place in a trace.
+    pub traced: Traced,
+}
+
+/// A request's place in a trace; of one that is in none all is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// The trace's id.
+    pub trace: u128,
+    /// The span of who sent the request; 0: it began the trace.
+    pub parent: u64,
+    /// Our own span; 0: we have none.
+    pub span: u64,
+    /// The trace is recorded.
+    pub sampled: bool,
+}
+
+impl Traced {
+    /// Whether a span of ours is wanted.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.sampled && self.span != 0
+    }
 }
 
 impl AccessRecord {
@@ -206,6 +228,7 @@ impl AccessRecord {
             total_us: 0,
             first_byte_us: None,
             connect_us: 0,
+            traced: Traced::default(),
         }
     }
 }
@@ -247,6 +270,10 @@ struct Queue {
     asked: Arc<Asked>,
     lines: AccessLines,
     wanted: config::AccessLines,
+    /// Whether there is an access log at all.
+    has_lines: bool,
+    /// What becomes of spans, if there are any.
+    spans: Option<SpanResults>,
 }
 
 /// What was asked of the writer besides lines. Flags, because a question must not be lost when the queue is full.
@@ -256,8 +283,8 @@ struct Asked {
     stop: AtomicBool,
 }
 
-/// A finished request, and the snapshot it was served by: names come from it. `None`: look at the flags.
-type Message = Option<(Arc<Snapshot>, Box<AccessRecord>)>;
+/// A finished request, the snapshot it was served by (names come from it), and whether it gets a line. `None`: look at the flags.
+type Message = Option<(Arc<Snapshot>, Box<AccessRecord>, bool)>;
 
 impl AccessLogger {
     /// Room for a record; what is in it is to be written over.
@@ -269,13 +296,20 @@ impl AccessLogger {
     /// for.
     pub fn log(&self, snapshot: &Arc<Snapshot>, record: Box<AccessRecord>) {
         let Some(queue) = &self.queue else { return self.records.keep(record) };
-        if !queue.wants(&record) {
+        let line = queue.has_lines && queue.wants(&record);
+        if !line && queue.has_lines {
             queue.lines.sampled_out.inc();
+        }
+        let span = queue.spans.as_ref().filter(|_| record.traced.is_recorded());
+        if !line && span.is_none() {
             return self.records.keep(record);
         }
-        match queue.sender.try_send(Some((Arc::clone(snapshot), record))) {
+        match queue.sender.try_send(Some((Arc::clone(snapshot), record, line))) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => queue.lines.dropped.inc(),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                queue.lines.dropped.inc_by(line.into());
+                span.into_iter().for_each(|span| span.dropped.inc());
+            }
         }
     }
 
@@ -319,10 +353,11 @@ impl Drop for AccessLogGuard {
 }
 
 impl AccessLogger {
-    /// Starts the writer. An error: the file cannot be opened, or no thread started.
+    /// Starts the writer, which makes spans of recorded requests, too, if there is somewhere to send them. An error: the file cannot be opened, or no thread started.
     pub fn start(
         to: &config::AccessLog,
         wanted: config::AccessLines,
+        spans: Option<Spans>,
         metrics: &Metrics,
     ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let stdout = || io::Result::Ok(Output::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into()));
@@ -333,25 +368,34 @@ impl AccessLogger {
             config::AccessLog::File(path) => vec![file(path)?],
             config::AccessLog::StdoutAndFile(path) => vec![stdout()?, file(path)?],
         };
-        AccessLogger::start_with(outputs, wanted, QUEUE, metrics)
+        AccessLogger::start_with(outputs, wanted, spans, QUEUE, metrics)
     }
 
     fn start_with(
         outputs: Vec<Output>,
         wanted: config::AccessLines,
+        spans: Option<Spans>,
         room: usize,
         metrics: &Metrics,
     ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let (finished, done) = sync_channel(0);
-        if outputs.is_empty() {
+        if outputs.is_empty() && spans.is_none() {
             let logger = AccessLogger { queue: None, records: Records::new() };
             return Ok((logger, AccessLogGuard { queue: None, done }));
         }
         let (sender, receiver) = sync_channel(room);
-        let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines(), wanted };
+        let queue = Queue {
+            sender,
+            asked: Arc::default(),
+            lines: metrics.access_lines(),
+            wanted,
+            has_lines: !outputs.is_empty(),
+            spans: spans.as_ref().map(|spans| spans.results().clone()),
+        };
         let records = Records::new();
         let mut writer = Writer {
             outputs: outputs.into_iter().map(|to| Sink { to, torn: false }).collect(),
+            spans,
             records: records.clone(),
             written: Lines::new(wanted.format),
             asked: queue.asked.clone(),
@@ -362,6 +406,8 @@ impl AccessLogger {
         };
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             writer.run(&receiver);
+            // Nothing more is recorded: what is queued there is sent now.
+            drop(writer.spans.take());
             // Before it is said: whoever logs after that must find that nobody reads.
             drop(receiver);
             drop(finished);
@@ -435,6 +481,7 @@ impl Sink {
 
 struct Writer {
     outputs: Vec<Sink>,
+    spans: Option<Spans>,
     records: Records,
     written: Lines,
     asked: Arc<Asked>,
@@ -474,9 +521,14 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message) {
-        let Some((snapshot, record)) = message else { return };
-        self.written.append(&mut self.batch, &record, &snapshot);
-        self.batched += 1;
+        let Some((snapshot, record, line)) = message else { return };
+        if let Some(spans) = &self.spans {
+            spans.take(&record, &snapshot);
+        }
+        if line {
+            self.written.append(&mut self.batch, &record, &snapshot);
+            self.batched += 1;
+        }
         self.records.keep(record);
         if self.batch.len() >= BATCH {
             self.write();
@@ -618,6 +670,7 @@ pub(super) mod tests {
             total_us: 1234,
             first_byte_us: None,
             connect_us: 0,
+            traced: Traced::default(),
         }
     }
 
@@ -630,7 +683,8 @@ pub(super) mod tests {
     fn a_full_queue_drops_and_counts_and_what_is_queued_is_written_at_the_end() {
         let (gate, metrics) = (Gate::default(), Metrics::new());
         let (logger, guard) =
-            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), 4, &metrics).unwrap();
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), None, 4, &metrics)
+                .unwrap();
         logger.log(&snapshot(), Box::new(record("first")));
         gate.wait_for_writer();
         // The writer is stuck with the first one: four wait, five are lost.
@@ -652,7 +706,8 @@ pub(super) mod tests {
         let (gate, metrics) = (Gate::default(), Metrics::new());
         gate.open(Some(10));
         let (logger, guard) =
-            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), 4, &metrics).unwrap();
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), None, 4, &metrics)
+                .unwrap();
         logger.log(&snapshot(), Box::new(record("torn")));
         while metrics.access_lines().failed.get() == 0 {
             thread::yield_now();
@@ -672,7 +727,7 @@ pub(super) mod tests {
         stuck.open(Some(0));
         good.open(None);
         let outputs = vec![Output::Test(stuck.clone()), Output::Test(good.clone())];
-        let (logger, guard) = AccessLogger::start_with(outputs, AccessLines::default(), 4, &metrics).unwrap();
+        let (logger, guard) = AccessLogger::start_with(outputs, AccessLines::default(), None, 4, &metrics).unwrap();
         logger.log(&snapshot(), Box::new(record("one")));
         drop(guard);
         assert_eq!((stuck.text().as_str(), numbers(&good.text())), ("", vec!["one".to_owned()]));
@@ -690,7 +745,7 @@ pub(super) mod tests {
         gate.open(None);
         let lines = AccessLines { sample, format: AccessFormat::Json, slow: Duration::from_secs(1) };
         let (logger, guard) =
-            AccessLogger::start_with(vec![Output::Test(gate.clone())], lines, 4096, &metrics).unwrap();
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], lines, None, 4096, &metrics).unwrap();
         let snapshot = snapshot();
         records.into_iter().for_each(|record| logger.log(&snapshot, Box::new(record)));
         drop(guard);

@@ -213,6 +213,8 @@ impl Lines {
         or_null(out, record.first_byte_us, milliseconds);
         out.extend_from_slice(b",\"connect_ms\":");
         milliseconds(out, record.connect_us);
+        out.extend_from_slice(b",\"trace_id\":");
+        or_null(out, trace(record), |out, id| quoted(out, |out| out.extend_from_slice(&hexadecimal(id))));
         out.extend_from_slice(b"}\n");
     }
 
@@ -265,7 +267,13 @@ fn pairs(out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
     pair(out, "duration_ms", |out| milliseconds(out, record.total_us));
     pair_of(out, "first_byte_ms", record.first_byte_us, milliseconds);
     pair(out, "connect_ms", |out| milliseconds(out, record.connect_us));
+    pair_of(out, "trace_id", trace(record), |out, id| out.extend_from_slice(&hexadecimal(id)));
     out.push(b'\n');
+}
+
+/// The trace that a request is in.
+fn trace(record: &AccessRecord) -> Option<u128> {
+    Some(record.traced.trace).filter(|id| *id != 0)
 }
 
 fn pair(out: &mut Vec<u8>, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
@@ -413,7 +421,8 @@ mod tests {
         assert_eq!(line["service"], Value::Null);
         assert_eq!(line["place"], Value::Null);
         assert_eq!(line["gave_up"], Value::Null);
-        assert_eq!(line.as_object().unwrap().len(), 23);
+        assert_eq!(line["trace_id"], Value::Null);
+        assert_eq!(line.as_object().unwrap().len(), 24);
         let page = include_str!("../../docs/access-log.md").split("## Outcomes").next().unwrap();
         for field in line.as_object().unwrap().keys() {
             assert!(page.contains(&format!("`{field}` ")), "{field} is not in the page");
@@ -422,7 +431,8 @@ mod tests {
 
     #[test]
     fn in_logfmt_a_line_is_pairs_of_the_same_names() {
-        let record = AccessRecord { place: Some(Place::nowhere(Source::Special)), ..record("/x?y=\"z\"\n") };
+        let mut record = AccessRecord { place: Some(Place::nowhere(Source::Special)), ..record("/x?y=\"z\"\n") };
+        record.traced.trace = 0xdef;
         let mut out = Vec::new();
         Lines::new(AccessFormat::Logfmt).append(&mut out, &record, &snapshot());
         let text = String::from_utf8(out).unwrap();
@@ -430,9 +440,11 @@ mod tests {
             text,
             "ts=2026-01-31T23:59:59.999Z request_id=00000000000000000000000000000abc peer=[2001:db8::1]:443 place_source=special \
              method=GET host=\"a\\\"b\\\\\\u0007\" path=\"/x?y=\\\"z\\\"\\n\" protocol=HTTP/1.1 mover=pingora status=400 outcome=bad_request \
-             attempts=0 bytes_in=0 bytes_out=12 duration_ms=1.234 connect_ms=0.000\n"
+             attempts=0 bytes_in=0 bytes_out=12 duration_ms=1.234 connect_ms=0.000 \
+             trace_id=00000000000000000000000000000def\n"
         );
         let line = line(&record);
+        assert_eq!(line["trace_id"], "00000000000000000000000000000def");
         let known = line.as_object().unwrap();
         for key in text.split(' ').filter_map(|pair| Some(pair.split_once('=')?.0)) {
             assert!(known.contains_key(key) || key == "place_source", "{key}");

@@ -84,7 +84,7 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("access.log");
         let (access, guard) =
-            AccessLogger::start(&AccessLog::File(log.clone()), AccessLines::default(), metrics).expect("a log");
+            AccessLogger::start(&AccessLog::File(log.clone()), AccessLines::default(), None, metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
         let listen = server::listeners(&[listen], &shared, metrics, 2);
         let mut service =

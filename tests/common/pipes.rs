@@ -213,7 +213,7 @@ impl World {
         let metrics = Metrics::new();
         let handles = metrics.published(&snapshot, &config.edge, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
-        let (access, guard) = AccessLogger::start(log, AccessLines::default(), &metrics).expect("a log");
+        let (access, guard) = AccessLogger::start(log, AccessLines::default(), None, &metrics).expect("a log");
         World { reader, access, metrics, _guard: Mutex::new(guard) }
     }
 

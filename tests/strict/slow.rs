@@ -339,7 +339,8 @@ async fn nothing_is_said_inside_a_hint() {
     let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
     let folder = tempfile::tempdir().unwrap();
     let (access, _guard) =
-        AccessLogger::start(&AccessLog::File(folder.path().join("log")), AccessLines::default(), &metrics).unwrap();
+        AccessLogger::start(&AccessLog::File(folder.path().join("log")), AccessLines::default(), None, &metrics)
+            .unwrap();
     let mover = Mover::new(Arc::new(Shared::new(reader, access, Instant::now())), metrics, 1);
     let (mut client, near) = tokio::io::duplex(1_000);
     let (drain, draining) = tokio::sync::watch::channel(false);

@@ -1,4 +1,4 @@
-//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start; `[acme]`, which needs two of them.
+//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start; `[acme]`, which needs two of them, and `[trace]`, which is half of it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use crate::config::scribe::Place;
 use crate::config::units::meant;
 use crate::config::{
     AccessFormat, AccessLines, AccessLog, Acme, AdminDoors, Boot, Engine, Listen, ListenerId, LogFormat, Share, Tls,
+    Trace,
 };
 use crate::secret::Secret;
 
@@ -30,6 +31,7 @@ pub(super) struct Reloaded {
     pub(super) brake: u8,
     pub(super) tls: Secured,
     pub(super) acme: Option<Arc<Acme>>,
+    pub(super) trace: Trace,
 }
 
 /// What is fixed at start, and what is not.
@@ -55,6 +57,7 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, Reloaded
     let access_log = access_log(&log, context);
     let access_lines = access_lines(&log);
     log.finish();
+    let (trace, otlp) = super::trace::trace(&root.table("trace"));
     let boot = Boot {
         listen,
         admin,
@@ -68,8 +71,9 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, Reloaded
         log_format,
         access_log,
         access_lines,
+        otlp,
     };
-    (boot, Reloaded { brake, tls, acme })
+    (boot, Reloaded { brake, tls, acme, trace })
 }
 
 type Taken = Vec<(SocketAddr, Place)>;
