@@ -174,6 +174,7 @@ fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, st
         total_us: 1500,
         first_byte_us: region.map(|_| 1000),
         connect_us: 10,
+        traced: Default::default(),
     }
 }
 
