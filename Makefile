@@ -32,7 +32,7 @@ drill: setup
 build: setup
 	$(CARGO) build --locked --release
 
-## make release-pgo  the same, laid out by a profile of its own work: target/pgo/*/release/meridian, in a quarter of an hour
+## make release-pgo  the same, laid out by a profile of its own work: target/pgo/*/release/meridian, in half an hour on two cores
 release-pgo: setup
 	CARGO="$(CARGO)" sh benches/pgo.sh
 

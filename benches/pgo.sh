@@ -1,6 +1,6 @@
 #!/bin/sh
 # The binary for production, laid out by a profile of its own work (profile-guided optimisation): `make release-pgo`.
-# Built twice, with the load of `make compare` in between, so that it takes a quarter of an hour. Says where the binary is.
+# Built twice, with the load of `make compare` and of `make compare-tls` in between, so that it takes half an hour on two cores. Says where the binary is.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -220,8 +220,17 @@ pub struct ReloadRequest {
     pub force: bool,
     /// Who asks; empty for a signal.
     pub who: String,
-    /// Gets the generation that is published then, or why it is not as it was asked for.
-    pub done: Option<oneshot::Sender<Result<u64, String>>>,
+    /// Gets what is in force then, or why it is not as it was asked for.
+    pub done: Option<oneshot::Sender<Result<Reloaded, String>>>,
+}
+
+/// What a reload brought into force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    /// What is published now.
+    pub generation: u64,
+    /// Keys that were changed and stay as they were, for only a new process can follow them.
+    pub needs_restart: Vec<&'static str>,
 }
 
 /// Somebody asks for another process to take the place of this one. Not for the writer.

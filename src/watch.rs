@@ -25,7 +25,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::config::Boot;
 use crate::load::{Inputs, LoadError, Loaded, Loader};
 use crate::notify::{Stage, tell};
-use crate::state::{Reader, ReloadRequest, Sender};
+use crate::state::{Reader, ReloadRequest, Reloaded, Sender};
 use crate::steering::{Event, View, balance, brake};
 use crate::telemetry::Metrics;
 
@@ -108,9 +108,13 @@ impl Watch {
         let loaded = self.load().await;
         // No word comes into force between the look at what it moves and its publication.
         let turn = self.sender.turn().await;
+        let mut needs_restart = Vec::new();
         let error = match loaded {
             Ok(Ok(loaded)) => match self.braked(&loaded, &asked).await {
-                None => self.publish(loaded).await,
+                None => {
+                    needs_restart = self.boot.changed_keys(&loaded.config.boot);
+                    self.publish(loaded, &needs_restart).await
+                }
                 Some(text) => {
                     self.loader.back_to(last);
                     tracing::error!(generation, "reload refused; what is published stays: {text}");
@@ -138,7 +142,8 @@ impl Watch {
         }
         if let Some(done) = asked.done {
             // Who asked may have gone.
-            let _ = done.send(error.map_or_else(|| Ok(self.generation()), Err));
+            let generation = self.generation();
+            let _ = done.send(error.map_or_else(|| Ok(Reloaded { generation, needs_restart }), Err));
         }
     }
 
@@ -211,14 +216,16 @@ impl Watch {
     }
 
     /// Returns what was refused of it all the same.
-    async fn publish(&self, loaded: Loaded) -> Option<String> {
+    async fn publish(&self, loaded: Loaded, needs_restart: &[&str]) -> Option<String> {
         let Loaded { config, view, stale_data, changed } = loaded;
         if !config.warnings.is_empty() {
             tracing::warn!("warnings of the configuration\n{}", config.warnings.to_string().trim_end());
         }
-        let restart = self.boot.changed_keys(&config.boot);
-        if !restart.is_empty() {
-            tracing::warn!("changed, but needs a restart: {}", restart.join(", "));
+        if !needs_restart.is_empty() {
+            tracing::warn!(
+                "changed, but needs a restart: {} (`meridian upgrade` does without one)",
+                needs_restart.join(", ")
+            );
         }
         if let Some(cause) = &stale_data {
             tracing::error!("new geo data refused, the old stays: {cause}");

@@ -622,7 +622,7 @@ async fn a_reload_that_moves_too_many_is_refused_unless_it_is_forced() {
         let (done, outcome) = oneshot::channel();
         let request = ReloadRequest { force, who: "alice".into(), done: Some(done) };
         watched.asked.send(request).await.unwrap();
-        tokio::time::timeout(PATIENCE, outcome).await.unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, outcome).await.unwrap().unwrap().map(|reloaded| reloaded.generation)
     };
 
     watched.rename_over("m.toml", splitting(10, 90, "").as_bytes());

@@ -33,7 +33,7 @@ if [ -n "$missing" ]; then
 fi
 
 # Debian's own cargo is often older.
-oldest=88
+oldest=89
 if command -v cargo >/dev/null 2>&1; then
     minor=$(cargo --version | sed -E 's/^cargo 1\.([0-9]+).*/\1/')
     case "$minor" in

@@ -198,7 +198,7 @@ fn refused(snapshot: &Snapshot, kind: Target, name: &str, objection: &Objection)
         Objection::LastRegion(services) => (
             StatusCode::CONFLICT,
             format!(
-                "refused: it would leave {} {} without any ready region that is not down; to do it all the same: \"force\": true, or --force",
+                "refused: it would leave {} {} without any ready region that is not down; `meridian set … --force`, or \"force\": true, does it all the same",
                 if services.len() == 1 { "service" } else { "services" },
                 listed(services),
             ),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::admin::accept::{MOST_WHO, plain, said_by};
@@ -18,14 +18,8 @@ struct Asked {
     who: String,
 }
 
-#[derive(Serialize)]
-struct Done {
-    /// What is published now.
-    generation: u64,
-}
-
 impl Admin {
-    /// Answers when the reload is over: 200 with the generation, or 409 and why what was published stays, as a whole or in part.
+    /// Answers when the reload is over: 200 with the generation and what of it needs a new process, or 409 and why what was published stays, as a whole or in part.
     pub(super) async fn reload(&self, door: Door, request: Request<Incoming>) -> Answer {
         let asked = match self.accept(door, request).await {
             Ok(body) => asked(door, &body).await,
@@ -38,7 +32,7 @@ impl Admin {
         let (done, outcome) = oneshot::channel();
         let _ = self.ask.send(ReloadRequest { force, who, done: Some(done) }).await;
         match outcome.await {
-            Ok(Ok(generation)) => page(&Done { generation }),
+            Ok(Ok(reloaded)) => page(&reloaded),
             Ok(Err(why)) => text(StatusCode::CONFLICT, &format!("{}\n", why.trim_end())),
             Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "this process is ending\n"),
         }

@@ -82,7 +82,16 @@ impl Asker {
         }
         if let Some(address) = address {
             match runtime.block_on(TcpStream::connect(address)) {
-                Ok(stream) => return Asker::over(runtime, stream, token),
+                Ok(stream) => {
+                    let mut asker = Asker::over(runtime, stream, token)?;
+                    if admin.is_some() || asker.runs(config)? {
+                        return Ok(asker);
+                    }
+                    return Err(format!(
+                        "error: the process at {address} runs another configuration than {}; --admin {address} asks it all the same",
+                        config.display()
+                    ));
+                }
                 Err(error) => tried.push(format!("{address}: {error}")),
             }
         }
@@ -199,7 +208,7 @@ fn doors(config: &Path, admin: Option<&str>) -> Result<Doors, String> {
             Ok(Doors { socket: socket.or_else(|| Some(UNIT_SOCKET.into())), guessed, address, ..none })
         }
         Err(error) => Err(format!(
-            "{}\nerror: so it is not known where the running process answers; say it with --admin (that of the systemd unit: {UNIT_SOCKET})",
+            "{}\nerror: with that mistake the file does not tell where the running process answers; say it with --admin (that of the systemd unit: {UNIT_SOCKET})",
             error.to_string().trim_end()
         )),
     }

@@ -30,7 +30,13 @@ impl Reload {
             Ok(answer) => answer,
             Err(refused) => return Ok(refused),
         };
-        print(&format!("reloaded: generation {}\n", answer["generation"]))?;
+        let mut said = format!("reloaded: generation {}\n", answer["generation"]);
+        let keys: Vec<&str> =
+            answer["needs_restart"].as_array().into_iter().flatten().filter_map(|key| key.as_str()).collect();
+        if !keys.is_empty() {
+            said += &format!("not in force yet: {}; `meridian upgrade` has a new process take over\n", keys.join(", "));
+        }
+        print(&said)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -205,6 +205,15 @@ fn service_of(
     let rules = rules::rules(&section, paths, listeners.knows_https);
     let affinity_place = section.place_of("affinity");
     let affinity = affinity::affinity(section.table("affinity"));
+    if matches!(affinity, Some(Affinity::Cookie(_))) && !listeners.knows_https {
+        context
+            .scribe
+            .warning(
+                affinity_place,
+                "no request can count as https, and browsers bring the cookie back over https only",
+            )
+            .hint("give a `[[listen]]` `tls`, or name what ends TLS before meridian in `[client_ip] trusted`");
+    }
     let pins = areas::pins(&section.table("pins"), &own);
     let health_section = section.table("health");
     let health_place = health_section.place;
