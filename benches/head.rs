@@ -44,6 +44,7 @@ fn head(c: &mut Criterion) {
                 trailers: true,
                 rules: None,
                 cut: 0,
+                traced: &meridian::telemetry::Traced::default(),
             };
             out.clear();
             request.rewrite(&mut out, &edge, &forward, Framing::None, false);

@@ -5,7 +5,7 @@
 //! - [`geo`]: bytes to a place. Databases and geofeeds are read once into a flat table from address to place.
 //! - [`steering`]: the core. Changes go in by one door and snapshots come out; clients ask at the other, and steps come out.
 //! - [`config`]: text to what a process can run with, every mistake reported at once.
-//! - [`telemetry`]: metrics, the line per request, the process log.
+//! - [`telemetry`]: metrics, the line per request, the process log, spans of traces.
 //! - [`state`]: the one writer's task, and what it publishes.
 //! - [`proxy`]: the phases of a request, free of sockets; `proxy::engine` (ours) and `proxy::pingora` move the bytes.
 //! - [`listen`]: sockets, admission and the life of connections, up to the first byte of HTTP.

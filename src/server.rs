@@ -41,7 +41,7 @@ use crate::proxy::engine::{Served, h2};
 use crate::proxy::{Shared, engine, pingora};
 use crate::resolve;
 use crate::state::{self, Kept, Reader, ReloadRequest, Sender, UpgradeRequest};
-use crate::telemetry::{AccessLogger, Metrics, Mover, log};
+use crate::telemetry::{AccessLogger, Metrics, Mover, Spans, log};
 use crate::upgrade::{Brought, Predecessor, Spare, Upgrade};
 use crate::watch::Watch;
 
@@ -87,7 +87,7 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
     let mut loader = Loader::default();
     // The log's level is in the configuration, so what loading has to say waits for it.
     let boot = loader.config(path).map_err(|error| error.to_string())?.boot;
-    let _log_guard = log::start(&boot.log_level).map_err(|error| format!("error: {error}"))?;
+    let _log_guard = log::start(&boot.log_level, boot.log_format).map_err(|error| format!("error: {error}"))?;
     raise_descriptor_limit();
     let handover = brought.as_mut().and_then(Brought::handover);
     let kept = Kept::in_directory(boot.state_dir.as_deref());
@@ -109,8 +109,11 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
 
     let metrics = Metrics::new();
     metrics.loaded(SystemTime::now());
-    let (access, access_guard) =
-        AccessLogger::start(&boot.access_log, &metrics).map_err(|error| format!("error: access log: {error}"))?;
+    let pop = &loaded.view.fleet.pop.name;
+    let spans = boot.otlp.as_deref().map(|to| Spans::start(to, pop, &metrics)).transpose();
+    let (spans, spans_guard) = spans.map_err(|error| format!("error: [trace] otlp: {error}"))?.unzip();
+    let started = AccessLogger::start(&boot.access_log, boot.access_lines, spans, &metrics);
+    let (access, access_guard) = started.map_err(|error| format!("error: access log: {error}"))?;
     if kept.file().is_none() {
         tracing::info!(
             "no [process] state_dir and no $STATE_DIRECTORY: what operators set is forgotten with this process"
@@ -215,6 +218,8 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
     server.run(RunArgs { shutdown_signal: Box::new(ending) });
     // What is queued of the access log is written now.
     drop(access_guard);
+    // And then what became spans.
+    drop(spans_guard);
     Ok(ExitCode::from(u8::from(exit.load(Ordering::Acquire))))
 }
 

@@ -282,6 +282,27 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{}.{ms:03}Z", whole.trim_end_matches('Z'))
 }
 
+/// Appends a value as logfmt has it: bare, or in quotes where it is empty or holds what would end it.
+pub fn logfmt(out: &mut Vec<u8>, value: &str) {
+    let is_bare = |byte: &u8| !matches!(byte, 0..=b' ' | b'"' | b'=' | b'\\' | 0x7f);
+    if !value.is_empty() && value.as_bytes().iter().all(is_bare) {
+        return out.extend_from_slice(value.as_bytes());
+    }
+    out.push(b'"');
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            0..b' ' | 0x7f => {
+                let digits = [hexadecimal_digit(byte >> 4), hexadecimal_digit(byte)];
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digits[0], digits[1]]);
+            }
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
 /// The day of a moment in Unix seconds, UTC: `2026-01-31`.
 pub fn day(unix_s: i64) -> String {
     let mut text = rfc3339(u64::try_from(unix_s).unwrap_or(0).saturating_mul(1000));

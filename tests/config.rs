@@ -327,6 +327,7 @@ fn what_a_variable_holds_is_never_shown() {
         "[client_ip]\nheader = \"${SECRET}\"",
         "[geoip.networks]\n\"10.0.0.0/8\" = \"${SECRET}\"",
         "[log]\nlevel = \"${SECRET}!\"\naccess = \"${SECRET}\\u0000\"",
+        "[trace]\ntraceparent = \"${SECRET}\"\notlp = \"https://${SECRET}\"",
         "[limits]\nuri = \"${SECRET}\"\nbody_timeout = \"${SECRET}\"\nheaders = \"${SECRET}\"\nrequests = \"${SECRET}\"",
         "[services.web.health]\nkind = \"${SECRET}\"\npath = \"${SECRET}\"\nmethod = \"${SECRET} \"\nhost = \"${SECRET}:x\"\nstatus = [\"${SECRET}\"]",
         "[services.other]\nhosts = [\"${SECRET}:1\"]\npaths = [\"${SECRET}\"]\nresidency = [{ from = [\"${SECRET}\"], to = [\"${SECRET}\"] }]",
@@ -368,6 +369,40 @@ fn a_syntax_error_hides_no_other_mistake_and_makes_up_none() {
 }
 
 #[test]
+fn lines_may_go_to_two_places() {
+    let access = |log: &str| load(&format!("{SMALL}[log]\n{log}\n")).unwrap().boot.access_log;
+    assert_eq!(access("access = [\"stdout\", \"./a.log\"]"), AccessLog::StdoutAndFile("a.log".into()));
+    assert_eq!(access("access = [\"/a.log\"]"), AccessLog::File("/a.log".into()));
+    assert_eq!(access("access = [\"stdout\"]"), AccessLog::Stdout);
+}
+
+#[test]
+fn spans_go_to_a_collectors_traces() {
+    let otlp = |address: &str| {
+        let text = format!("{SMALL}[trace]\ntraceparent = \"start\"\notlp = \"{address}\"\n");
+        load(&text).unwrap().boot.otlp
+    };
+    assert_eq!(otlp(""), None);
+    for (address, want) in [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
+        ("http://collector.test/otlp", "http://collector.test/otlp/v1/traces"),
+    ] {
+        assert_eq!(otlp(address).as_deref(), Some(want));
+    }
+}
+
+#[test]
+fn a_share_takes_that_share() {
+    let sample =
+        |share: &str| load(&format!("{SMALL}[log]\naccess_sample = {share}\n")).unwrap().boot.access_lines.sample;
+    let numbers = || (0..1_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).chain([0, u64::MAX]);
+    let taken = |share: &str| numbers().filter(|number| sample(share).takes(*number)).count();
+    assert_eq!((taken("0"), taken("1"), taken("1.0")), (0, 1_002, 1_002));
+    assert!((240..260).contains(&taken("0.25")), "{}", taken("0.25"));
+}
+
+#[test]
 fn what_needs_a_restart_is_named() {
     let old = load(SMALL).unwrap().boot;
     let same = load(&format!("{SMALL}[limits]\nrequests = 5\n[admin]\n[log]\n")).unwrap().boot;
@@ -375,7 +410,9 @@ fn what_needs_a_restart_is_named() {
     let text = SMALL.replace("0.0.0.0:0", "0.0.0.0:1");
     let text = format!(
         "{text}[admin]\naddress = \"\"\nsocket = \"s\"\ntoken = \"0123456789abcdef\"\n[process]\nthreads = 1\ndrain_delay = \"1s\"\ndrain_timeout = \"1s\"\n\
-         state_dir = \"d\"\n[log]\nlevel = \"debug\"\naccess = \"off\"\n"
+         state_dir = \"d\"\n[log]\nlevel = \"debug\"\naccess = \"off\"\nformat = \"json\"\n\
+         access_format = \"logfmt\"\naccess_sample = 0.5\naccess_slow = \"2s\"\n\
+         [trace]\ntraceparent = \"start\"\notlp = \"http://127.0.0.1:4318\"\n"
     );
     let all = [
         "listen",
@@ -387,7 +424,12 @@ fn what_needs_a_restart_is_named() {
         "process.drain_timeout",
         "process.state_dir",
         "log.level",
+        "log.format",
         "log.access",
+        "log.access_format",
+        "log.access_sample",
+        "log.access_slow",
+        "trace.otlp",
     ];
     assert_eq!(old.changed_keys(&load(&text).unwrap().boot), all);
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meridian::admin::{self, Admin};
-use meridian::config::{AccessLog, Boot};
+use meridian::config::{AccessLines, AccessLog, Boot};
 use meridian::load::Loader;
 use meridian::state::{self, Lasting, Reader, ReloadRequest, Sender};
 use meridian::steering::fleet::Intent;
@@ -174,6 +174,7 @@ fn record(snapshot: &Arc<Snapshot>, service: Option<u16>, region: Option<u8>, st
         total_us: 1500,
         first_byte_us: region.map(|_| 1000),
         connect_us: 10,
+        traced: Default::default(),
     }
 }
 
@@ -249,7 +250,7 @@ async fn an_access_log_file_is_appended_to_and_opened_anew() {
     let path = folder.path().join("access.log");
     fs::write(&path, "before\n").unwrap();
     let to = AccessLog::File(path.clone());
-    let (logger, guard) = AccessLogger::start(&to, &stage.metrics).unwrap();
+    let (logger, guard) = AccessLogger::start(&to, AccessLines::default(), None, &stage.metrics).unwrap();
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     logger.log(&snapshot, Box::new(record(&snapshot, Some(0), Some(0), 200)));
     until("the line", || read(&path).lines().count() == 2).await;
@@ -278,7 +279,7 @@ async fn an_access_log_file_is_appended_to_and_opened_anew() {
     assert_eq!(stage.scrape().value("meridian_access_log_lines_total{result=\"written\"}"), Some(2.0));
 
     let nowhere = AccessLog::File(folder.path().join("none/access.log"));
-    let error = AccessLogger::start(&nowhere, &stage.metrics).unwrap_err().to_string();
+    let error = AccessLogger::start(&nowhere, AccessLines::default(), None, &stage.metrics).unwrap_err().to_string();
     assert!(error.contains("none/access.log"), "{error}");
 }
 

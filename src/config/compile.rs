@@ -16,6 +16,7 @@ mod region;
 mod rules;
 mod service;
 mod tls;
+mod trace;
 
 use std::path::PathBuf;
 
@@ -50,7 +51,7 @@ pub(crate) struct Context<'a> {
 pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     let root = Section::root(tree, Place { file: 0, start: 0, end: 0 }, context.scribe);
     let (pop, location) = edge::pop(&root.table("pop"), context);
-    let (boot, Reloaded { brake, tls, acme }) = boot::boot(&root, context);
+    let (boot, Reloaded { brake, tls, acme, trace }) = boot::boot(&root, context);
     let regions = region::regions(&root, context);
     let geoip = geoip::geoip(root.table("geoip"), &regions, context);
     let mut fleet = Fleet {
@@ -69,7 +70,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
     region::warn_unused(&regions, &fleet, context);
     fleet.bounded = regions.bounded();
     fleet.regions = regions.list;
-    let edge = edge::edge(&root, &pop, tls, upstream_tls, acme);
+    let edge = Edge { tls, upstream_tls, acme, trace, ..edge::edge(&root, &pop) };
     root.finish();
     Compiled { boot, edge, fleet, geoip: geoip.files }
 }

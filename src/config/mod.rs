@@ -140,8 +140,14 @@ pub struct Boot {
     pub state_dir: Option<PathBuf>,
     /// `[log] level`: a `tracing` directive.
     pub log_level: String,
+    /// `[log] format`.
+    pub log_format: LogFormat,
     /// `[log] access`.
     pub access_log: AccessLog,
+    /// `[log] access_format`, `access_sample`, `access_slow`.
+    pub access_lines: AccessLines,
+    /// `[trace] otlp`: the collector's address for traces; `None`: "" (no spans).
+    pub otlp: Option<String>,
 }
 
 impl Boot {
@@ -157,7 +163,10 @@ impl Boot {
             drain_timeout,
             state_dir,
             log_level,
+            log_format,
             access_log,
+            access_lines,
+            otlp,
         } = self;
         [
             ("listen", *listen != new.listen),
@@ -169,7 +178,12 @@ impl Boot {
             ("process.drain_timeout", *drain_timeout != new.drain_timeout),
             ("process.state_dir", *state_dir != new.state_dir),
             ("log.level", *log_level != new.log_level),
+            ("log.format", *log_format != new.log_format),
             ("log.access", *access_log != new.access_log),
+            ("log.access_format", access_lines.format != new.access_lines.format),
+            ("log.access_sample", access_lines.sample != new.access_lines.sample),
+            ("log.access_slow", access_lines.slow != new.access_lines.slow),
+            ("trace.otlp", *otlp != new.otlp),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -211,6 +225,67 @@ pub enum AccessLog {
     Off,
     /// A file, appended to.
     File(PathBuf),
+    /// Standard output and a file, with the same lines.
+    StdoutAndFile(PathBuf),
+}
+
+/// `[log] format`: how lines of the process log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+    /// `key=value` pairs.
+    Logfmt,
+}
+
+/// `[log] access_format`: how lines of the access log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessFormat {
+    /// A JSON object a line.
+    #[default]
+    Json,
+    /// `key=value` pairs.
+    Logfmt,
+}
+
+/// How lines of the access log look, and which requests get one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessLines {
+    /// `access_format`.
+    pub format: AccessFormat,
+    /// `access_sample`: of the requests without trouble.
+    pub sample: Share,
+    /// `access_slow`: whatever took as long has trouble.
+    pub slow: Duration,
+}
+
+impl Default for AccessLines {
+    fn default() -> AccessLines {
+        AccessLines { format: AccessFormat::Json, sample: Share::ALL, slow: Duration::from_secs(1) }
+    }
+}
+
+/// A share of many, from none to all, as what a random number is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share(u64);
+
+impl Share {
+    /// All of them.
+    pub const ALL: Share = Share(u64::MAX);
+
+    /// `share` from 0 to 1.
+    pub fn of(share: f64) -> Share {
+        // Beyond either end it is the end.
+        Share((share * 2.0_f64.powi(64)) as u64)
+    }
+
+    /// Whether the one with that random number is among them.
+    pub fn takes(self, random: u64) -> bool {
+        random < self.0 || self == Share::ALL
+    }
 }
 
 /// What a request meets before and after the decision. Reloadable.
@@ -230,6 +305,8 @@ pub struct Edge {
     pub tls: Vec<(ListenerId, Arc<Tls>)>,
     /// `[acme]`.
     pub acme: Option<Arc<Acme>>,
+    /// `[trace]`, but for where spans go.
+    pub trace: Trace,
 }
 
 impl Edge {
@@ -255,6 +332,33 @@ impl Edge {
     pub fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(peer))
     }
+}
+
+/// `[trace]`, but for where spans go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// `traceparent`.
+    pub traceparent: Traceparent,
+    /// `sample`: of the traces that begin here, or come from peers that are not trusted.
+    pub sample: Share,
+}
+
+impl Default for Trace {
+    fn default() -> Trace {
+        Trace { traceparent: Traceparent::Pass, sample: Share::of(0.01) }
+    }
+}
+
+/// `[trace] traceparent`: what becomes of a request's place in a trace (W3C Trace Context).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Traceparent {
+    /// Removed.
+    Off,
+    /// As it came.
+    #[default]
+    Pass,
+    /// Continued, or begun where there is none.
+    Start,
 }
 
 /// Which forwarding field is believed from trusted peers. `X-Forwarded-*` is always written; `Forwarded` is written when it is the one configured.

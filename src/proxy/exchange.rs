@@ -29,7 +29,7 @@ use crate::proxy::headers::{self, Forward};
 use crate::proxy::rates::{self, Rates};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::rules::Ruled;
-use crate::proxy::{Fields, Outcome};
+use crate::proxy::{Fields, Outcome, trace};
 use crate::proxy_protocol::{self, Version};
 use crate::state::{Published, Reader};
 use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
@@ -37,7 +37,7 @@ use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
 use crate::steering::walk::MAX_SPARED;
 use crate::steering::{Avoid, PoolId, Query, Refusal, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
-use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
+use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover, Traced};
 
 /// The most bytes of a target that the log keeps.
 const TARGET_BYTES: usize = 2_048;
@@ -458,8 +458,10 @@ impl Exchange {
         let client = head.peer.map(|peer| client::client(peer.ip(), &published.edge, head.fields));
         let kept = headers::request_id(client.as_ref(), head.fields);
         let is_http_11 = head.version == http::Version::HTTP_11;
+        let trusted = client.is_some_and(|client| client.peer_trusted);
+        let traced = trace::of(&published.edge.trace, head.fields, trusted, head.id, head.chance);
         Exchange {
-            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id)),
+            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id), traced),
             client,
             request_id_kept: kept.is_some(),
             scheme: head.scheme,
@@ -933,6 +935,7 @@ impl Exchange {
             trailers,
             rules: service.and_then(|service| service.rules.as_deref()),
             cut: self.ruled.cut(),
+            traced: &self.record.traced,
         }
     }
 
@@ -1123,7 +1126,13 @@ impl Exchange {
     }
 }
 
-fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, request_id: u128) -> Box<AccessRecord> {
+fn record<F>(
+    shared: &Shared,
+    head: &Head<'_, F>,
+    client: Option<&Client>,
+    request_id: u128,
+    traced: Traced,
+) -> Box<AccessRecord> {
     let mut record = shared.access.record();
     let mut text = std::mem::take(&mut record.text);
     let target = &head.target[..head.target.len().min(TARGET_BYTES)];
@@ -1145,6 +1154,7 @@ fn record<F>(shared: &Shared, head: &Head<'_, F>, client: Option<&Client>, reque
             _ => "HTTP",
         },
         mover: head.mover,
+        traced,
         outcome: Outcome::Answered.label(),
         ..AccessRecord::unused()
     };

@@ -14,9 +14,10 @@ use crate::config::names::{alphanumeric_and, is_token_byte};
 use crate::config::{Edge, Forwarding, Limits, Underscores};
 use crate::proxy::client::Client;
 use crate::proxy::framing::{self, Framing};
-use crate::proxy::{Fields, Outcome, rules};
+use crate::proxy::{Fields, Outcome, rules, trace};
 use crate::steering::fleet::HostRule;
 use crate::steering::rules::Rules;
+use crate::telemetry::Traced;
 use crate::text;
 
 /// The most fields that `Connection` may nominate.
@@ -313,6 +314,8 @@ pub struct Forward<'a> {
     pub rules: Option<&'a Rules>,
     /// How many bytes of the path those take away.
     pub cut: usize,
+    /// The request's place in a trace.
+    pub traced: &'a Traced,
 }
 
 impl<'a> Forward<'a> {
@@ -361,6 +364,7 @@ pub fn request(fields: &mut impl Fields, edge: &Edge, forward: &Forward<'_>) {
         // A client of HTTP/1.0 may leave it out, we may not: the target's, or empty for none (RFC 9110, 7.2).
         fields.set("host", forward.host.as_bytes());
     }
+    trace::forward(fields, &edge.trace, forward.traced);
     if let Some(rules) = forward.rules {
         rules::request(fields, rules, forward);
     }
@@ -539,6 +543,7 @@ mod tests {
             trailers,
             rules: None,
             cut: 0,
+            traced: &Traced::default(),
         };
         request(&mut fields, edge, &forward);
         text(&fields)
@@ -701,7 +706,8 @@ mod tests {
             let _ = check(&Method::GET, b"/", &fields, &edge().limits, "meridian-a");
             let _ = host(b"/", &fields, false);
             let forward = Forward { client: Some(&client), host: "h", max_forwards: None, scheme: "http", via: "meridian-a", version: "1.1",
-                request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false, rules: None, cut: 0 };
+                request_id: 1, request_id_kept: false, host_rule: &HostRule::Pass, websocket: false, trailers: false, rules: None, cut: 0,
+                traced: &Traced::default() };
             request(&mut fields, &edge(), &forward);
             prop_assert!(!fields.contains_key("connection") && !fields.contains_key("upgrade") && !fields.contains_key("te"));
             prop_assert_eq!(fields.get("x-forwarded-for").unwrap(), "10.0.0.1");

@@ -3,7 +3,7 @@
 //! The phases are plain functions over plain values: whom to believe ([`client`]), where it was before
 //! ([`affinity`]), what to forward ([`headers`]), what its service changes in that ([`rules`]), what may go
 //! again ([`retry`]), what a failure means to the client ([`outcome`]), and the state of one request that ties them together
-//! ([`exchange`]), where a body ends ([`framing`]), what calls of gRPC want ([`grpc`]). A mover of bytes owns the sockets, the clock and the dice, and calls the phases.
+//! ([`exchange`]), where a body ends ([`framing`]), what calls of gRPC want ([`grpc`]), which trace it is in ([`trace`]). A mover of bytes owns the sockets, the clock and the dice, and calls the phases.
 //! There are two: [`engine`] is ours and moves HTTP/1.1; [`pingora`] moves it through pingora-proxy, as a way back. Both call the very same
 //! phases. Nothing outside the two may name a type of pingora or touch a socket.
 
@@ -21,6 +21,7 @@ pub mod pingora;
 pub mod rates;
 pub mod retry;
 pub mod rules;
+pub mod trace;
 
 pub use exchange::{Attempt, Exchange, Head, Shared};
 pub use fields::Fields;
@@ -58,6 +59,7 @@ mod tests {
             upstream_tls: Vec::new(),
             tls: Vec::new(),
             acme: None,
+            trace: crate::config::Trace::default(),
         }
     }
 }

@@ -1,8 +1,11 @@
-//! The line per request: one JSON object, written off the request path through a bounded queue.
+//! The line per request, written off the request path through a bounded queue.
 //!
 //! A request must never wait for a disk, a full pipe or a log collector. So it moves its record into a queue and is done; one
 //! thread makes the lines ([`super::line`]), batches and writes. When the queue is full the record is dropped and counted: a gap in
 //! the log is better than a gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
+//!
+//! Where a share of the requests is enough (`access_sample`), those with trouble are written all the same. Which of the others are is
+//! decided by the request's id: two PoPs that a request passes through write it or leave it out together, and no dice are thrown.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -18,12 +21,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::config;
+use crate::config::{self, Share};
 use crate::geo::Place;
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
-use crate::telemetry::Metrics;
 use crate::telemetry::line::Lines;
-use crate::telemetry::metrics::AccessLines;
+use crate::telemetry::metrics::{AccessLines, SpanResults};
+use crate::telemetry::{Metrics, Spans};
 
 /// Records that may wait: at 50,000 requests a second the writer may be stuck for 160 ms before one is lost.
 const QUEUE: usize = 8192;
@@ -37,6 +40,9 @@ const REST: Duration = Duration::from_millis(10);
 
 /// Between two complaints about an output that refuses lines.
 const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// The outcome of a request that an upstream's answer ended.
+const ANSWERED: &str = "answered";
 
 /// How long the end of the process waits for the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -110,6 +116,45 @@ pub struct AccessRecord {
     pub first_byte_us: Option<u64>,
     /// Microseconds connecting, over all attempts.
     pub connect_us: u64,
+    /// Its place in a trace.
+    pub traced: Traced,
+}
+
+/// A request's place in a trace; of one that is in none all is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// The trace's id.
+    pub trace: u128,
+    /// The span of who sent the request; 0: it began the trace.
+    pub parent: u64,
+    /// Our own span; 0: we have none.
+    pub span: u64,
+    /// The trace is recorded.
+    pub sampled: bool,
+}
+
+impl Traced {
+    /// Whether a span of ours is wanted.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.sampled && self.span != 0
+    }
+}
+
+impl AccessRecord {
+    /// Whether an operator wants to see it whatever is sampled: it was refused or failed, was answered with a status of 500 or above, was
+    /// tried more than once, or took as long as `slow`.
+    fn has_trouble(&self, slow: Duration) -> bool {
+        self.outcome != ANSWERED
+            || self.status >= 500
+            || self.attempts > 1
+            || u128::from(self.total_us) >= slow.as_micros()
+    }
+
+    /// A number that is as good as random, the same wherever the request's id is known.
+    fn draw(&self) -> u64 {
+        // Some ids begin with a time.
+        ((self.request_id >> 64) as u64 ^ self.request_id as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 /// Host and request target as a client wrote them.
@@ -183,6 +228,7 @@ impl AccessRecord {
             total_us: 0,
             first_byte_us: None,
             connect_us: 0,
+            traced: Traced::default(),
         }
     }
 }
@@ -223,6 +269,11 @@ struct Queue {
     sender: SyncSender<Message>,
     asked: Arc<Asked>,
     lines: AccessLines,
+    wanted: config::AccessLines,
+    /// Whether there is an access log at all.
+    has_lines: bool,
+    /// What becomes of spans, if there are any.
+    spans: Option<SpanResults>,
 }
 
 /// What was asked of the writer besides lines. Flags, because a question must not be lost when the queue is full.
@@ -232,8 +283,8 @@ struct Asked {
     stop: AtomicBool,
 }
 
-/// A finished request, and the snapshot it was served by: names come from it. `None`: look at the flags.
-type Message = Option<(Arc<Snapshot>, Box<AccessRecord>)>;
+/// A finished request, the snapshot it was served by (names come from it), and whether it gets a line. `None`: look at the flags.
+type Message = Option<(Arc<Snapshot>, Box<AccessRecord>, bool)>;
 
 impl AccessLogger {
     /// Room for a record; what is in it is to be written over.
@@ -245,9 +296,20 @@ impl AccessLogger {
     /// for.
     pub fn log(&self, snapshot: &Arc<Snapshot>, record: Box<AccessRecord>) {
         let Some(queue) = &self.queue else { return self.records.keep(record) };
-        match queue.sender.try_send(Some((Arc::clone(snapshot), record))) {
+        let line = queue.has_lines && queue.wants(&record);
+        if !line && queue.has_lines {
+            queue.lines.sampled_out.inc();
+        }
+        let span = queue.spans.as_ref().filter(|_| record.traced.is_recorded());
+        if !line && span.is_none() {
+            return self.records.keep(record);
+        }
+        match queue.sender.try_send(Some((Arc::clone(snapshot), record, line))) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => queue.lines.dropped.inc(),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                queue.lines.dropped.inc_by(line.into());
+                span.into_iter().for_each(|span| span.dropped.inc());
+            }
         }
     }
 
@@ -260,6 +322,12 @@ impl AccessLogger {
 }
 
 impl Queue {
+    /// Whether the request gets a line.
+    fn wants(&self, record: &AccessRecord) -> bool {
+        let config::AccessLines { sample, slow, .. } = self.wanted;
+        sample == Share::ALL || sample.takes(record.draw()) || record.has_trouble(slow)
+    }
+
     fn ask(&self, flag: &AtomicBool) {
         flag.store(true, Ordering::Release);
         // A full queue needs no wake-up: its writer is awake.
@@ -285,42 +353,61 @@ impl Drop for AccessLogGuard {
 }
 
 impl AccessLogger {
-    /// Starts the writer. An error: the file cannot be opened, or no thread started.
-    pub fn start(to: &config::AccessLog, metrics: &Metrics) -> io::Result<(AccessLogger, AccessLogGuard)> {
-        let output = match to {
-            config::AccessLog::Off => None,
-            config::AccessLog::Stdout => Some(Output::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into())),
-            config::AccessLog::File(path) => Some(Output::File { path: path.as_path().into(), file: open(path)? }),
+    /// Starts the writer, which makes spans of recorded requests, too, if there is somewhere to send them. An error: the file cannot be opened, or no thread started.
+    pub fn start(
+        to: &config::AccessLog,
+        wanted: config::AccessLines,
+        spans: Option<Spans>,
+        metrics: &Metrics,
+    ) -> io::Result<(AccessLogger, AccessLogGuard)> {
+        let stdout = || io::Result::Ok(Output::Stdout(io::stdout().as_fd().try_clone_to_owned()?.into()));
+        let file = |path: &Path| io::Result::Ok(Output::File { path: path.into(), file: open(path)? });
+        let outputs = match to {
+            config::AccessLog::Off => Vec::new(),
+            config::AccessLog::Stdout => vec![stdout()?],
+            config::AccessLog::File(path) => vec![file(path)?],
+            config::AccessLog::StdoutAndFile(path) => vec![stdout()?, file(path)?],
         };
-        AccessLogger::start_with(output, QUEUE, metrics)
+        AccessLogger::start_with(outputs, wanted, spans, QUEUE, metrics)
     }
 
     fn start_with(
-        output: Option<Output>,
+        outputs: Vec<Output>,
+        wanted: config::AccessLines,
+        spans: Option<Spans>,
         room: usize,
         metrics: &Metrics,
     ) -> io::Result<(AccessLogger, AccessLogGuard)> {
         let (finished, done) = sync_channel(0);
-        let Some(output) = output else {
+        if outputs.is_empty() && spans.is_none() {
             let logger = AccessLogger { queue: None, records: Records::new() };
             return Ok((logger, AccessLogGuard { queue: None, done }));
-        };
+        }
         let (sender, receiver) = sync_channel(room);
-        let queue = Queue { sender, asked: Arc::default(), lines: metrics.access_lines() };
+        let queue = Queue {
+            sender,
+            asked: Arc::default(),
+            lines: metrics.access_lines(),
+            wanted,
+            has_lines: !outputs.is_empty(),
+            spans: spans.as_ref().map(|spans| spans.results().clone()),
+        };
         let records = Records::new();
         let mut writer = Writer {
-            output,
+            outputs: outputs.into_iter().map(|to| Sink { to, torn: false }).collect(),
+            spans,
             records: records.clone(),
-            written: Lines::default(),
+            written: Lines::new(wanted.format),
             asked: queue.asked.clone(),
             lines: queue.lines.clone(),
             batch: Vec::with_capacity(BATCH + 4096),
             batched: 0,
-            torn: false,
             complained: None,
         };
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             writer.run(&receiver);
+            // Nothing more is recorded: what is queued there is sent now.
+            drop(writer.spans.take());
             // Before it is said: whoever logs after that must find that nobody reads.
             drop(receiver);
             drop(finished);
@@ -361,16 +448,46 @@ impl Write for Output {
     }
 }
 
+/// An output, and how far its lines are.
+#[derive(Debug)]
+struct Sink {
+    to: Output,
+    /// The last write ended inside a line.
+    torn: bool,
+}
+
+impl Sink {
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        if self.torn {
+            // The rest of the torn line is lost; this ends what is there of it.
+            self.to.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let mut rest = batch;
+        while !rest.is_empty() {
+            match self.to.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.torn = rest[written - 1] != b'\n';
+                    rest = &rest[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Writer {
-    output: Output,
+    outputs: Vec<Sink>,
+    spans: Option<Spans>,
     records: Records,
     written: Lines,
     asked: Arc<Asked>,
     lines: AccessLines,
     batch: Vec<u8>,
     batched: u64,
-    /// The last write ended inside a line.
-    torn: bool,
     complained: Option<Instant>,
 }
 
@@ -404,9 +521,14 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message) {
-        let Some((snapshot, record)) = message else { return };
-        self.written.append(&mut self.batch, &record, &snapshot);
-        self.batched += 1;
+        let Some((snapshot, record, line)) = message else { return };
+        if let Some(spans) = &self.spans {
+            spans.take(&record, &snapshot);
+        }
+        if line {
+            self.written.append(&mut self.batch, &record, &snapshot);
+            self.batched += 1;
+        }
         self.records.keep(record);
         if self.batch.len() >= BATCH {
             self.write();
@@ -421,44 +543,28 @@ impl Writer {
         if self.batch.is_empty() {
             return;
         }
-        match self.write_batch() {
-            Ok(()) => self.lines.written.inc_by(self.batched),
-            Err(error) => {
-                self.lines.failed.inc_by(self.batched);
-                self.complain(&format!("{} access log lines lost: {error}", self.batched));
+        // Each takes what it can: one that refuses lines is none of the other's business.
+        for at in 0..self.outputs.len() {
+            match self.outputs[at].write(&self.batch) {
+                Ok(()) => self.lines.written.inc_by(self.batched),
+                Err(error) => {
+                    self.lines.failed.inc_by(self.batched);
+                    self.complain(&format!("{} access log lines lost: {error}", self.batched));
+                }
             }
         }
         self.batch.clear();
         self.batched = 0;
     }
 
-    fn write_batch(&mut self) -> io::Result<()> {
-        if self.torn {
-            // The rest of the torn line is lost; this ends what is there of it.
-            self.output.write_all(b"\n")?;
-            self.torn = false;
-        }
-        let mut rest = self.batch.as_slice();
-        while !rest.is_empty() {
-            match self.output.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    self.torn = rest[written - 1] != b'\n';
-                    rest = &rest[written..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
     fn reopen(&mut self) {
-        if let Output::File { path, file } = &mut self.output {
+        for at in 0..self.outputs.len() {
+            let sink = &mut self.outputs[at];
+            let Output::File { path, file } = &mut sink.to else { continue };
             match open(path) {
                 Ok(new) => {
                     *file = new;
-                    self.torn = false;
+                    sink.torn = false;
                 }
                 Err(error) => self.complain(&format!("{error}; the old file stays in use")),
             }
@@ -478,6 +584,7 @@ impl Writer {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::{AccessFormat, AccessLines};
     use crate::geo::Atlas;
     use crate::steering::{Fleet, RegionSet, View};
     use std::sync::Mutex;
@@ -563,6 +670,7 @@ pub(super) mod tests {
             total_us: 1234,
             first_byte_us: None,
             connect_us: 0,
+            traced: Traced::default(),
         }
     }
 
@@ -574,7 +682,9 @@ pub(super) mod tests {
     #[test]
     fn a_full_queue_drops_and_counts_and_what_is_queued_is_written_at_the_end() {
         let (gate, metrics) = (Gate::default(), Metrics::new());
-        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        let (logger, guard) =
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), None, 4, &metrics)
+                .unwrap();
         logger.log(&snapshot(), Box::new(record("first")));
         gate.wait_for_writer();
         // The writer is stuck with the first one: four wait, five are lost.
@@ -595,7 +705,9 @@ pub(super) mod tests {
     fn a_line_torn_by_an_error_does_not_spoil_the_next() {
         let (gate, metrics) = (Gate::default(), Metrics::new());
         gate.open(Some(10));
-        let (logger, guard) = AccessLogger::start_with(Some(Output::Test(gate.clone())), 4, &metrics).unwrap();
+        let (logger, guard) =
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], AccessLines::default(), None, 4, &metrics)
+                .unwrap();
         logger.log(&snapshot(), Box::new(record("torn")));
         while metrics.access_lines().failed.get() == 0 {
             thread::yield_now();
@@ -607,5 +719,63 @@ pub(super) mod tests {
         assert_eq!(torn.len(), 10);
         assert_eq!(numbers(rest), ["whole"]);
         assert_eq!(metrics.access_lines().failed.get(), 1);
+    }
+
+    #[test]
+    fn each_output_has_all_lines_and_one_that_fails_spoils_no_other() {
+        let (stuck, good, metrics) = (Gate::default(), Gate::default(), Metrics::new());
+        stuck.open(Some(0));
+        good.open(None);
+        let outputs = vec![Output::Test(stuck.clone()), Output::Test(good.clone())];
+        let (logger, guard) = AccessLogger::start_with(outputs, AccessLines::default(), None, 4, &metrics).unwrap();
+        logger.log(&snapshot(), Box::new(record("one")));
+        drop(guard);
+        assert_eq!((stuck.text().as_str(), numbers(&good.text())), ("", vec!["one".to_owned()]));
+        let lines = metrics.access_lines();
+        assert_eq!((lines.written.get(), lines.failed.get()), (1, 1));
+    }
+
+    /// A request without trouble.
+    fn fine(request_id: u128) -> AccessRecord {
+        AccessRecord { status: 200, outcome: ANSWERED, attempts: 1, request_id, ..record("/") }
+    }
+
+    fn sampled(sample: Share, records: impl IntoIterator<Item = AccessRecord>) -> (Vec<String>, u64) {
+        let (gate, metrics) = (Gate::default(), Metrics::new());
+        gate.open(None);
+        let lines = AccessLines { sample, format: AccessFormat::Json, slow: Duration::from_secs(1) };
+        let (logger, guard) =
+            AccessLogger::start_with(vec![Output::Test(gate.clone())], lines, None, 4096, &metrics).unwrap();
+        let snapshot = snapshot();
+        records.into_iter().for_each(|record| logger.log(&snapshot, Box::new(record)));
+        drop(guard);
+        let ids = gate.text().lines().map(|line| line.split('"').nth(7).unwrap().to_owned()).collect();
+        (ids, metrics.access_lines().sampled_out.get())
+    }
+
+    #[test]
+    fn a_share_is_written_and_it_is_the_same_each_time() {
+        // Ids that count up, and ones that begin with a time, as UUIDs of version 7 do.
+        let records = || (0..1_000).map(fine).chain((0..1_000).map(|n| fine((n + (1 << 40)) << 80 | 7)));
+        let (written, left_out) = sampled(Share::of(0.1), records());
+        assert_eq!(written.len() as u64 + left_out, 2_000);
+        assert!((100..300).contains(&written.len()), "{}", written.len());
+        assert_eq!(sampled(Share::of(0.1), records()).0, written);
+        assert_eq!(sampled(Share::of(0.0), records()), (Vec::new(), 2_000));
+        assert_eq!(sampled(Share::of(1.0), records()).1, 0);
+    }
+
+    #[test]
+    fn trouble_is_always_written() {
+        let trouble = [
+            AccessRecord { status: 500, ..fine(1) },
+            AccessRecord { status: 404, outcome: "no_path", attempts: 0, ..fine(2) },
+            AccessRecord { status: 0, outcome: "client_gone", ..fine(3) },
+            AccessRecord { attempts: 2, ..fine(4) },
+            AccessRecord { total_us: 1_000_000, ..fine(5) },
+        ];
+        let none = [AccessRecord { total_us: 999_999, ..fine(6) }, AccessRecord { status: 404, ..fine(7) }];
+        let (written, left_out) = sampled(Share::of(0.0), trouble.into_iter().chain(none));
+        assert_eq!((written.len(), left_out), (5, 2), "{written:?}");
     }
 }

@@ -1,6 +1,7 @@
-//! A request's line in the access log: one JSON object, made by hand.
+//! A request's line in the access log: one JSON object, or pairs of logfmt, made by hand.
 //!
-//! Field names and their order are a contract; a field without a value is `null`, so that every line has every field. By hand, because a line
+//! Field names and their order are a contract; a field without a value is `null`, so that every line has every field (in logfmt it is
+//! left out, as is custom there). By hand, because a line
 //! for each request is as much work as the rest of the request when a general serialiser makes it.
 //!
 //! Must not know where lines go.
@@ -11,17 +12,20 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use wide::u8x16;
 
+use crate::config::AccessFormat;
 use crate::geo::atlas::SourceInfo;
 use crate::geo::{Continent, Country, Place, Source, Subdivision};
 use crate::steering::{RegionId, ServiceId, Snapshot, TakeReason};
 use crate::telemetry::{AccessRecord, Mover};
 use crate::text::{
-    address, digits_of_three, find, hexadecimal, hexadecimal_digit, number, sixteen, socket, three_digits,
+    address, digits_of_three, find, hexadecimal, hexadecimal_digit, logfmt, number, rfc3339, sixteen, socket,
+    three_digits,
 };
 
 /// Makes lines; remembers what it wrote last where much of the next one is the same.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
+    format: AccessFormat,
     /// A Unix second, and how lines of it begin.
     second: Option<(u64, Beginning)>,
     /// Where clients were.
@@ -170,8 +174,16 @@ impl Way {
 }
 
 impl Lines {
+    /// Nothing is remembered yet.
+    pub(super) fn new(format: AccessFormat) -> Lines {
+        Lines { format, ..Lines::default() }
+    }
+
     /// Appends the line of a request that was served by this snapshot, with its end.
     pub(super) fn append(&mut self, out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
+        if self.format == AccessFormat::Logfmt {
+            return pairs(out, record, snapshot);
+        }
         out.extend_from_slice(&self.beginning(record.at_us, record.request_id));
         or_null(out, record.client, |out, client| quoted(out, |out| address(out, client)));
         out.extend_from_slice(b",\"peer\":");
@@ -201,6 +213,8 @@ impl Lines {
         or_null(out, record.first_byte_us, milliseconds);
         out.extend_from_slice(b",\"connect_ms\":");
         milliseconds(out, record.connect_us);
+        out.extend_from_slice(b",\"trace_id\":");
+        or_null(out, trace(record), |out, id| quoted(out, |out| out.extend_from_slice(&hexadecimal(id))));
         out.extend_from_slice(b"}\n");
     }
 
@@ -216,6 +230,63 @@ impl Lines {
         text[MS..MS + 3].copy_from_slice(digits_of_three(ms));
         text[ID..ID + 32].copy_from_slice(&hexadecimal(request_id));
         text
+    }
+}
+
+/// The same line in logfmt, with its end.
+fn pairs(out: &mut Vec<u8>, record: &AccessRecord, snapshot: &Snapshot) {
+    let fleet = snapshot.fleet();
+    let service = record.service.and_then(|id| Some(fleet.services.get(id.index())?.name.as_str()));
+    let region = record.region.and_then(|id| Some(fleet.regions.get(id.index())?.name.as_str()));
+    out.extend_from_slice(b"ts=");
+    out.extend_from_slice(rfc3339(record.at_us / 1000).as_bytes());
+    pair(out, "request_id", |out| out.extend_from_slice(&hexadecimal(record.request_id)));
+    pair_of(out, "client", record.client, address);
+    pair_of(out, "peer", record.peer, socket);
+    if let Some(place) = &record.place {
+        pair_of(out, "place_country", place.country.as_ref().map(Country::as_str), logfmt);
+        pair_of(out, "place_subdivision", place.subdivision.as_ref().map(Subdivision::as_str), logfmt);
+        pair_of(out, "place_continent", place.continent.map(Continent::as_str), logfmt);
+        pair(out, "place_source", |out| logfmt(out, source(place.source, snapshot)));
+    }
+    pair(out, "method", |out| logfmt(out, record.method.as_str()));
+    pair(out, "host", |out| logfmt(out, record.text.host()));
+    pair(out, "path", |out| logfmt(out, record.text.target()));
+    pair(out, "protocol", |out| logfmt(out, record.protocol));
+    pair(out, "mover", |out| logfmt(out, record.mover.as_str()));
+    pair(out, "status", |out| number(out, record.status.into()));
+    pair(out, "outcome", |out| logfmt(out, record.outcome));
+    pair_of(out, "service", service, logfmt);
+    pair_of(out, "region", region, logfmt);
+    pair_of(out, "endpoint", record.endpoint, socket);
+    pair_of(out, "reason", record.reason.map(TakeReason::as_str), logfmt);
+    pair(out, "attempts", |out| number(out, record.attempts.into()));
+    pair_of(out, "gave_up", record.gave_up, logfmt);
+    pair(out, "bytes_in", |out| number(out, record.bytes_in));
+    pair(out, "bytes_out", |out| number(out, record.bytes_out));
+    pair(out, "duration_ms", |out| milliseconds(out, record.total_us));
+    pair_of(out, "first_byte_ms", record.first_byte_us, milliseconds);
+    pair(out, "connect_ms", |out| milliseconds(out, record.connect_us));
+    pair_of(out, "trace_id", trace(record), |out, id| out.extend_from_slice(&hexadecimal(id)));
+    out.push(b'\n');
+}
+
+/// The trace that a request is in.
+fn trace(record: &AccessRecord) -> Option<u128> {
+    Some(record.traced.trace).filter(|id| *id != 0)
+}
+
+fn pair(out: &mut Vec<u8>, key: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    out.push(b' ');
+    out.extend_from_slice(key.as_bytes());
+    out.push(b'=');
+    write(out);
+}
+
+/// The pair of a value that may not be known.
+fn pair_of<T>(out: &mut Vec<u8>, key: &str, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
+    if let Some(value) = value {
+        pair(out, key, |out| write(out, value));
     }
 }
 
@@ -350,10 +421,33 @@ mod tests {
         assert_eq!(line["service"], Value::Null);
         assert_eq!(line["place"], Value::Null);
         assert_eq!(line["gave_up"], Value::Null);
-        assert_eq!(line.as_object().unwrap().len(), 23);
+        assert_eq!(line["trace_id"], Value::Null);
+        assert_eq!(line.as_object().unwrap().len(), 24);
         let page = include_str!("../../docs/access-log.md").split("## Outcomes").next().unwrap();
         for field in line.as_object().unwrap().keys() {
             assert!(page.contains(&format!("`{field}` ")), "{field} is not in the page");
+        }
+    }
+
+    #[test]
+    fn in_logfmt_a_line_is_pairs_of_the_same_names() {
+        let mut record = AccessRecord { place: Some(Place::nowhere(Source::Special)), ..record("/x?y=\"z\"\n") };
+        record.traced.trace = 0xdef;
+        let mut out = Vec::new();
+        Lines::new(AccessFormat::Logfmt).append(&mut out, &record, &snapshot());
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(
+            text,
+            "ts=2026-01-31T23:59:59.999Z request_id=00000000000000000000000000000abc peer=[2001:db8::1]:443 place_source=special \
+             method=GET host=\"a\\\"b\\\\\\u0007\" path=\"/x?y=\\\"z\\\"\\n\" protocol=HTTP/1.1 mover=pingora status=400 outcome=bad_request \
+             attempts=0 bytes_in=0 bytes_out=12 duration_ms=1.234 connect_ms=0.000 \
+             trace_id=00000000000000000000000000000def\n"
+        );
+        let line = line(&record);
+        assert_eq!(line["trace_id"], "00000000000000000000000000000def");
+        let known = line.as_object().unwrap();
+        for key in text.split(' ').filter_map(|pair| Some(pair.split_once('=')?.0)) {
+            assert!(known.contains_key(key) || key == "place_source", "{key}");
         }
     }
 

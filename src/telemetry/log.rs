@@ -1,5 +1,6 @@
-//! Set-up of the process log: compact lines on standard error, where journald, Docker and people look for them. An event of the world is
-//! one line of JSON among them (`grep '^{'`), the same that `/api/events` has.
+//! Set-up of the process log: lines on standard error, where journald, Docker and people look for them, in the shape that `[log] format`
+//! asks for ([`super::shape`]), without endless repeats ([`super::repeats`]). An event of the world is
+//! one line of JSON among them (in text: `grep '^{'`), the same that `/api/events` has.
 //!
 //! What pingora and other crates say through the `log` crate goes the same way. A closed or full standard error costs lines, never
 //! the process: the subscriber's own complaints about it, which would panic, are off; and the writing is done by a thread of its own
@@ -9,19 +10,18 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber as Subscribed};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{Compact, Format, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, Subscriber};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-use crate::telemetry::journal;
+use crate::config::LogFormat;
+use crate::telemetry::repeats::Repeats;
+use crate::telemetry::shape::{Shape, line_of, moment};
 
 /// Where to look when `[log] level` should be overruled without touching the configuration.
 const OVERRULE: &str = "RUST_LOG";
@@ -33,6 +33,9 @@ const QUIET: &str = "notify=error,pingora_core=warn,pingora_proxy=error,h2=error
 
 /// Lines that may wait. A broken configuration makes one long line; a lost data center, one for each endpoint.
 const QUEUE: usize = 4096;
+
+/// Between two looks whether there is something to say of repeats.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long the end of the process waits for the last lines, in steps.
 const LAST_WORDS: (u32, Duration) = (100, Duration::from_millis(10));
@@ -60,50 +63,26 @@ impl fmt::Display for LogError {
 
 impl std::error::Error for LogError {}
 
-/// Starts the process log at `level`, a `tracing` directive such as `info` or `info,meridian::probe=debug`; the environment's `RUST_LOG`
+/// Starts the process log in that format at `level`, a `tracing` directive such as `info` or `info,meridian::probe=debug`; the environment's `RUST_LOG`
 /// wins when it is set. To be called once, before anything is logged. Lines are written until the guard is dropped.
-pub fn start(level: &str) -> Result<LogGuard, LogError> {
+pub fn start(level: &str, format: LogFormat) -> Result<LogGuard, LogError> {
     let overruled = std::env::var(OVERRULE).ok().filter(|value| !value.is_empty());
     let (name, directive) = match &overruled {
         Some(value) => (OVERRULE, value.as_str()),
         None => ("[log] level", level),
     };
     let filter = filter(name, directive)?;
-    let (lines, guard) = writer(io::stderr(), QUEUE).map_err(LogError::Thread)?;
-    let builder = Subscriber::builder().with_env_filter(filter).with_writer(lines).with_ansi(false);
-    let builder = builder.log_internal_errors(false).event_format(Shape(Format::default().compact()));
-    builder.finish().try_init().map_err(LogError::Taken)?;
+    let repeats = Arc::new(Repeats::default());
+    let left_out = Arc::clone(&repeats);
+    let (lines, guard) = writer(io::stderr(), QUEUE, move |is_end| {
+        let over = left_out.over((!is_end).then(moment));
+        over.iter().map(|left_out| line_of(left_out, format)).collect()
+    })
+    .map_err(LogError::Thread)?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(lines).with_ansi(false).log_internal_errors(false);
+    let layer = layer.event_format(Shape::new(format, repeats));
+    tracing_subscriber::registry().with(filter).with(layer).try_init().map_err(LogError::Taken)?;
     Ok(guard)
-}
-
-/// How a line looks: what comes from the journal is a whole line already.
-struct Shape(Format<Compact>);
-
-impl<S, N> FormatEvent<S, N> for Shape
-where
-    S: Subscribed + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        if event.metadata().target() != journal::TARGET {
-            return self.0.format_event(ctx, writer, event);
-        }
-        let mut message = Message(writer.by_ref(), Ok(()));
-        event.record(&mut message);
-        message.1?;
-        writeln!(writer)
-    }
-}
-
-/// Writes an event's message as it is.
-struct Message<'a>(Writer<'a>, fmt::Result);
-
-impl Visit for Message<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.1 = write!(self.0, "{value:?}");
-        }
-    }
 }
 
 /// Keeps the writer; when dropped, what is queued is still written, for at most a second.
@@ -157,16 +136,36 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// Starts the thread that writes to `output`, behind a queue of `room` lines.
-fn writer(mut output: impl Write + Send + 'static, room: usize) -> io::Result<(Lines, LogGuard)> {
+/// Starts the thread that writes to `output`, behind a queue of `room` lines. `more` makes lines that are due whatever else is said, for the
+/// last time at the end.
+fn writer(
+    mut output: impl Write + Send + 'static,
+    room: usize,
+    more: impl Fn(bool) -> String + Send + 'static,
+) -> io::Result<(Lines, LogGuard)> {
     let (queue, lines) = sync_channel::<Option<Vec<u8>>>(room);
     let (finished, done) = sync_channel(0);
     let lost = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&lost);
     thread::Builder::new().name("log".to_owned()).spawn(move || {
-        while let Ok(Some(line)) = lines.recv() {
+        let mut looked = moment();
+        loop {
             // Nobody can be told that standard error is closed.
-            let _ = output.write_all(&line);
+            let is_end = match lines.recv_timeout(LOOK) {
+                Ok(Some(line)) => {
+                    let _ = output.write_all(&line);
+                    false
+                }
+                Err(RecvTimeoutError::Timeout) => false,
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => true,
+            };
+            if is_end || moment().saturating_duration_since(looked) >= LOOK {
+                looked = moment();
+                let _ = output.write_all(more(is_end).as_bytes());
+            }
+            if is_end {
+                break;
+            }
             let lost = counted.swap(0, Relaxed);
             if lost > 0 {
                 let _ = output.write_all(format!("({lost} lines of this log were lost: nobody read it)\n").as_bytes());
@@ -178,8 +177,8 @@ fn writer(mut output: impl Write + Send + 'static, room: usize) -> io::Result<(L
 }
 
 /// `name` is where the directive was written.
-fn filter(name: &str, directive: &str) -> Result<EnvFilter, LogError> {
-    EnvFilter::builder().parse(format!("{QUIET},{directive}")).map_err(|error| {
+fn filter(name: &str, directive: &str) -> Result<Targets, LogError> {
+    format!("{QUIET},{directive}").parse::<Targets>().map_err(|error| {
         LogError::Directive(format!(
             "{name} = \"{directive}\": {error}; expected error, warn, info, debug or trace, as in `info` or `info,meridian::probe=debug`"
         ))
@@ -209,7 +208,7 @@ mod tests {
     fn an_output_that_takes_nothing_costs_lines_and_no_time() {
         let (go, stuck) = sync_channel(1);
         let (taken, written) = std::sync::mpsc::channel();
-        let (mut lines, guard) = writer(Stuck(stuck, taken), 2).unwrap();
+        let (mut lines, guard) = writer(Stuck(stuck, taken), 2, |_| String::new()).unwrap();
         for n in 0..100 {
             // Would never return if it waited.
             lines.write_all(format!("{n}\n").as_bytes()).unwrap();

@@ -134,7 +134,8 @@ struct Families {
     reload_success: IntGauge,
     reload_success_at: IntGauge,
     lookups: [IntCounter; LOOKUPS.len()],
-    access_lines: [IntCounter; 3],
+    access_lines: [IntCounter; 4],
+    spans: [IntCounter; 3],
 }
 
 /// Handles of the access log's own counters.
@@ -145,6 +146,19 @@ pub(super) struct AccessLines {
     /// Records for which the queue had no room.
     pub(super) dropped: IntCounter,
     /// Lines that the output refused.
+    pub(super) failed: IntCounter,
+    /// Requests that get no line.
+    pub(super) sampled_out: IntCounter,
+}
+
+/// Handles of what becomes of spans.
+#[derive(Clone, Debug)]
+pub(super) struct SpanResults {
+    /// The collector took them.
+    pub(super) exported: IntCounter,
+    /// There was no room for them.
+    pub(super) dropped: IntCounter,
+    /// The collector did not take them.
     pub(super) failed: IntCounter,
 }
 
@@ -170,7 +184,12 @@ impl Metrics {
         );
         let lines = new.counter_vec(
             "meridian_access_log_lines_total",
-            "Access log lines by what became of them: written, dropped (queue full) or failed (the output refused them).",
+            "Access log lines by what became of them: written, dropped (queue full), failed (the output refused them) or sampled_out (access_sample); with two outputs, each counts.",
+            &["result"],
+        );
+        let spans = new.counter_vec(
+            "meridian_trace_spans_total",
+            "Spans of recorded requests by what became of them: exported, dropped (queue full) or failed (the collector did not take them).",
             &["result"],
         );
         let moved = new.counter_vec(
@@ -288,7 +307,8 @@ impl Metrics {
                 "When the configuration was last read with success.",
             ),
             lookups: LOOKUPS.map(|result| lookups.with_label_values(&[result])),
-            access_lines: ["written", "dropped", "failed"].map(|result| lines.with_label_values(&[result])),
+            access_lines: ["written", "dropped", "failed", "sampled_out"].map(|result| lines.with_label_values(&[result])),
+            spans: ["exported", "dropped", "failed"].map(|result| spans.with_label_values(&[result])),
             standing: ArcSwapOption::empty(),
             last_reload: ArcSwapOption::empty(),
             handles: ArcSwapOption::empty(),
@@ -430,8 +450,14 @@ impl Metrics {
 
     /// Counters of the access log.
     pub(super) fn access_lines(&self) -> AccessLines {
-        let [written, dropped, failed] = self.families.access_lines.clone();
-        AccessLines { written, dropped, failed }
+        let [written, dropped, failed, sampled_out] = self.families.access_lines.clone();
+        AccessLines { written, dropped, failed, sampled_out }
+    }
+
+    /// Counters of spans.
+    pub(super) fn span_results(&self) -> SpanResults {
+        let [exported, dropped, failed] = self.families.spans.clone();
+        SpanResults { exported, dropped, failed }
     }
 
     /// The text exposition format, version 0.0.4. Ages are as of `now`.

@@ -9,8 +9,12 @@ mod line;
 pub mod log;
 pub mod metrics;
 mod process;
+mod repeats;
+mod shape;
+mod spans;
 mod standing;
 
-pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text};
+pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text, Traced};
 pub use journal::Journal;
 pub use metrics::{AffinityResult, Handles, InFlight, Metrics, Reload};
+pub use spans::{Spans, SpansGuard};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use meridian::config::{AccessLog, Engine, Listen};
+use meridian::config::{AccessLines, AccessLog, Engine, Listen};
 use meridian::geo::AtlasBuilder;
 use meridian::listen::{Drain, HttpService};
 use meridian::origin;
@@ -83,7 +83,8 @@ impl Proxy {
         let snapshot = reader.load().snapshot.clone();
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("access.log");
-        let (access, guard) = AccessLogger::start(&AccessLog::File(log.clone()), metrics).expect("a log");
+        let (access, guard) =
+            AccessLogger::start(&AccessLog::File(log.clone()), AccessLines::default(), None, metrics).expect("a log");
         let shared = Arc::new(Shared::new(reader.clone(), access, Instant::now()));
         let listen = server::listeners(&[listen], &shared, metrics, 2);
         let mut service =

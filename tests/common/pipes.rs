@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use meridian::config::AccessLog;
+use meridian::config::{AccessLines, AccessLog};
 use meridian::geo::AtlasBuilder;
 use meridian::proxy::Shared;
 use meridian::proxy::engine::{Connect, Destination, Downstream, Mover, Served, Side};
@@ -213,7 +213,7 @@ impl World {
         let metrics = Metrics::new();
         let handles = metrics.published(&snapshot, &config.edge, 0);
         let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
-        let (access, guard) = AccessLogger::start(log, &metrics).expect("a log");
+        let (access, guard) = AccessLogger::start(log, AccessLines::default(), None, &metrics).expect("a log");
         World { reader, access, metrics, _guard: Mutex::new(guard) }
     }
 

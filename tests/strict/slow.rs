@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian::config::AccessLog;
+use meridian::config::{AccessLines, AccessLog};
 use meridian::geo::AtlasBuilder;
 use meridian::proxy::Shared;
 use meridian::proxy::engine::{Downstream, Mover, Served};
@@ -338,7 +338,9 @@ async fn nothing_is_said_inside_a_hint() {
     let handles = metrics.published(&snapshot, &config.edge, 0);
     let reader = Reader::fixed(Published { snapshot, edge: config.edge, handles });
     let folder = tempfile::tempdir().unwrap();
-    let (access, _guard) = AccessLogger::start(&AccessLog::File(folder.path().join("log")), &metrics).unwrap();
+    let (access, _guard) =
+        AccessLogger::start(&AccessLog::File(folder.path().join("log")), AccessLines::default(), None, &metrics)
+            .unwrap();
     let mover = Mover::new(Arc::new(Shared::new(reader, access, Instant::now())), metrics, 1);
     let (mut client, near) = tokio::io::duplex(1_000);
     let (drain, draining) = tokio::sync::watch::channel(false);

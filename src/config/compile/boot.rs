@@ -1,4 +1,4 @@
-//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start; `[acme]`, which needs two of them.
+//! `[[listen]]`, `[admin]`, `[process]` and `[log]`: what is fixed at start; `[acme]`, which needs two of them, and `[trace]`, which is half of it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use crate::config::compile::Context;
 use crate::config::compile::acme::Orders;
+use crate::config::file::{Node, Value};
 use crate::config::reader::{Section, Text};
 use crate::config::scribe::Place;
 use crate::config::units::meant;
-use crate::config::{AccessLog, Acme, AdminDoors, Boot, Engine, Listen, ListenerId, Tls};
+use crate::config::{
+    AccessFormat, AccessLines, AccessLog, Acme, AdminDoors, Boot, Engine, Listen, ListenerId, LogFormat, Share, Tls,
+    Trace,
+};
 use crate::secret::Secret;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -27,6 +31,7 @@ pub(super) struct Reloaded {
     pub(super) brake: u8,
     pub(super) tls: Secured,
     pub(super) acme: Option<Arc<Acme>>,
+    pub(super) trace: Trace,
 }
 
 /// What is fixed at start, and what is not.
@@ -47,8 +52,12 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, Reloaded
     process.finish();
     let log = root.table("log");
     let log_level = log_level(&log);
+    let words = [("text", LogFormat::Text), ("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
+    let log_format = log.choice("format", LogFormat::Text, &words);
     let access_log = access_log(&log, context);
+    let access_lines = access_lines(&log);
     log.finish();
+    let (trace, otlp) = super::trace::trace(&root.table("trace"));
     let boot = Boot {
         listen,
         admin,
@@ -59,9 +68,12 @@ pub(super) fn boot(root: &Section<'_>, context: &Context<'_>) -> (Boot, Reloaded
         drain_timeout,
         state_dir,
         log_level,
+        log_format,
         access_log,
+        access_lines,
+        otlp,
     };
-    (boot, Reloaded { brake, tls, acme })
+    (boot, Reloaded { brake, tls, acme, trace })
 }
 
 type Taken = Vec<(SocketAddr, Place)>;
@@ -254,7 +266,54 @@ fn log_level(section: &Section<'_>) -> String {
 }
 
 fn access_log(section: &Section<'_>, context: &Context<'_>) -> AccessLog {
-    let Some(text) = section.text("access") else { return AccessLog::Stdout };
+    const EXPECTED: &str = "`\"stdout\"`, `\"off\"`, a file, or a list of `\"stdout\"` and a file";
+    match section.node("access") {
+        None => AccessLog::Stdout,
+        Some(Node { value: Value::Array { items, tables: false }, .. }) => access_logs(section, items, context),
+        Some(node) => match section.text_of(node, "access", EXPECTED) {
+            Some(text) => one_access_log(section, text, context),
+            None => AccessLog::Stdout,
+        },
+    }
+}
+
+/// Standard output and a file, each once; one alone is as good.
+fn access_logs(section: &Section<'_>, items: &[Node], context: &Context<'_>) -> AccessLog {
+    const HINT: &str = "write `access = [\"stdout\", \"/var/log/meridian/access.log\"]`";
+    let (mut stdout, mut file) = (None, None);
+    for item in items {
+        let Some(text) = section.text_of(item, "an item of `access`", "`\"stdout\"` or a file") else { continue };
+        let first = match one_access_log(section, text, context) {
+            AccessLog::Off => {
+                section.scribe.error(text.place, "`off` cannot stand in a list of where lines go").hint(HINT);
+                continue;
+            }
+            AccessLog::File(path) => file.replace((path, text.place)).map(|(_, first)| first),
+            AccessLog::Stdout | AccessLog::StdoutAndFile(_) => stdout.replace(text.place),
+        };
+        if let Some(first) = first {
+            section
+                .scribe
+                .error(text.place, "lines go to standard output and to one file at most")
+                .also("first at", first)
+                .hint(HINT);
+        }
+    }
+    match (stdout, file) {
+        (Some(_), Some((path, _))) => AccessLog::StdoutAndFile(path),
+        (None, Some((path, _))) => AccessLog::File(path),
+        (Some(_), None) => AccessLog::Stdout,
+        (None, None) => {
+            if items.is_empty() {
+                let place = section.place_of("access");
+                section.scribe.error(place, "`access` names nothing").hint("none is `access = \"off\"`");
+            }
+            AccessLog::Off
+        }
+    }
+}
+
+fn one_access_log(section: &Section<'_>, text: Text<'_>, context: &Context<'_>) -> AccessLog {
     match text.value {
         "stdout" => AccessLog::Stdout,
         "off" => AccessLog::Off,
@@ -271,5 +330,14 @@ fn access_log(section: &Section<'_>, context: &Context<'_>) -> AccessLog {
             }
             AccessLog::File(context.path(text))
         }
+    }
+}
+
+fn access_lines(section: &Section<'_>) -> AccessLines {
+    let words = [("json", AccessFormat::Json), ("logfmt", AccessFormat::Logfmt)];
+    AccessLines {
+        format: section.choice("access_format", AccessFormat::Json, &words),
+        sample: Share::of(section.number("access_sample", 1.0, 0.0..=1.0)),
+        slow: section.duration("access_slow", AccessLines::default().slow, Duration::ZERO..=HOUR),
     }
 }

@@ -1,14 +1,13 @@
 //! `[pop]`, `[client_ip]` and `[limits]`: what a request meets before and after the decision.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::compile::Context;
 use crate::config::file::Value;
 use crate::config::names;
 use crate::config::reader::Section;
-use crate::config::{Acme, Edge, Forwarding, Limits, ListenerId, Tls, Underscores, UpstreamTls};
+use crate::config::{Edge, Forwarding, Limits, Trace, Underscores};
 use crate::geo::{Point, Prefix};
 
 /// `[pop]`: name and location.
@@ -36,20 +35,24 @@ pub(super) fn pop(section: &Section<'_>, context: &Context<'_>) -> (String, Opti
     (name, location)
 }
 
-pub(super) fn edge(
-    root: &Section<'_>,
-    pop: &str,
-    tls: Vec<(ListenerId, Arc<Tls>)>,
-    upstream_tls: Vec<Arc<UpstreamTls>>,
-    acme: Option<Arc<Acme>>,
-) -> Edge {
+/// What these tables say of it; the rest is other tables'.
+pub(super) fn edge(root: &Section<'_>, pop: &str) -> Edge {
     let section = root.table("client_ip");
     let trusted = trusted(&section);
     let words = [("x-forwarded-for", Forwarding::XForwardedFor), ("forwarded", Forwarding::Forwarded)];
     let forwarding = section.choice("header", Forwarding::XForwardedFor, &words);
     section.finish();
     let via = format!("meridian-{pop}");
-    Edge { via, trusted, forwarding, limits: limits(root.table("limits")), upstream_tls, tls, acme }
+    Edge {
+        via,
+        trusted,
+        forwarding,
+        limits: limits(root.table("limits")),
+        upstream_tls: Vec::new(),
+        tls: Vec::new(),
+        acme: None,
+        trace: Trace::default(),
+    }
 }
 
 /// Whether `[client_ip] trusted` is empty or not there.
