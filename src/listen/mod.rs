@@ -21,7 +21,7 @@ mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
@@ -31,6 +31,7 @@ use async_trait::async_trait;
 use pingora::protocols::Stream;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -199,6 +200,7 @@ impl HttpService {
         // Workers end when this does.
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
+        let most_descriptors = most_descriptors();
         for (number, listeners) in self.workers.drain(..).enumerate() {
             let accept = |before, handler| AcceptLoop {
                 before,
@@ -207,6 +209,7 @@ impl HttpService {
                 metrics: self.metrics.clone(),
                 drain: self.drain.clone(),
                 networks: self.networks.clone(),
+                most_descriptors,
                 _accepting: accepting.clone(),
             };
             let loops =
@@ -362,6 +365,7 @@ struct AcceptLoop {
     metrics: Metrics,
     drain: Drain,
     networks: Networks,
+    most_descriptors: RawFd,
     /// Dropped when it accepts no more.
     _accepting: mpsc::Sender<()>,
 }
@@ -420,6 +424,11 @@ impl AcceptLoop {
 
     /// Serves a connection in a task of its own, or closes it when there are too many.
     fn admit(&self, tcp: TcpStream, peer: SocketAddr) {
+        // The system gives the lowest number that is free: a high one says that few are left, which requests and operators need.
+        if tcp.as_raw_fd() >= self.most_descriptors {
+            self.metrics.connection_refused("descriptors");
+            return self.refuse(tcp, Refusal::TooMany);
+        }
         let published = self.reader.load();
         let Some(mut guard) = self.drain.enter(published.edge.limits.connections) else {
             self.metrics.connection_refused("too_many");
@@ -479,6 +488,12 @@ impl Excess {
             Excess::Rate => "connection_rate",
         }
     }
+}
+
+/// The number from which on descriptors are not for clients' connections: an eighth is kept for upstreams, files and the admin doors.
+fn most_descriptors() -> RawFd {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    RawFd::try_from(limit - limit / 8).unwrap_or(RawFd::MAX)
 }
 
 /// Serves a connection to its end.

@@ -110,12 +110,24 @@ impl Proxy {
 
     /// The same with that beneath its `[[listen]]`.
     pub async fn start_with(more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+        Proxy::start_by(meridian(), more, config, setup).await
+    }
+
+    /// The same, with at most so many open files.
+    pub async fn start_limited(files: u32, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_meridian"));
+        command.env_remove("RUNTIME_DIRECTORY").env_remove("STATE_DIRECTORY").env_remove("NOTIFY_SOCKET");
+        Proxy::start_by(command, "", config, setup).await
+    }
+
+    async fn start_by(mut command: Command, more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         setup(folder.path());
         write(&folder.path().join("meridian.toml"), &whole(more, config, folder.path()));
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let access = std::fs::File::create(folder.path().join("stdout")).expect("an access log");
-        let child = meridian()
+        let child = command
             .arg("run")
             .arg("--config")
             .arg(folder.path().join("meridian.toml"))
