@@ -884,6 +884,8 @@ async fn operators_speak_over_tcp_only_with_the_token() {
     assert_eq!(post(with, &format!("authorization: Basic {token}\r\n{json}"), word).await.0, 401);
     assert_eq!(post(with, &(bearer(token) + "content-type: text/plain\r\n"), word).await.0, 415);
     assert_eq!(post(with, &bearer(token), word).await.0, 415);
+    let page = format!("{}{json}origin: http://evil.example\r\n", bearer(token));
+    assert_eq!(post(with, &page, word).await.0, 403);
     assert_eq!(post(without, &(bearer(token) + json), word).await.0, 403);
     assert_eq!(intent(), "ready");
     let (status, page) = post(with, &(bearer(token) + json), word).await;

@@ -6,7 +6,7 @@
 use std::fs;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -27,6 +27,10 @@ impl Admin {
         {
             tracing::warn!(%peer, status = refusal.status().as_u16(), "admin: an operator's word without the token");
             return Err(refusal);
+        }
+        // Browsers name the page that asks; none of ours does.
+        if request.headers().contains_key(ORIGIN) {
+            return Err(text(StatusCode::FORBIDDEN, "a web page may not ask for that\n"));
         }
         if !is_json(request.headers()) {
             return Err(text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected content-type: application/json\n"));

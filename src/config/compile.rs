@@ -62,6 +62,7 @@ pub(crate) fn compile(tree: &Table, context: &Context<'_>) -> Compiled {
         ..Fleet::default()
     };
     let listeners = service::Listeners {
+        admin: boot.admin,
         pingora: boot.listen.iter().any(|listen| listen.engine == Engine::Pingora),
         // By its connection, or by the word of a trusted peer.
         knows_https: boot.listen.iter().any(|listen| listen.tls) || !edge::trusts_nobody(&root),

@@ -1,6 +1,7 @@
 //! `[services.*]`: what clients ask for, and the policies for them.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use crate::config::tls::UpstreamTls;
 use crate::proxy_protocol::Version::{V1, V2};
 use crate::steering::accept::seeds;
 use crate::steering::fleet::{
-    Affinity, Blend, Draw, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe, Protocol, RateLimit, RetryPolicy,
-    Service, Steering, Timeouts, Upstream,
+    Affinity, Blend, Draw, EndpointAddress, EndpointSpec, Failback, Fleet, HostRule, Intent, Panic, Pool, Probe,
+    Protocol, RateLimit, RetryPolicy, Service, Steering, Timeouts, Upstream,
 };
 use crate::steering::ids::{PoolId, RegionSet, ServiceId};
 use crate::steering::route::Router;
@@ -50,6 +51,8 @@ struct Routes {
 /// What services have to know of the listeners.
 #[derive(Clone, Copy)]
 pub(super) struct Listeners {
+    /// `[admin] address`, if there is one.
+    pub(super) admin: Option<SocketAddr>,
     /// One has that engine.
     pub(super) pingora: bool,
     /// Whether a request can count as one that came by https.
@@ -95,7 +98,8 @@ pub(super) fn services(
             let pool = PoolId(fleet.pools.len() as u16);
             read.service.pools.push(pool);
             read.service.pool_of[draft.region.index()] = Some(pool);
-            let Draft { region, weight, dial, endpoints, .. } = draft;
+            let Draft { region, weight, dial, endpoints, weight_place, .. } = draft;
+            warn_of_admin(&endpoints, weight_place, listeners, context);
             fleet.pools.push(Pool { service: id, region, weight, dial, endpoints });
         }
         routes.extend(read.routes.map(|routes| (id, entry.key.clone(), routes)));
@@ -105,6 +109,24 @@ pub(super) fn services(
     warn_of_shared_cookies(&routes, &affinity_places, fleet, context);
     fleet.router = router(&routes, context);
     secured
+}
+
+/// Whoever asks for such a service asks the admin pages, past what guards them.
+fn warn_of_admin(endpoints: &[EndpointSpec], place: Place, listeners: Listeners, context: &Context<'_>) {
+    let Some(admin) = listeners.admin else { return };
+    let is_admin = |endpoint: &&EndpointSpec| match endpoint.address {
+        EndpointAddress::Socket(address) => {
+            let same = address.ip() == admin.ip() || (admin.ip().is_unspecified() && address.ip().is_loopback());
+            same && address.port() == admin.port()
+        }
+        EndpointAddress::Name { ref host, port } => host == "localhost" && port == admin.port(),
+    };
+    if endpoints.iter().any(|endpoint| is_admin(&endpoint)) {
+        context
+            .scribe
+            .warning(place, "an endpoint of this pool is the admin address: strangers could read the admin pages")
+            .hint("name the origin's own address");
+    }
 }
 
 /// A browser holds one cookie of a name for a host: services that share both would overwrite each other's.
