@@ -72,7 +72,17 @@ fn run(seed: u64) -> Vec<(&'static str, &'static str)> {
         run.trace.1 = step;
         run.step();
     }
+    run.check_handover();
     std::mem::take(&mut run.moved)
+}
+
+/// What is known of a pool and of its endpoints, without what belongs to one process.
+fn known(pool: &PoolView) -> impl PartialEq + std::fmt::Debug + use<> {
+    let of = |e: &EndpointView| (e.address, e.weight, e.state, e.cause.clone(), e.ejected, e.intent, e.warmth, e.asked);
+    let endpoints: Vec<_> = pool.endpoints.iter().map(of).collect();
+    // Written out, a fraction may change in its last digit.
+    let [ramp, spill] = [pool.ramp, pool.spill].map(|fraction| (fraction * 1e12).round());
+    (pool.state, ramp, spill, pool.epoch, pool.changed_ms, endpoints)
 }
 
 /// Says which schedule failed.
@@ -131,6 +141,36 @@ impl Run {
         run.follow_endpoints();
         run.check_endpoints();
         run
+    }
+
+    /// Another process that takes over knows the same, and nothing of it is news; and goes on as this one would have.
+    fn check_handover(&mut self) {
+        self.world.apply(Change::Tick, self.now);
+        self.last = self.world.snapshot();
+        let written = serde_json::to_string(&self.world.handover()).unwrap();
+        let mut next = World::new(self.plan.view(&self.atlas, None), self.now);
+        let events = next.apply(Change::HandedOver(Box::new(serde_json::from_str(&written).unwrap())), self.now);
+        assert!(
+            events.iter().all(|event| matches!(event, Event::Panic { .. } | Event::SelfSuspicion { .. })),
+            "{events:?}"
+        );
+        for ahead in [0, 1000, 40_000] {
+            let now = self.now.after(Duration::from_millis(ahead));
+            let tick = |world: &mut World| {
+                world.apply(Change::Look, now);
+                world.apply(Change::Tick, now);
+                world.snapshot()
+            };
+            if ahead > 0 {
+                (self.last, _) = (tick(&mut self.world), tick(&mut next));
+            }
+            let (here, there) = (&self.last, next.snapshot());
+            assert_eq!(here.suspects_itself, there.suspects_itself);
+            assert_eq!(here.services, there.services, "{ahead} ms later");
+            for (here, there) in here.pools.iter().zip(&there.pools) {
+                assert_eq!(known(here), known(there), "{ahead} ms later");
+            }
+        }
     }
 
     fn step(&mut self) {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Event, Now, World};
+use super::{Event, Now, World, hosts};
 use crate::steering::handover::{Handover, PoolHandover};
-use crate::steering::ids::ServiceId;
+use crate::steering::ids::{PoolId, ServiceId};
 
 impl World {
     /// What is known now, for a process that takes the place of this one.
@@ -29,10 +29,13 @@ impl World {
         let Handover { names, pools, drains, overrides } = handover;
         // Before words are, or what they drain would drain since now.
         self.drains.recall(drains);
-        for (host, addresses) in names {
-            self.resolved(&host, addresses, now, events);
-        }
         let fleet = Arc::clone(&self.view.fleet);
+        let named = |host: &str| fleet.pools.iter().any(|pool| hosts(&pool.endpoints).any(|name| name == host));
+        for (host, addresses) in names.into_iter().filter(|(host, _)| named(host)) {
+            self.names.learn(&host, addresses);
+        }
+        // Nothing settles before all of it is known.
+        (0..fleet.pools.len()).for_each(|pool| self.refit(PoolId(pool as u16)));
         for PoolHandover { service, region, health, endpoints } in pools {
             let Some(service) = fleet.service_named(&service) else { continue };
             let Some(region) = fleet.region_named(&region) else { continue };
