@@ -6,6 +6,8 @@
 //!
 //! Everything here blocks, up to seconds for the largest databases: never call it on the request path or from a task.
 
+mod stand_ins;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::acme::own;
-use crate::config::tls::Certificate;
 use crate::config::{self, AdminDoors, Config, DatabaseSource, Edge, Files, GeoFiles, Report};
 use crate::disk::DiskFiles;
 use crate::geo::{Atlas, AtlasBuilder, builtin};
 use crate::steering::View;
 use crate::steering::balance::Sample;
 use crate::text::day;
+use stand_ins::StandIns;
 
 /// Days after which data is worth a warning: an operator's file should be replaced monthly, the builtin one comes with releases.
 const OLD_FILE_DAYS: u64 = 35;
@@ -38,8 +39,7 @@ pub struct Loader {
     inputs: Inputs,
     last: Option<Last>,
     sample: Sample,
-    /// What stands in for certificates that are ordered and not there: the same one over reloads.
-    placeholders: Vec<Arc<Certificate>>,
+    stand_ins: StandIns,
 }
 
 /// What the last successful load made.
@@ -115,30 +115,12 @@ impl Loader {
     /// Reads and compiles the configuration without its data.
     pub fn config(&mut self, path: &Path) -> Result<Config, LoadError> {
         let files = Recorder::default();
-        let result = config::load(path, &files, &|name| std::env::var(name).ok(), &host_name());
-        self.inputs = files.seen.into_inner();
-        let mut config = result.map_err(LoadError::Config)?;
-        self.stand_in(Arc::make_mut(&mut config.edge));
-        Ok(config)
-    }
-
-    /// Gives every listener a placeholder for a certificate that is ordered and not there: it can then start, and be asked whether names are ours.
-    fn stand_in(&mut self, edge: &mut Edge) {
-        let mut used = Vec::new();
-        for (_, tls) in &mut edge.tls {
-            let Some(ordered) = tls.ordered.clone().filter(|ordered| ordered.kept.is_none()) else { continue };
-            let is_same = |other: &&Arc<Certificate>| other.file == ordered.file && other.names == ordered.names;
-            let known = used.iter().chain(&self.placeholders).find(is_same).cloned();
-            let made = known.map_or_else(|| own::placeholder(&ordered.names, ordered.file.clone()).map(Arc::new), Ok);
-            match made {
-                Ok(placeholder) => {
-                    Arc::make_mut(tls).certificates.push(Arc::clone(&placeholder));
-                    used.push(placeholder);
-                }
-                Err(error) => tracing::error!(names = ?ordered.names, error, "no placeholder can be made"),
-            }
+        let mut result = config::load(path, &files, &|name| std::env::var(name).ok(), &host_name());
+        if let Ok(config) = &mut result {
+            self.stand_ins.give(Arc::make_mut(&mut config.edge), &files, unix_now());
         }
-        self.placeholders = used;
+        self.inputs = files.seen.into_inner();
+        result.map_err(LoadError::Config)
     }
 
     /// Reads and compiles everything. Geo data that was readable before and is not now is no error: the old data is kept and
@@ -152,9 +134,7 @@ impl Loader {
         for warning in ending(&config.edge) {
             tracing::warn!("{warning}");
         }
-        for placeholder in &self.placeholders {
-            tracing::warn!(names = ?placeholder.names, "no certificate by ACME yet: a placeholder is shown, which nobody trusts");
-        }
+        self.stand_ins.tell();
         let last = self.last.as_ref().filter(|last| last.geoip == config.geoip);
         let mut stale_data = None;
         let atlas = match last.filter(|last| last.data == data) {
@@ -186,6 +166,11 @@ impl Loader {
     /// Says who was seen to ask for services: what is balanced is balanced for them.
     pub fn seen(&mut self, sample: Sample) {
         self.sample = sample;
+    }
+
+    /// Says what is in force: of certificates that are ordered and have been lost, what was shown stays.
+    pub fn in_force(&mut self, edge: Arc<Edge>) {
+        self.stand_ins.in_force(edge);
     }
 
     /// Says that this is published now, made of what the last load made.
@@ -278,9 +263,8 @@ fn warn_of_age(atlas: &Atlas) {
 }
 
 /// What is to be said of certificates that are not valid now, or not for long.
-#[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
 pub fn ending(edge: &Edge) -> impl Iterator<Item = String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let now = unix_now();
     let certificates = edge.tls.iter().flat_map(|(_, tls)| &tls.certificates);
     certificates.filter(|certificate| !certificate.placeholder).filter_map(move |certificate| {
         let (from, until) = certificate.valid;
@@ -293,6 +277,11 @@ pub fn ending(edge: &Edge) -> impl Iterator<Item = String> {
         };
         Some(format!("certificate {} {what}", certificate.file.display()))
     })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
 /// The databases that are older than they should be, and their age in days.

@@ -197,7 +197,9 @@ impl Watch {
 
     async fn load(&mut self) -> Result<Result<Loaded, LoadError>, JoinError> {
         let seen = self.loader.inputs().look();
-        self.loader.seen(balance::sample(&self.reader.load().snapshot));
+        let published = self.reader.load();
+        self.loader.seen(balance::sample(&published.snapshot));
+        self.loader.in_force(Arc::clone(&published.edge));
         let (mut loader, path) = (std::mem::take(&mut self.loader), self.path.clone());
         let done = spawn_blocking(move || {
             let result = loader.load(&path);

@@ -17,11 +17,11 @@ use common::pebble::{Pebble, Plan};
 use common::process::{Proxy, write};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
 
@@ -69,6 +69,10 @@ const LOCALHOST: &str = "tls = { acme = [\"localhost\"] }";
 
 const ISSUED: &str = "meridian_acme_orders_total{result=\"issued\"}";
 const FAILED: &str = "meridian_acme_orders_total{result=\"failed\"}";
+
+/// What pebble's log says when an account is asked for, and an order.
+const ACCOUNT: &str = "POST /sign-me-up ->";
+const ORDER: &str = "POST /order-plz ->";
 
 /// The certificate that a client is shown that trusts these, and what a request gets; `None`: there was no handshake.
 async fn visit(port: u16, roots: RootCertStore) -> Option<(CertificateDer<'static>, String)> {
@@ -239,4 +243,108 @@ async fn a_broken_file_and_a_lost_account_keep_nobody_from_a_certificate() {
     served(&proxy, &pebble).await;
     proxy.logged(&["cannot be used, and another is ordered", "does not know the account any more"]).await;
     assert!(stage.account() != lost && stage.at("account.json.broken").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_in_force_outlives_its_file() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    let config = stage.config(pebble.plan(), "", "", LOCALHOST);
+    let proxy = Proxy::start(&config, |_| {}).await;
+    let first = served(&proxy, &pebble).await;
+    fs::remove_file(stage.at("localhost.pem")).unwrap();
+    proxy.logged(&["the certificate that was shown before stays"]).await;
+    assert_eq!(served(&proxy, &pebble).await, first);
+    // The next one is not ordered at once; whoever changes `[acme]` has it ordered.
+    assert_eq!(proxy.metric(ISSUED).await, Some(1.0));
+    proxy.write_config(&stage.config(pebble.plan(), "contact = [\"mailto:ops@example.com\"]", "", LOCALHOST));
+    proxy.until("another order", async || proxy.metric(ISSUED).await == Some(2.0)).await;
+    proxy
+        .until("the new one", async || {
+            visit(pebble.plan().tls, pebble.roots()).await.is_some_and(|(shown, _)| shown == stage.kept())
+        })
+        .await;
+    assert_ne!(stage.kept(), first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_asked_for_that_could_not_be_kept() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    write(&stage.state.path().join("acme"), "a file, where a folder should be");
+    let proxy = Proxy::start(&stage.config(pebble.plan(), "", "", LOCALHOST), |_| {}).await;
+    proxy.until("a failure", async || proxy.metric(FAILED).await == Some(1.0)).await;
+    proxy.logged(&["nothing is ordered, for"]).await;
+    assert!(!pebble.log().contains(ACCOUNT) && !pebble.log().contains(ORDER), "{}", pebble.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_issued_and_cannot_be_written_is_not_ordered_again() {
+    let stage = Stage::new().await;
+    let pebble = Plan::new().start().await;
+    // Beside it can be written, but it cannot take its name.
+    fs::create_dir_all(stage.at("localhost.pem/x")).unwrap();
+    let proxy = Proxy::start(&stage.config(pebble.plan(), "", "", LOCALHOST), |_| {}).await;
+    proxy.until("a failure", async || proxy.metric(FAILED).await == Some(1.0)).await;
+    proxy.logged(&["localhost.pem cannot be written"]).await;
+    assert_eq!(pebble.log().matches(ORDER).count(), 1, "{}", pebble.log());
+    fs::remove_dir_all(stage.at("localhost.pem")).unwrap();
+    proxy.write_config(&stage.config(pebble.plan(), "contact = [\"mailto:ops@example.com\"]", "", LOCALHOST));
+    assert_eq!(served(&proxy, &pebble).await, stage.kept());
+    assert_eq!(pebble.log().matches(ORDER).count(), 1, "{}", pebble.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_busy_is_told_and_left_alone() {
+    let stage = Stage::new().await;
+    let (plan, folder) = (Plan::new(), tempfile::tempdir().unwrap());
+    let authority = Authority::new("the busy directory's");
+    authority.issue(folder.path(), "busy", &["localhost"]);
+    let at = |name: &str| folder.path().join(name);
+    let chain = CertificateDer::pem_file_iter(at("busy.pem")).unwrap().map(Result::unwrap).collect();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(at("busy.key")).unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let stream = listener.accept().await.unwrap().0;
+            let mut stream = TlsAcceptor::from(Arc::new(config.clone())).accept(stream).await.unwrap();
+            let mut begin = [0; 1024];
+            let _ = stream.read(&mut begin).await.unwrap();
+            let problem = "{\"type\":\"urn:ietf:params:acme:error:rateLimited\",\"detail\":\"come back later\"}";
+            let head = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7200\r\nConnection: close\r\n";
+            let answer = format!("{head}Content-Length: {}\r\n\r\n{problem}", problem.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let _ = stream.shutdown().await;
+        }
+    });
+    authority.write(&at("ca.pem"));
+    let config = stage.config(&plan, "", "", LOCALHOST);
+    let config = config.replace(&plan.url(), &format!("https://localhost:{port}/dir"));
+    let config = config.replace(&plan.ca().display().to_string(), &at("ca.pem").display().to_string());
+    let proxy = Proxy::start(&config, |_| {}).await;
+    proxy.logged(&["503 Service Unavailable", "come back later", "trying again in 7200 s"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_placeholder_does_not_stand_before_a_certificate_for_the_name() {
+    let stage = Stage::new().await;
+    let plan = Plan::new();
+    let authority = Authority::new("the operator's");
+    let tls = "tls = { certificates = [{ cert = \"other.pem\", key = \"other.key\" }, { cert = \"site.pem\", key = \"site.key\" }], acme = [\"localhost\"] }";
+    let proxy = Proxy::start(&stage.config(&plan, "", "", tls), |folder| {
+        authority.issue(folder, "other", &["other.test"]);
+        authority.issue(folder, "site", &["localhost"]);
+    })
+    .await;
+    proxy.logged(&["a placeholder is shown"]).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let (_, answer) = visit(plan.tls, roots).await.unwrap();
+    assert_eq!(status(&answer), 200, "{answer}");
 }

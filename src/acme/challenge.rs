@@ -4,8 +4,8 @@
 //! then a look costs one load of a flag. Must not know who orders, nor who asks.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
@@ -32,6 +32,8 @@ pub struct Challenges(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     any: AtomicBool,
+    /// Held by who changes both: who is asked never waits for it.
+    changing: Mutex<()>,
     answers: ArcSwap<Vec<Answer>>,
 }
 
@@ -43,6 +45,7 @@ impl Challenges {
     /// Has these given instead of those before; for one who orders at a time.
     pub fn put(&self, answers: Vec<Answer>) -> Pending {
         let answers = Arc::new(answers);
+        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.answers.store(Arc::clone(&answers));
         self.0.any.store(!answers.is_empty(), Relaxed);
         Pending(self.clone(), answers)
@@ -73,7 +76,8 @@ impl Challenges {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // Those of an order that was left may be gone only after the next one's have come.
+        let _changing = self.0.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of an order that was left may be gone only after the next one's have come, or while they come.
         if Arc::ptr_eq(&self.0.0.answers.load(), &self.1) {
             self.0.0.any.store(false, Relaxed);
             self.0.0.answers.store(Arc::default());
@@ -112,5 +116,24 @@ mod tests {
         assert_eq!(clone.request("/token"), None);
         drop(pending);
         assert!(!clone.any() && clone.request("/.well-known/acme-challenge/token").is_none());
+    }
+
+    #[test]
+    fn an_order_that_is_left_takes_nothing_from_the_next() {
+        let challenges = Challenges::default();
+        let put = |token: &str| challenges.put(vec![Answer::Request(token.into(), "x".into())]);
+        let (give, take) = std::sync::mpsc::sync_channel::<Pending>(0);
+        std::thread::scope(|threads| {
+            threads.spawn(move || take.into_iter().for_each(drop));
+            for round in 0..50_000 {
+                let old = put("old");
+                give.send(old).unwrap();
+                let new = put("new");
+                assert!(challenges.any(), "round {round}");
+                assert!(challenges.request("/.well-known/acme-challenge/new").is_some(), "round {round}");
+                drop(new);
+            }
+            drop(give);
+        });
     }
 }

@@ -4,7 +4,8 @@
 //! what is due ordered (`order`), one at a time, and writes it to its file (`store`). It ends there: that the file changed is seen by who watches files, and a reload
 //! puts the certificate in force. Refused: to hand it to listeners directly, which would be a second way for certificates to come into force.
 //!
-//! Who fails is tried again after a minute, then later and later, up to six hours: authorities count failures. Must not know how listeners and
+//! Who fails is tried again after a minute, then later and later, up to six hours, or when the authority says: authorities count failures. They count certificates, too: after each
+//! nothing is ordered for a while, whatever the calendar says, and one that cannot be written is not ordered again (`shelf`). Must not know how listeners and
 //! requests answer ([`challenge`]).
 
 pub mod challenge;
@@ -12,6 +13,7 @@ mod directory;
 mod order;
 pub mod own;
 mod plan;
+mod shelf;
 mod store;
 
 use std::sync::Arc;
@@ -25,7 +27,10 @@ use crate::state::Reader;
 use crate::telemetry::Metrics;
 use crate::text::day;
 use challenge::Challenges;
+use directory::Pause;
+use order::Means;
 use plan::{Next, Plan};
+use shelf::Shelf;
 
 /// How long an order may take: authorities look from several places, and some of them slowly.
 const ORDER: Duration = Duration::from_secs(300);
@@ -35,7 +40,7 @@ const LOOK: Duration = Duration::from_secs(3600);
 
 /// Orders what is due until the future is dropped.
 pub async fn run(mut reader: Reader, challenges: Challenges, metrics: Metrics) {
-    let mut plan = Plan::default();
+    let (mut plan, shelf) = (Plan::default(), Shelf::default());
     loop {
         let edge = Arc::clone(&reader.load().edge);
         let Some(acme) = &edge.acme else {
@@ -46,10 +51,16 @@ pub async fn run(mut reader: Reader, challenges: Challenges, metrics: Metrics) {
         match plan.next(acme, unix_now(), Instant::now()) {
             Next::Order(ordered) => {
                 tracing::info!(names = ?ordered.names, directory = acme.host, "ordering a certificate");
+                let means = Means {
+                    acme: Arc::clone(acme),
+                    challenges: challenges.clone(),
+                    shelf: shelf.clone(),
+                    pause: Pause::default(),
+                };
                 tokio::select! {
-                    result = one(acme, &ordered, &challenges) => {
+                    result = one(&means, &ordered) => {
                         metrics.certificate_ordered(result.is_ok());
-                        conclude(&mut plan, acme, &ordered, result);
+                        conclude(&mut plan, &means, &ordered, result);
                     }
                     () = unwanted(&mut reader, acme, &ordered) => {
                         tracing::info!(names = ?ordered.names, "the certificate is not wanted any more; its order is left");
@@ -67,15 +78,24 @@ pub async fn run(mut reader: Reader, challenges: Challenges, metrics: Metrics) {
 }
 
 /// What came of an order, to the plan and the log.
-fn conclude(plan: &mut Plan, acme: &Acme, ordered: &Ordered, result: Result<(i64, i64), String>) {
-    let (names, directory) = (&ordered.names, &acme.host);
+fn conclude(plan: &mut Plan, means: &Means, ordered: &Ordered, result: Result<(i64, i64), String>) {
+    let (names, directory) = (&ordered.names, &means.acme.host);
     match result {
         Ok(valid) => {
-            plan.issued(ordered, valid);
+            let seconds = plan.issued(ordered, valid, Instant::now()).as_secs();
             tracing::info!(?names, directory, until = day(valid.1), "certificate issued");
+            if means.acme.due(valid) <= unix_now() {
+                tracing::warn!(
+                    ?names,
+                    directory,
+                    from = day(valid.0),
+                    until = day(valid.1),
+                    "this certificate is due to be replaced as soon as it is issued: is the clock right? The next is ordered in {seconds} s"
+                );
+            }
         }
         Err(error) => {
-            let wait = plan.failed(ordered, Instant::now(), fastrand::f64());
+            let wait = plan.failed(ordered, Instant::now(), fastrand::f64(), means.pause.get());
             let seconds = wait.as_secs();
             tracing::error!(?names, directory, error, "no certificate was issued; trying again in {seconds} s");
         }
@@ -83,12 +103,12 @@ fn conclude(plan: &mut Plan, acme: &Acme, ordered: &Ordered, result: Result<(i64
 }
 
 /// One order, from the account to the file. Returns from when to when the certificate is valid.
-async fn one(acme: &Arc<Acme>, ordered: &Arc<Ordered>, challenges: &Challenges) -> Result<(i64, i64), String> {
+async fn one(means: &Means, ordered: &Arc<Ordered>) -> Result<(i64, i64), String> {
     // A task of its own, which ends when this is dropped: a mistake in it costs one order, not the process's control.
     let mut task = JoinSet::new();
-    let (acme, ordered, challenges) = (Arc::clone(acme), Arc::clone(ordered), challenges.clone());
+    let (means, ordered) = (means.clone(), Arc::clone(ordered));
     task.spawn(async move {
-        let order = order::certificate(&acme, &ordered, &challenges);
+        let order = order::certificate(&means, &ordered, unix_now());
         match timeout(ORDER, order).await {
             Ok(result) => result,
             Err(_) => Err(format!("it took longer than {} s", ORDER.as_secs())),

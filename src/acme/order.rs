@@ -10,10 +10,12 @@ use instant_acme::{
     RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use super::challenge::{Answer, Challenges};
-use super::directory::Client;
+use super::directory::{Client, Pause};
+use super::shelf::{Issued, Shelf};
 use super::{own, store};
 use crate::config::acme::Proof;
 use crate::config::tls::Certificate;
@@ -51,24 +53,52 @@ impl From<String> for Failed {
     }
 }
 
-/// Orders it, and writes it to its file. Returns from when to when it is valid.
-pub(super) async fn certificate(
-    acme: &Arc<Acme>,
-    ordered: &Ordered,
-    challenges: &Challenges,
-) -> Result<(i64, i64), String> {
+/// What an order needs besides what is ordered. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Means {
+    pub(super) acme: Arc<Acme>,
+    pub(super) challenges: Challenges,
+    /// What was issued and is not written.
+    pub(super) shelf: Shelf,
+    /// What the directory wants.
+    pub(super) pause: Pause,
+}
+
+/// Orders it, and writes it to its file. Returns from when to when it is valid. `now` is in Unix seconds.
+pub(super) async fn certificate(means: &Means, ordered: &Ordered, now: i64) -> Result<(i64, i64), String> {
+    let acme = &means.acme;
+    if let Some(issued) = means.shelf.certificate(ordered, &acme.directory, now) {
+        tracing::info!(names = ?ordered.names, "the certificate that was issued before is written; none is ordered");
+        return keep(means, ordered, issued).await;
+    }
+    let file = ordered.file.clone();
+    let tried = blocking(move || store::try_out(&file)).await?;
+    tried
+        .map_err(|error| format!("nothing is ordered, for {} could not be written: {error}", ordered.file.display()))?;
     let mut secrets = Vec::new();
-    let mut result = attempt(acme, ordered, challenges, &mut secrets).await;
+    let mut result = attempt(means, ordered, &mut secrets).await;
     if let Err(Failed::NoAccount) = result {
         tracing::warn!(directory = acme.host, "the directory does not know the account any more: another is made");
         let folder = acme.folder.clone();
+        means.shelf.forget_account();
         blocking(move || store::forget(&folder)).await?;
-        result = attempt(acme, ordered, challenges, &mut secrets).await;
+        result = attempt(means, ordered, &mut secrets).await;
     }
-    result.map_err(|failed| match failed {
+    let issued = result.map_err(|failed| match failed {
         Failed::NoAccount => "the directory does not know the account that it has just made".to_owned(),
         Failed::Because(why) => told(&why, &secrets),
-    })
+    })?;
+    keep(means, ordered, issued).await
+}
+
+/// Writes it to its file. On the shelf until it is: the next attempt is to write only.
+async fn keep(means: &Means, ordered: &Ordered, issued: Issued) -> Result<(i64, i64), String> {
+    let (valid, file, pem) = (issued.certificate.valid, ordered.file.clone(), Arc::clone(&issued.pem));
+    means.shelf.put(issued, &means.acme.directory);
+    let written = blocking(move || store::keep_certificate(&file, &pem)).await?;
+    written.map_err(|error| format!("{} cannot be written: {error}; that is tried again", ordered.file.display()))?;
+    means.shelf.written(&ordered.file);
+    Ok(valid)
 }
 
 /// An error as it is told.
@@ -77,17 +107,12 @@ fn told(why: &str, secrets: &[String]) -> String {
     why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(TOLD).collect()
 }
 
-async fn attempt(
-    acme: &Arc<Acme>,
-    ordered: &Ordered,
-    challenges: &Challenges,
-    secrets: &mut Vec<String>,
-) -> Result<(i64, i64), Failed> {
-    let account = account(acme).await?;
+async fn attempt(means: &Means, ordered: &Ordered, secrets: &mut Vec<String>) -> Result<Issued, Failed> {
+    let account = account(means).await?;
     let names: Vec<_> = ordered.names.iter().map(|name| Identifier::Dns(name.clone())).collect();
     let mut order = account.new_order(&NewOrder::new(&names)).await?;
     // Given until the authority has decided.
-    let pending = prove(acme.proof, &mut order, challenges, secrets).await?;
+    let pending = prove(means.acme.proof, &mut order, &means.challenges, secrets).await?;
     if order.poll_ready(&POLL).await? == OrderStatus::Invalid {
         return Err(Failed::Because(objection(&mut order).await));
     }
@@ -101,20 +126,22 @@ async fn attempt(
     let chain = order.poll_certificate(&POLL).await?;
 
     let pem = store::joined(&key.serialize_der(), &chain);
-    let issued = Certificate::from_pem(ordered.file.clone(), &pem);
-    let issued = issued.map_err(|why| format!("what was issued cannot be used: {why}"))?;
-    if !ordered.is_covered_by(&issued) {
-        return Err(Failed::Because(format!("what was issued is for {:?}", issued.names)));
+    let certificate = Certificate::from_pem(ordered.file.clone(), &pem);
+    let certificate = certificate.map_err(|why| format!("what was issued cannot be used: {why}"))?;
+    if !ordered.is_covered_by(&certificate) {
+        return Err(Failed::Because(format!("what was issued is for {:?}", certificate.names)));
     }
-    let file = ordered.file.clone();
-    let written = blocking(move || store::keep_certificate(&file, &pem)).await?;
-    written.map_err(|error| format!("{} cannot be written: {error}", ordered.file.display()))?;
-    Ok(issued.valid)
+    Ok(Issued { pem: pem.into(), certificate: Arc::new(certificate) })
 }
 
 /// The account that is kept, or a new one, which is then.
-async fn account(acme: &Arc<Acme>) -> Result<Account, Failed> {
-    let builder = Account::builder_with_http(Box::new(Client(Arc::clone(&acme.client))));
+async fn account(means: &Means) -> Result<Account, Failed> {
+    let acme = &means.acme;
+    let client = Client { config: Arc::clone(&acme.client), pause: means.pause.clone() };
+    let builder = Account::builder_with_http(Box::new(client));
+    if let Some(unwritten) = means.shelf.account(&acme.directory) {
+        keep_account(means, unwritten).await?;
+    }
     let (folder, directory) = (acme.folder.clone(), acme.directory.clone());
     let kept = blocking(move || store::account(&folder, &directory)).await?;
     if let Some(kept) = kept {
@@ -124,11 +151,19 @@ async fn account(acme: &Arc<Acme>) -> Result<Account, Failed> {
     let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
     let (account, credentials) = builder.create(&new, acme.directory.clone(), None).await?;
     tracing::info!(directory = acme.host, "account made");
-    let folder = acme.folder.clone();
-    let written = blocking(move || store::keep_account(&folder, &credentials)).await?;
-    // Without it every order would make another account, which authorities count.
-    written.map_err(|error| format!("the account cannot be kept in {}: {error}", acme.folder.display()))?;
+    let credentials = serde_json::to_value(&credentials).map_err(|error| error.to_string())?;
+    keep_account(means, credentials).await?;
     Ok(account)
+}
+
+/// Writes it to its file. On the shelf until it is: without it every order would make another account, which authorities count.
+async fn keep_account(means: &Means, account: Value) -> Result<(), String> {
+    let folder = means.acme.folder.clone();
+    means.shelf.put_account(account.clone(), &means.acme.directory);
+    let written = blocking(move || store::keep_account(&folder, &account)).await?;
+    written.map_err(|error| format!("the account cannot be kept in {}: {error}", means.acme.folder.display()))?;
+    means.shelf.forget_account();
+    Ok(())
 }
 
 /// Has the answers ready, then says so: the authority may ask before that returns.

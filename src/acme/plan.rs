@@ -14,6 +14,9 @@ use crate::config::{Acme, Ordered};
 /// The first and the longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(6 * 3600));
 
+/// The longest and the shortest pause after a success, whatever the calendar says.
+const FLOOR: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(60));
+
 /// What to do.
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
@@ -36,8 +39,8 @@ pub(super) struct Plan {
 struct Wanted {
     ordered: Arc<Ordered>,
     failures: u32,
-    /// After a failure: not before that.
-    retry: Option<Instant>,
+    /// After an order, however it ended: not before that.
+    pause: Option<Instant>,
     /// What was written and not read since.
     issued: Option<(i64, i64)>,
 }
@@ -51,7 +54,7 @@ impl Plan {
         }
         self.wanted.retain(|file, _| wanted.iter().any(|ordered| ordered.file == *file));
         for ordered in wanted {
-            let new = || Wanted { ordered: Arc::clone(ordered), failures: 0, retry: None, issued: None };
+            let new = || Wanted { ordered: Arc::clone(ordered), failures: 0, pause: None, issued: None };
             let known = self.wanted.entry(ordered.file.clone()).or_insert_with(new);
             if known.ordered.names != ordered.names {
                 *known = new();
@@ -68,7 +71,7 @@ impl Plan {
         let mut wait = Duration::MAX;
         for wanted in self.wanted.values() {
             let due = Duration::from_secs(wanted.due(acme).saturating_sub(now).max(0).unsigned_abs());
-            let left = due.max(wanted.retry.map_or(Duration::ZERO, |retry| retry.saturating_duration_since(at)));
+            let left = due.max(wanted.pause.map_or(Duration::ZERO, |pause| pause.saturating_duration_since(at)));
             if left.is_zero() {
                 return Next::Order(Arc::clone(&wanted.ordered));
             }
@@ -77,19 +80,21 @@ impl Plan {
         Next::Wait(wait)
     }
 
-    /// A certificate with that validity was written.
-    pub(super) fn issued(&mut self, ordered: &Ordered, valid: (i64, i64)) {
+    /// A certificate with that validity was written. Returns how long no other is ordered, though it were due.
+    pub(super) fn issued(&mut self, ordered: &Ordered, valid: (i64, i64), at: Instant) -> Duration {
+        let wait = after_success(valid);
         if let Some(wanted) = self.wanted.get_mut(&ordered.file) {
-            (wanted.failures, wanted.retry, wanted.issued) = (0, None, Some(valid));
+            (wanted.failures, wanted.pause, wanted.issued) = (0, Some(at + wait), Some(valid));
         }
+        wait
     }
 
-    /// None was. Returns how long it is left alone; `chance` is between 0 and 1.
-    pub(super) fn failed(&mut self, ordered: &Ordered, at: Instant, chance: f64) -> Duration {
+    /// None was. Returns how long it is left alone: at least as long as the authority wants it; `chance` is between 0 and 1.
+    pub(super) fn failed(&mut self, ordered: &Ordered, at: Instant, chance: f64, least: Duration) -> Duration {
         let Some(wanted) = self.wanted.get_mut(&ordered.file) else { return RETRY.0 };
         wanted.failures = wanted.failures.saturating_add(1);
-        let wait = next_attempt(wanted.failures, chance);
-        wanted.retry = Some(at + wait);
+        let wait = next_attempt(wanted.failures, chance).max(least);
+        wanted.pause = Some(at + wait);
         wait
     }
 }
@@ -110,6 +115,12 @@ impl Wanted {
 fn next_attempt(failures: u32, chance: f64) -> Duration {
     let doubled = RETRY.0.saturating_mul(1 << failures.saturating_sub(1).min(20));
     doubled.min(RETRY.1).mul_f64(1.0 - 0.25 * chance.clamp(0.0, 1.0))
+}
+
+/// How long to wait after a success with a certificate of that validity: half of its lifetime, an hour at most. It may be due when it comes, as by a clock that is wrong or
+/// an authority that dates back, and what comes next would be no better: authorities count successes, too.
+fn after_success((from, until): (i64, i64)) -> Duration {
+    Duration::from_secs(until.saturating_sub(from).max(0).unsigned_abs() / 2).clamp(FLOOR.1, FLOOR.0)
 }
 
 #[cfg(test)]
@@ -186,13 +197,13 @@ mod tests {
         let mut plan = Plan::default();
         plan.see(&acme, &[Arc::clone(&a), Arc::clone(&b)]);
         assert_eq!(plan.next(&acme, 0, at), Next::Order(Arc::clone(&a)));
-        assert_eq!(plan.failed(&a, at, 0.0), 60 * SECOND);
+        assert_eq!(plan.failed(&a, at, 0.0, Duration::ZERO), 60 * SECOND);
         assert_eq!(plan.next(&acme, 0, at), Next::Order(Arc::clone(&b)));
-        plan.issued(&b, (0, 90 * DAY));
+        plan.issued(&b, (0, 90 * DAY), at);
         assert_eq!(plan.next(&acme, 0, at), Next::Wait(60 * SECOND));
         at += 60 * SECOND;
         assert_eq!(plan.next(&acme, 0, at), Next::Order(Arc::clone(&a)));
-        assert_eq!(plan.failed(&a, at, 0.0), 120 * SECOND);
+        assert_eq!(plan.failed(&a, at, 0.0, Duration::ZERO), 120 * SECOND);
         // What else is published changes nothing …
         plan.see(&acme, &[Arc::clone(&a), Arc::clone(&b)]);
         assert_eq!(plan.next(&acme, 0, at), Next::Wait(120 * SECOND));
@@ -200,7 +211,7 @@ mod tests {
         let more = Arc::new(Ordered { names: vec!["a.test".into(), "c.test".into()], ..(*a).clone() });
         plan.see(&acme, &[Arc::clone(&more), Arc::clone(&b)]);
         assert_eq!(plan.next(&acme, 0, at), Next::Order(Arc::clone(&more)));
-        plan.failed(&more, at, 0.0);
+        plan.failed(&more, at, 0.0, Duration::ZERO);
         let other = super::tests::acme("https://b.test/");
         plan.see(&other, std::slice::from_ref(&more));
         assert_eq!(plan.next(&other, 0, at), Next::Order(more));
@@ -212,7 +223,7 @@ mod tests {
         let missing = ordered(&["a.test"], None);
         let mut plan = Plan::default();
         plan.see(&acme, std::slice::from_ref(&missing));
-        plan.issued(&missing, (0, 90 * DAY));
+        plan.issued(&missing, (0, 90 * DAY), at);
         // A reload that is refused for something else leaves the old one in force.
         plan.see(&acme, std::slice::from_ref(&missing));
         assert_eq!(plan.next(&acme, 0, at), Next::Wait(Duration::from_secs(60 * 86_400)));
@@ -220,7 +231,49 @@ mod tests {
         // From then on the file counts, whoever writes it.
         let old = ordered(&["a.test"], Some((&["a.test"], -80, 10)));
         plan.see(&acme, std::slice::from_ref(&old));
-        assert_eq!(plan.next(&acme, 0, at), Next::Order(old));
+        assert_eq!(plan.next(&acme, 0, at + FLOOR.0), Next::Order(old));
+    }
+
+    #[test]
+    fn what_is_due_as_soon_as_it_comes_is_not_ordered_at_once() {
+        const HOUR: i64 = 3600;
+        let (acme, at) = (acme("https://a.test/"), Instant::now());
+        let missing = ordered(&["a.test"], None);
+        let mut plan = Plan::default();
+        plan.see(&acme, std::slice::from_ref(&missing));
+        // By our calendar it has ended long ago, and it is read, too.
+        plan.issued(&missing, (0, 90 * DAY), at);
+        let ended = ordered(&["a.test"], Some((&["a.test"], 0, 90)));
+        for known in [missing, Arc::clone(&ended)] {
+            plan.see(&acme, std::slice::from_ref(&known));
+            assert_eq!(plan.next(&acme, 1000 * DAY, at), Next::Wait(FLOOR.0));
+        }
+        assert_eq!(plan.next(&acme, 1000 * DAY, at + FLOOR.0), Next::Order(ended));
+        for (lifetime, expected) in [
+            (90 * DAY, HOUR),
+            (2 * HOUR, HOUR),
+            (HOUR, HOUR / 2),
+            (120, 60),
+            (10, 60),
+            (0, 60),
+            (-DAY, 60),
+            (i64::MAX, HOUR),
+        ] {
+            assert_eq!(after_success((0, lifetime)).as_secs(), expected.unsigned_abs(), "{lifetime}");
+        }
+        assert_eq!(after_success((i64::MIN, i64::MAX)), FLOOR.0);
+    }
+
+    #[test]
+    fn an_authority_may_want_a_longer_pause() {
+        let (acme, at) = (acme("https://a.test/"), Instant::now());
+        let a = ordered(&["a.test"], None);
+        let mut plan = Plan::default();
+        plan.see(&acme, std::slice::from_ref(&a));
+        for (least, expected) in [(7200, 7200), (1, 120)] {
+            assert_eq!(plan.failed(&a, at, 0.0, least * SECOND), expected * SECOND);
+            assert_eq!(plan.next(&acme, 0, at), Next::Wait(expected * SECOND));
+        }
     }
 
     #[test]

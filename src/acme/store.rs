@@ -18,6 +18,9 @@ use crate::state::write_whole;
 /// The account's file.
 const ACCOUNT: &str = "account.json";
 
+/// Ends the name of what is written to see whether anything can be.
+const PROBE: &str = ".probe";
+
 /// Who may read what is written here.
 const MODE: u32 = 0o600;
 
@@ -54,12 +57,23 @@ pub(super) fn forget(folder: &Path) {
     }
 }
 
-/// Keeps the account.
-pub(super) fn keep_account(folder: &Path, account: &AccountCredentials) -> io::Result<()> {
+/// Keeps the account, as JSON.
+pub(super) fn keep_account(folder: &Path, account: &Value) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(account)?;
     text.push(b'\n');
     make(folder)?;
     write_whole(&folder.join(ACCOUNT), MODE, &text)
+}
+
+/// Whether a certificate could be kept in that file now: what is issued and cannot be kept counts with the authority all the same.
+pub(super) fn try_out(file: &Path) -> io::Result<()> {
+    make(file.parent().unwrap_or(Path::new(".")))?;
+    let mut probe = file.as_os_str().to_owned();
+    probe.push(PROBE);
+    let probe = Path::new(&probe);
+    // As long as a key and its chain, so that a full disk shows.
+    write_whole(probe, MODE, &[b'\n'; 16 << 10])?;
+    fs::remove_file(probe)
 }
 
 /// Keeps a certificate: its key first, as it was made, then the chain as it came.
@@ -94,8 +108,8 @@ mod tests {
 
     const HERE: &str = "https://ca.test/dir";
 
-    fn credentials() -> AccountCredentials {
-        serde_json::from_value(serde_json::json!({ "id": "1", "key_pkcs8": "AAAA", "directory": HERE })).unwrap()
+    fn credentials() -> Value {
+        serde_json::json!({ "id": "1", "key_pkcs8": "AAAA", "directory": HERE })
     }
 
     #[test]
@@ -113,6 +127,16 @@ mod tests {
             assert!(account(&folder, HERE).is_none(), "{broken}");
             assert!(!folder.join(ACCOUNT).exists() && folder.join("account.json.broken").exists());
         }
+    }
+
+    #[test]
+    fn where_nothing_can_be_written_shows_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let acme = folder.path().join("acme");
+        try_out(&acme.join("a.test.pem")).unwrap();
+        assert_eq!(fs::read_dir(&acme).unwrap().count(), 0, "nothing is left");
+        fs::write(acme.join("file"), "").unwrap();
+        assert!(try_out(&acme.join("file/a.test.pem")).is_err());
     }
 
     #[test]

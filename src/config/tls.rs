@@ -58,7 +58,8 @@ pub struct Ordered {
     pub names: Vec<String>,
     /// Where it is kept: key and chain.
     pub file: PathBuf,
-    /// What is there, if it can be used. It may be for some of the names only; it is served all the same until a better one comes.
+    /// What is there, if it can be used: of that file, or of one that was ordered for other names of which these are some. It may be for some of the names only; it is served all the same
+    /// until a better one comes.
     pub kept: Option<Arc<Certificate>>,
 }
 
@@ -165,18 +166,39 @@ impl ServerCertVerifier for Anybody {
 
 impl Tls {
     /// The certificates for a client that asks for `name`, in lower case and without a dot at its end: those for exactly that name, else those with the wildcard
-    /// that covers it, else the first one and others for the same names. More than one are of several kinds of key. Never empty.
+    /// that covers it, else a placeholder for it, else the first one and others for the same names. More than one are of several kinds of key, or one of them is ordered and
+    /// another is not. Never empty.
     pub fn certificates_for(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<Certificate>> {
-        let has = |wanted: &str| self.certificates.iter().any(|certificate| certificate.is_named(wanted));
-        let wildcard = name.and_then(wildcard_of);
-        let found = name.filter(|name| has(name)).map(str::to_owned).or(wildcard.filter(|wildcard| has(wildcard)));
+        let (exact, wildcard) = (name.map(str::to_owned), name.and_then(wildcard_of));
+        let among = |placeholder| {
+            let is_one = |certificate: &Arc<Certificate>, name: &str| {
+                certificate.placeholder == placeholder && certificate.is_named(name)
+            };
+            let has = |name: &&String| self.certificates.iter().any(|certificate| is_one(certificate, name));
+            exact.iter().chain(&wildcard).find(has).map(|name| (name.clone(), placeholder))
+        };
+        let found = among(false).or_else(|| among(true));
         let first = self.certificates.first();
         self.certificates.iter().filter(move |certificate| match &found {
-            Some(name) => certificate.is_named(name),
-            None => {
-                first.is_some_and(|first| first.names == certificate.names && first.addresses == certificate.addresses)
-            }
+            Some((name, placeholder)) => certificate.placeholder == *placeholder && certificate.is_named(name),
+            None => first.is_some_and(|first| {
+                first.names == certificate.names
+                    && first.addresses == certificate.addresses
+                    && first.placeholder == certificate.placeholder
+            }),
         })
+    }
+
+    /// The one of [`Tls::certificates_for`] that a client gets which `fits` it: the first that is valid `now`, in Unix seconds, else the first.
+    pub fn certificate_for(
+        &self,
+        name: Option<&str>,
+        now: i64,
+        fits: impl Fn(&Certificate) -> bool,
+    ) -> Option<&Arc<Certificate>> {
+        let mut fitting = self.certificates_for(name).filter(|certificate| fits(certificate)).peekable();
+        let first = fitting.peek().copied();
+        fitting.find(|certificate| certificate.is_valid_at(now)).or(first)
     }
 }
 
@@ -231,6 +253,11 @@ impl Certificate {
 
     fn is_named(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
+    }
+
+    /// Whether it has begun and has not ended, at that time in Unix seconds.
+    pub fn is_valid_at(&self, now: i64) -> bool {
+        (self.valid.0..=self.valid.1).contains(&now)
     }
 
     /// Whether it is for the host of a Host field's value.
@@ -311,6 +338,44 @@ mod tests {
                 tls.certificates_for(*name).map(|certificate| certificate.file.to_str().unwrap()).collect();
             assert_eq!(&files, expected, "{name:?}");
         }
+    }
+
+    /// The same, with other words about it.
+    fn but(certificate: Arc<Certificate>, valid: (i64, i64), placeholder: bool) -> Arc<Certificate> {
+        let Certificate { file, names, addresses, key, .. } = Arc::into_inner(certificate).unwrap();
+        Arc::new(Certificate { file, names, addresses, valid, placeholder, key })
+    }
+
+    #[test]
+    fn a_placeholder_is_for_whom_nothing_else_is_for() {
+        let placeholder = but(certificate("placeholder", &["www.b.test", "c.test"], &[]), (0, 0), true);
+        let wild = certificate("wild", &["*.b.test"], &[]);
+        let certificates = vec![wild, Arc::clone(&placeholder)];
+        let tls = Tls { certificates, ordered: None, client_ca: None, only_tls13: false };
+        let alone = Tls { certificates: vec![placeholder], ..tls.clone() };
+        let rows =
+            [(Some("www.b.test"), "wild"), (Some("c.test"), "placeholder"), (Some("d.test"), "wild"), (None, "wild")];
+        for (name, expected) in rows {
+            let files: Vec<_> = tls.certificates_for(name).map(|one| one.file.to_str().unwrap()).collect();
+            assert_eq!(files, [expected], "{name:?}");
+            assert_eq!(alone.certificates_for(name).count(), 1, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn of_several_for_a_name_one_that_has_not_ended_is_shown() {
+        let one = |file, valid| but(certificate(file, &["a.test"], &[]), valid, false);
+        let certificates = vec![one("written", (10, 20)), one("ordered", (15, 40))];
+        let tls = Tls { certificates, ordered: None, client_ca: None, only_tls13: false };
+        for (now, expected) in
+            [(5, "written"), (10, "written"), (17, "written"), (20, "written"), (21, "ordered"), (41, "written")]
+        {
+            let shown = tls.certificate_for(Some("a.test"), now, |_| true).unwrap();
+            assert_eq!(shown.file.to_str(), Some(expected), "{now}");
+        }
+        let fits = |certificate: &Certificate| certificate.file.to_str() == Some("written");
+        assert_eq!(tls.certificate_for(Some("a.test"), 30, fits).unwrap().file.to_str(), Some("written"));
+        assert!(tls.certificate_for(Some("a.test"), 30, |_| false).is_none());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! shown the answer for the name that it asks for, and no more.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::{CryptoProvider, ring};
@@ -22,7 +23,7 @@ use super::connection::Connection;
 use super::secured::Secured;
 use crate::acme::challenge::Challenges;
 use crate::config::Edge;
-use crate::config::tls::{ListenerId, Tls};
+use crate::config::tls::{Certificate, ListenerId, Tls};
 use crate::telemetry::Metrics;
 
 /// What we speak above TLS.
@@ -185,15 +186,17 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
 }
 
-/// Chooses by the name that is asked for, and among several for it the first whose key the client can verify.
+/// Chooses by the name that is asked for, and among several for it the first whose key the client can verify and that has not ended.
 #[derive(Debug)]
 struct ByName(Arc<Tls>);
 
 impl ResolvesServerCert for ByName {
+    #[expect(clippy::disallowed_methods, reason = "a shell: certificates end by the calendar")]
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes = hello.signature_schemes();
-        let mut certificates = self.0.certificates_for(hello.server_name());
-        let found = certificates.find(|certificate| certificate.key.key.choose_scheme(schemes).is_some());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let fits = |certificate: &Certificate| certificate.key.key.choose_scheme(schemes).is_some();
+        let found = self.0.certificate_for(hello.server_name(), now, fits);
         found.map(|certificate| Arc::clone(&certificate.key))
     }
 }

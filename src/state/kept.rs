@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,12 @@ const NAME: &str = "overrides.json";
 
 /// The same of what was seen of clients.
 const CLIENTS: &str = "clients.json";
+
+/// What ends the name of a file that is being written.
+const NEW: &str = ".new";
+
+/// Nothing takes as long to write.
+const STALE: Duration = Duration::from_secs(3600);
 
 /// Grows when an older meridian would misunderstand what is written.
 const VERSION: u32 = 1;
@@ -168,21 +175,57 @@ impl Kept {
     }
 }
 
-/// Whoever reads finds the old content or the new one, never a part. `mode`: who may, as far as the umask lets them.
+/// Whoever reads finds the old content or the new one, never a part. `mode`: who may, as far as the umask lets them. Others may write the same file at the
+/// same time, in this process or another one that shares the folder: the last one's content stays.
 pub fn write_whole(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut aside = file.as_os_str().to_owned();
-    aside.push(".new");
-    let aside = PathBuf::from(aside);
-    // One of an earlier try would keep its permissions.
-    let _ = fs::remove_file(&aside);
-    let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
-    new.write_all(content)?;
-    new.sync_all()?;
-    fs::rename(&aside, file)?;
+    remove_stale(file);
+    // Two processes in containers may have the same number.
+    let aside = with_ending(file, &format!(".{}-{:08x}{NEW}", std::process::id(), fastrand::u32(..)));
+    let written = write_new(&aside, mode, content).and_then(|()| fs::rename(&aside, file));
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written?;
     // The new name lasts only when the folder does.
     File::open(folder)?.sync_all()
+}
+
+fn write_new(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(file)?;
+    new.write_all(content)?;
+    new.sync_all()
+}
+
+/// Removes what was written aside and never took the file's name: whoever wrote it is gone. What is young may be somebody's who writes now.
+#[expect(clippy::disallowed_methods, reason = "a shell: ages are as of now")]
+fn remove_stale(file: &Path) {
+    let (Some(name), Some(folder)) = (file.file_name().and_then(|name| name.to_str()), file.parent()) else { return };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let is_aside = |entry: &str| {
+            let middle = entry.strip_prefix(name).and_then(|rest| rest.strip_suffix(NEW));
+            middle.is_some_and(|middle| {
+                middle.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'.' | b'-'))
+            })
+        };
+        if !entry.file_name().to_str().is_some_and(is_aside) {
+            continue;
+        }
+        let written = entry.metadata().and_then(|meta| meta.modified());
+        let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+        if age.is_some_and(|age| age > STALE) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn with_ending(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn read(file: &Path) -> Result<Vec<Override>, String> {
@@ -236,6 +279,35 @@ mod tests {
         }
         let names: Vec<_> = fs::read_dir(kept.file().unwrap().parent().unwrap()).unwrap().collect();
         assert_eq!(names.len(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_others_write_at_the_same_time_is_theirs_and_what_they_left_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (old, others) =
+            (["a.pem.new", "a.pem.17-0000abcd.new"], ["a.pem.18-0000abcd.new", "b.a.pem.new", "a.pem.x.new"]);
+        for name in old.iter().chain(&others) {
+            fs::write(at(name), name).unwrap();
+        }
+        for name in old.iter().chain(&others[1..]) {
+            let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+            File::options().write(true).open(at(name)).unwrap().set_modified(long_ago).unwrap();
+        }
+        write_whole(&at("a.pem"), 0o600, b"new").unwrap();
+        assert_eq!(fs::read(at("a.pem")).unwrap(), b"new");
+        assert!(old.iter().all(|name| !at(name).exists()), "stale");
+        assert!(others.iter().all(|name| at(name).exists()), "of others");
+        // One that cannot take its name leaves nothing.
+        fs::create_dir_all(at("c/c.pem/x")).unwrap();
+        assert!(write_whole(&at("c/c.pem"), 0o600, b"new").is_err());
+        assert_eq!(fs::read_dir(at("c")).unwrap().count(), 1);
+        // Many at once.
+        std::thread::scope(|threads| {
+            for _ in 0..4 {
+                threads.spawn(|| (0..25).for_each(|_| write_whole(&at("d.pem"), 0o600, b"new").unwrap()));
+            }
+        });
     }
 
     #[test]

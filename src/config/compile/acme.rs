@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use http::uri::Authority;
 use rustls::ClientConfig;
 use rustls::crypto::ring;
+use rustls::pki_types::ServerName;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::acme::{Acme, Proof};
@@ -25,6 +27,9 @@ const FOLDER: &str = "acme";
 
 /// Who issues certificates to everybody.
 const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+/// The longest name, in bytes, by which a file is called as it is.
+const PLAIN: usize = 200;
 
 /// More names than authorities put into one certificate.
 const MOST_NAMES: usize = 100;
@@ -83,18 +88,18 @@ impl Orders {
                 .hint("set `state_dir` in `[process]`; under systemd `StateDirectory=` does");
         }
         let names: Vec<String> = names.into_iter().map(|(name, _)| name).collect();
-        let file = self.folder.as_ref()?.join(format!("{}.pem", names.first()?));
-        if let Some((same, first)) = self.all.iter().find(|(other, _)| other.file == file) {
-            if same.names == names {
-                return Some(Arc::clone(same));
-            }
+        let file = self.folder.as_ref()?.join(file_name(names.first()?));
+        if let Some((same, _)) = self.all.iter().find(|(other, _)| is_same_set(&other.names, &names)) {
+            return Some(Arc::clone(same));
+        }
+        if let Some((_, first)) = self.all.iter().find(|(other, _)| other.file == file) {
             scribe
                 .error(
                     place,
                     "a certificate is kept by its first name, and another listener orders one for other names by that",
                 )
                 .also("it is ordered at", *first)
-                .hint("let both have the same names in the same order, or put another name first here");
+                .hint("let both have the same names, or put another name first here");
         }
         let mut ordered = Ordered { names, file, kept: None };
         ordered.kept = kept(&ordered, place, context);
@@ -166,6 +171,19 @@ impl Orders {
     }
 }
 
+/// The name of a certificate's file, by its first name. With what is put behind it while it is written, no file system finds it too long.
+fn file_name(name: &str) -> String {
+    match name.get(..PLAIN - 20).filter(|_| name.len() > PLAIN) {
+        Some(begin) => format!("{begin}-{:016x}.pem", xxh3_64(name.as_bytes())),
+        None => format!("{name}.pem"),
+    }
+}
+
+/// Whether they are the same, in whatever order.
+fn is_same_set(names: &[String], others: &[String]) -> bool {
+    names.iter().all(|name| others.contains(name)) && others.iter().all(|other| names.contains(other))
+}
+
 /// The certificate that is there.
 fn kept(ordered: &Ordered, place: Place, context: &Context<'_>) -> Option<Arc<Certificate>> {
     let Ordered { names, file, .. } = ordered;
@@ -198,8 +216,7 @@ fn directory(section: &Section<'_>) -> Option<(String, String)> {
     let text = section.text("directory");
     let written = text.map_or(DIRECTORY, |text| text.value);
     let uri = written.parse::<Uri>().ok().filter(|uri| uri.scheme_str() == Some("https"));
-    let host = uri.and_then(|uri| uri.authority().map(ToString::to_string));
-    match host.filter(|host| !host.is_empty() && !host.contains('@')) {
+    match uri.as_ref().and_then(Uri::authority).filter(|authority| can_be_asked(authority)).map(ToString::to_string) {
         Some(host) => Some((written.to_owned(), host)),
         None => {
             let hint = written.starts_with("http://").then(|| "it is asked by https only".to_owned());
@@ -211,12 +228,23 @@ fn directory(section: &Section<'_>) -> Option<(String, String)> {
     }
 }
 
+/// Whether it is a host that TLS can ask for, and a port if there is any: what is none is read as no port, which would be 443.
+fn can_be_asked(authority: &Authority) -> bool {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let is_port =
+        |text: &str| text.strip_prefix(':').and_then(|port| port.parse().ok()).is_some_and(|port: u16| port > 0);
+    let is_whole = authority.as_str().strip_prefix(host).is_some_and(|rest| rest.is_empty() || is_port(rest));
+    is_whole && ServerName::try_from(bare).is_ok()
+}
+
 fn contact(section: &Section<'_>) -> Vec<String> {
     let mut list = Vec::new();
     for text in section.texts("contact", "an entry of `contact`") {
         let address = text.value.strip_prefix("mailto:");
         let is_good = |address: &str| {
-            address.split('@').filter(|part| !part.is_empty()).count() == 2
+            let parts = address.split_once('@');
+            parts.is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
                 && address.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'?'))
         };
         if address.is_some_and(is_good) {
@@ -228,4 +256,40 @@ fn contact(section: &Section<'_>) -> Vec<String> {
         }
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_can_be_a_file() {
+        assert_eq!(file_name("www.example.com"), "www.example.com.pem");
+        let long = |last: char| format!("{}{last}", "abcdefghi.".repeat(25));
+        let names = [long('x'), long('y')].map(|name| file_name(&name));
+        assert_ne!(names[0], names[1]);
+        let folder = tempfile::tempdir().unwrap();
+        for name in [&names[0], &file_name(&"a".repeat(PLAIN)), &file_name(&"a".repeat(PLAIN + 1))] {
+            assert!(name.len() <= PLAIN + 4, "{name}");
+            crate::state::write_whole(&folder.path().join(name), 0o600, b"x").unwrap();
+        }
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_no_port_but_a_real_one() {
+        for (text, expected) in [
+            ("ca.test", true),
+            ("ca.test:14000", true),
+            ("192.0.2.1", true),
+            ("[2001:db8::1]:443", true),
+            ("ca.test:99999", false),
+            ("ca.test:0", false),
+            ("ca.test:", false),
+            ("user@ca.test", false),
+            ("ca..test", false),
+        ] {
+            let authority: Option<Authority> = text.parse().ok();
+            assert_eq!(authority.is_some_and(|authority| can_be_asked(&authority)), expected, "{text}");
+        }
+    }
 }
