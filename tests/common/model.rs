@@ -454,7 +454,9 @@ fn sent(given: &Given, got: &Got, connection: usize) -> Result<Vec<Sent>, String
             && has_member(&request.fields, "upgrade", "websocket");
         let tunnel = upgraded.then(|| {
             let used: usize = interims.iter().chain(&answer).map(|answer| answer.length).sum();
-            (bytes[end..].to_vec(), answered[used..].to_vec())
+            // What a client sends through it may look like requests, so that further turns come.
+            let later = script.turns.iter().skip(turn + 1).flat_map(|turn| turn.pieces.concat());
+            (bytes[end..].to_vec(), answered[used..].iter().copied().chain(later).collect())
         });
         if end < bytes.len() && !upgraded {
             let used: usize = interims.iter().chain(&answer).map(|answer| answer.length).sum();
