@@ -3,6 +3,8 @@
 //! Outside systemd (no `NOTIFY_SOCKET`) everything here does nothing. A manager that does not listen is logged and never
 //! stops us.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 
 /// What to tell.
@@ -20,6 +22,11 @@ pub enum Stage<'a> {
     MainPid(u32),
     /// Everything moves still.
     Alive,
+}
+
+/// Within which time the service manager wants to hear [`Stage::Alive`] each time; `None`: it does not.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
 }
 
 /// Tells the service manager.

@@ -34,7 +34,7 @@ use crate::config::{Boot, Engine, Listen, ListenerId};
 use crate::inherited::{self, Inherited};
 use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener, Pulse};
 use crate::load::Loader;
-use crate::notify::{Stage, tell};
+use crate::notify::{self, Stage, tell};
 use crate::probe;
 use crate::proxy::caught::caught;
 use crate::proxy::engine::{Served, h2};
@@ -78,11 +78,10 @@ pub fn run(config: &Path) -> ExitCode {
 
 /// `predecessor` is taken from when its place is to be taken.
 fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predecessor>) -> Result<ExitCode, String> {
-    let mut brought = None;
-    if let Some(predecessor) = predecessor {
-        let all = predecessor.brought().map_err(|error| format!("error: what the process before brings: {error}"))?;
-        inherited.set_ports(all.ports.clone());
-        brought = Some(all);
+    let brought = predecessor.as_ref().map(Predecessor::brought).transpose();
+    let mut brought = brought.map_err(|error| format!("error: what the process before brings: {error}"))?;
+    if let Some(brought) = &mut brought {
+        inherited.set_ports(std::mem::take(&mut brought.ports));
     }
     let mut loader = Loader::default();
     // The log's level is in the configuration, so what loading has to say waits for it.
@@ -536,20 +535,15 @@ impl Parts {
                 resolve::run(reader.clone(), sender.clone())
             );
         };
-        let all = async {
-            tokio::select! {
-                () = world => {}
-                done = async {
-                    office.await?;
-                    // The sender of what is waited for: this process lives until it has drained.
-                    let _ = handed_over.send(()).await;
-                    std::future::pending::<Result<(), String>>().await
-                } => done?,
-            }
-            Ok::<_, String>(())
+        let until_drained = async {
+            office.await?;
+            // Who ends this process waits for it.
+            let _ = handed_over.send(()).await;
+            std::future::pending::<Result<(), String>>().await
         };
         tokio::select! {
-            done = all => done?,
+            () = world => {}
+            done = until_drained => done?,
             _ = stopped.wait_for(|stopped| *stopped) => {}
         }
         if !handed.load(Ordering::Acquire) {
@@ -570,7 +564,7 @@ async fn sweep(forget: Box<dyn Fn() + Send + Sync>) {
 
 /// Tells the service manager that everything moves, as often as it wants to hear it; and does not when a worker stands still.
 async fn watchdog(pulse: Pulse) {
-    let Some(within) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let Some(within) = notify::watchdog() else { return std::future::pending().await };
     // Twice as often, as sd_watchdog_enabled(3) has it.
     let mut times = interval(within / 2);
     loop {

@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::harness::{Proxy, answering, config, listener, origin, raw, refusing, scripted, silent, status, until};
+use common::harness::{
+    Proxy, answering, answering_once, config, listener, origin, raw, refusing, scripted, silent, status, until,
+};
 use common::http2::{connect, get, give, request, send, take};
 use common::process::PATIENCE;
 use h2::Reason;
@@ -559,16 +561,7 @@ async fn only_trusted_peers_speak_it_without_tls() {
 #[tokio::test]
 async fn a_drain_says_farewell_and_lets_requests_end() {
     let (gate, open) = tokio::sync::watch::channel(false);
-    let (origin, script) = scripted(move |mut stream, script| {
-        let mut open = open.clone();
-        async move {
-            while script.request(&mut stream).await.is_some() {
-                open.wait_for(|open| *open).await.unwrap();
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-            }
-        }
-    })
-    .await;
+    let (origin, script) = answering_once(open, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let proxy = over(origin).await;
     let (client, connection) = connect(proxy.address).await;
     let (idle, idles) = connect(proxy.address).await;

@@ -8,7 +8,7 @@ mod common;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use common::harness::{scripted, status};
+use common::harness::{answering_once, status};
 use common::http::request;
 use common::process::{Origin, PATIENCE, Proxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -113,16 +113,7 @@ async fn a_network_makes_so_many_connections_a_second() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_requests_than_there_may_be_are_refused_at_once() {
     let (gate, opened) = watch::channel(false);
-    let (slow, script) = scripted(move |mut stream, script| {
-        let mut opened = opened.clone();
-        async move {
-            while script.request(&mut stream).await.is_some() {
-                opened.wait_for(|open| *open).await.unwrap();
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-            }
-        }
-    })
-    .await;
+    let (slow, script) = answering_once(opened, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     let proxy = Arc::new(Proxy::start(&config("in_flight = 2", "", slow), |_| {}).await);
     let waiting: Vec<_> = (0..2)
         .map(|_| {

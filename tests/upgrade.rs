@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use common::harness::scripted;
 use common::http::{connect, request, send};
-use common::process::{Origin, PATIENCE, Proxy, meridian, write};
+use common::process::{Origin, PATIENCE, Proxy, kill, meridian, write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -297,22 +297,18 @@ async fn sockets_of_a_service_manager_are_used_and_it_is_told_who_is_the_main_pr
     until("READY=1");
     until("WATCHDOG=1");
 
-    assert_eq!(kill(child.id(), "USR2"), Some(0));
+    assert!(kill(child.id(), "USR2"));
     let main: u32 = until("MAINPID=")["MAINPID=".len()..].parse().unwrap();
     assert_ne!(main, child.id());
     until("READY=1");
     until("WATCHDOG=1");
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(request(address, "GET", "/", &[]).await.unwrap().status, 200);
-    assert_eq!(kill(main, "TERM"), Some(0));
+    assert!(kill(main, "TERM"));
     until("STOPPING=1");
     let begun = Instant::now();
     while TcpStream::connect(address).await.is_ok() {
         assert!(begun.elapsed() < PATIENCE, "nobody listens after the end");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-fn kill(pid: u32, signal: &str) -> Option<i32> {
-    std::process::Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap().code()
 }

@@ -17,7 +17,7 @@ use crate::admin::{Admin, Answer, Door, text};
 const MOST_BYTES: usize = 16 * 1024;
 
 /// The most characters of who says something.
-pub(super) const MOST_WHO: usize = 100;
+const MOST_WHO: usize = 100;
 
 impl Admin {
     /// The JSON that somebody sent who may change something, or the answer to who may not.
@@ -76,8 +76,9 @@ pub(super) fn plain(what: &str, text: &str, most: usize) -> Result<String, Strin
     Ok(text.to_owned())
 }
 
-/// Who speaks: what the system knows of them, and what they say of themselves.
-pub(super) async fn said_by(door: Door, claim: &str) -> String {
+/// Who speaks: what the system knows of them, and what they say of themselves, if a log can show that.
+pub(super) async fn said_by(door: Door, claim: &str) -> Result<String, String> {
+    let claim = plain("who", claim, MOST_WHO)?;
     let known = match door {
         Door::Tcp(peer) => format!("token from {}", peer.ip()),
         Door::Unix(Some(uid)) => {
@@ -87,7 +88,7 @@ pub(super) async fn said_by(door: Door, claim: &str) -> String {
         }
         Door::Unix(None) => "socket".to_owned(),
     };
-    if claim.is_empty() || claim == known { known } else { format!("{claim} ({known})") }
+    Ok(if claim.is_empty() || claim == known { known } else { format!("{claim} ({known})") })
 }
 
 fn user_name(uid: u32) -> Option<String> {

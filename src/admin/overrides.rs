@@ -9,7 +9,7 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::accept::{MOST_WHO, plain, said_by};
+use crate::admin::accept::{plain, said_by};
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::config::{duration, meant, show_duration};
 use crate::state::{Lasting, Refused};
@@ -109,7 +109,7 @@ impl Admin {
             (Target::Endpoint, Err(_)) => name.to_lowercase(),
         };
         let reason = plain("reason", &asked.reason, MOST_REASON)?;
-        let who = said_by(door, &plain("who", &asked.who, MOST_WHO)?).await;
+        let who = said_by(door, &asked.who).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let lasting = match asked.lasting.as_deref() {
             None => None,

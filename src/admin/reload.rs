@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::admin::accept::{MOST_WHO, plain, said_by};
+use crate::admin::accept::said_by;
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::state::ReloadRequest;
 
@@ -43,5 +43,5 @@ impl Admin {
 async fn asked(door: Door, body: &Bytes) -> Result<(bool, String), String> {
     let Asked { force, who } = serde_json::from_slice(body)
         .map_err(|error| format!("{error}; expected {{}} and, as far as wanted, \"force\": true, \"who\""))?;
-    Ok((force, said_by(door, &plain("who", &who, MOST_WHO)?).await))
+    Ok((force, said_by(door, &who).await?))
 }

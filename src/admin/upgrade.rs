@@ -1,11 +1,12 @@
 //! `/api/upgrade`: have another process take the place of this one, and say how it went.
 
+use bytes::Bytes;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::admin::accept::{MOST_WHO, plain, said_by};
+use crate::admin::accept::said_by;
 use crate::admin::{Admin, Answer, Door, page, text};
 use crate::state::UpgradeRequest;
 
@@ -26,14 +27,11 @@ impl Admin {
     /// Answers when another process has taken over: 200 with its id; or 409 and why none has.
     pub(super) async fn upgrade(&self, door: Door, request: Request<Incoming>) -> Answer {
         let who = match self.accept(door, request).await {
-            Ok(body) => match serde_json::from_slice(&body).map_err(|error| error.to_string()) {
-                Ok(Asked { who }) => plain("who", &who, MOST_WHO),
-                Err(error) => Err(format!("{error}; expected {{}} and, if wanted, \"who\"")),
-            },
+            Ok(body) => asked(door, &body).await,
             Err(refusal) => return refusal,
         };
         let who = match who {
-            Ok(who) => said_by(door, &who).await,
+            Ok(who) => who,
             Err(wrong) => return text(StatusCode::BAD_REQUEST, &format!("{wrong}\n")),
         };
         let (done, outcome) = oneshot::channel();
@@ -44,4 +42,11 @@ impl Admin {
             Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "this process is ending\n"),
         }
     }
+}
+
+/// Who asks.
+async fn asked(door: Door, body: &Bytes) -> Result<String, String> {
+    let Asked { who } =
+        serde_json::from_slice(body).map_err(|error| format!("{error}; expected {{}} and, if wanted, \"who\""))?;
+    said_by(door, &who).await
 }

@@ -50,6 +50,11 @@ impl Reply {
     }
 }
 
+/// Sends that to the process that is meant: what one says that took it, or the exit code of one that says no.
+pub(super) fn tell(process: &Process, target: &str, json: &Value) -> Result<Result<Value, ExitCode>, String> {
+    Asker::of(process)?.post(target, json.to_string())?.taken()
+}
+
 /// A token for a process whose configuration this shell cannot read.
 const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::live::Asker;
+use crate::cli::live::tell;
 use crate::cli::{Process, or_complain, print, who};
 
 /// Arguments of `meridian reload`.
@@ -24,9 +24,7 @@ impl Reload {
     }
 
     fn ask(&self) -> Result<ExitCode, String> {
-        let mut asker = Asker::of(&self.process)?;
-        let reply = asker.post("/api/reload", json!({ "force": self.force, "who": who() }).to_string())?;
-        let answer = match reply.taken()? {
+        let answer = match tell(&self.process, "/api/reload", &json!({ "force": self.force, "who": who() }))? {
             Ok(answer) => answer,
             Err(refused) => return Ok(refused),
         };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::live::Asker;
+use crate::cli::live::tell;
 use crate::cli::{Process, complain, or_complain, print, who};
 
 /// Arguments of `meridian set`.
@@ -44,8 +44,7 @@ impl Set {
         if let Some(lasting) = &self.lasting {
             word["for"] = json!(lasting);
         }
-        let mut asker = Asker::of(&self.process)?;
-        let answer = match asker.post("/api/overrides", word.to_string())?.taken()? {
+        let answer = match tell(&self.process, "/api/overrides", &word)? {
             Ok(answer) => answer,
             Err(refused) => return Ok(refused),
         };

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::live::Asker;
+use crate::cli::live::tell;
 use crate::cli::{Process, or_complain, print, who};
 
 /// Arguments of `meridian upgrade`.
@@ -21,9 +21,7 @@ impl Upgrade {
     }
 
     fn ask(&self) -> Result<ExitCode, String> {
-        let mut asker = Asker::of(&self.process)?;
-        let reply = asker.post("/api/upgrade", json!({ "who": who() }).to_string())?;
-        let answer = match reply.taken()? {
+        let answer = match tell(&self.process, "/api/upgrade", &json!({ "who": who() }))? {
             Ok(answer) => answer,
             Err(refused) => return Ok(refused),
         };

@@ -91,7 +91,7 @@ impl Drop for Connection {
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                linger(stream).await;
+                linger(stream, LINGER).await;
                 drop(guard);
             });
         }
@@ -104,14 +104,14 @@ pub fn socket(stream: &Stream) -> Option<&TcpStream> {
     connection.open.as_ref().map(|(tcp, _)| tcp.stream())
 }
 
-/// Closes our side and reads away what still comes.
-async fn linger(mut stream: Socket) {
+/// Closes our side and reads away what still comes, for so long and so many bytes.
+pub(super) async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin, (patience, most): (Duration, usize)) {
     let read_away = async {
         if stream.shutdown().await.is_err() {
             return;
         }
         let mut buffer = [0; 4096];
-        let mut left = LINGER.1;
+        let mut left = most;
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
             left = left.saturating_sub(read);
             if left == 0 {
@@ -119,7 +119,7 @@ async fn linger(mut stream: Socket) {
             }
         }
     };
-    let _ = tokio::time::timeout(LINGER.0, read_away).await;
+    let _ = tokio::time::timeout(patience, read_away).await;
 }
 
 impl AsyncRead for Connection {

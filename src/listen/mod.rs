@@ -45,9 +45,9 @@ pub use before::Before;
 use connection::Connection;
 pub use connection::socket;
 pub use drain::Drain;
-use networks::{Excess, Networks};
+use networks::Networks;
 pub use pulse::Pulse;
-use refusal::Refusal;
+use refusal::{Farewell, Refusal};
 use secured::Secured;
 pub use tls::Acceptor;
 
@@ -200,7 +200,7 @@ impl HttpService {
         // Workers end when this does.
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
-        let most_descriptors = most_descriptors();
+        let (most_descriptors, farewell) = (most_descriptors(), Farewell::default());
         for (number, listeners) in self.workers.drain(..).enumerate() {
             let accept = |before, handler| AcceptLoop {
                 before,
@@ -209,6 +209,7 @@ impl HttpService {
                 metrics: self.metrics.clone(),
                 drain: self.drain.clone(),
                 networks: self.networks.clone(),
+                farewell: farewell.clone(),
                 most_descriptors,
                 _accepting: accepting.clone(),
             };
@@ -365,6 +366,7 @@ struct AcceptLoop {
     metrics: Metrics,
     drain: Drain,
     networks: Networks,
+    farewell: Farewell,
     most_descriptors: RawFd,
     /// Dropped when it accepts no more.
     _accepting: mpsc::Sender<()>,
@@ -422,26 +424,29 @@ impl AcceptLoop {
         }
     }
 
+    /// Closes a connection that is one too many: where HTTP is spoken from the first byte, with an answer.
+    fn refuse(&self, tcp: TcpStream, refusal: Refusal) {
+        self.metrics.connection_refused(refusal.reason());
+        if self.before.is_nothing() {
+            self.farewell.say(tcp, refusal);
+        }
+    }
+
     /// Serves a connection in a task of its own, or closes it when there are too many.
     fn admit(&self, tcp: TcpStream, peer: SocketAddr) {
         // The system gives the lowest number that is free: a high one says that few are left, which requests and operators need.
         if tcp.as_raw_fd() >= self.most_descriptors {
-            self.metrics.connection_refused("descriptors");
-            return self.refuse(tcp, Refusal::TooMany);
+            return self.refuse(tcp, Refusal::Descriptors);
         }
         let published = self.reader.load();
         let Some(mut guard) = self.drain.enter(published.edge.limits.connections) else {
-            self.metrics.connection_refused("too_many");
             return self.refuse(tcp, Refusal::TooMany);
         };
         // Behind a PROXY header it is another's.
         if !self.before.proxy_protocol {
             match self.networks.enter(Canonical::new(peer.ip()), &published.edge) {
                 Ok(counted) => guard.of(counted),
-                Err(excess) => {
-                    self.metrics.connection_refused(excess.reason());
-                    return self.refuse(tcp, Refusal::OfNetwork);
-                }
+                Err(excess) => return self.refuse(tcp, Refusal::Network(excess)),
             }
         }
         let handler = Arc::clone(&self.handler);
@@ -468,25 +473,6 @@ impl AcceptLoop {
                 }
             }
         });
-    }
-}
-
-impl AcceptLoop {
-    /// Closes a connection that is one too many: where HTTP is spoken from the first byte, with an answer.
-    fn refuse(&self, tcp: TcpStream, refusal: Refusal) {
-        if self.before.is_nothing() {
-            refusal.say(tcp);
-        }
-    }
-}
-
-impl Excess {
-    /// As the metric says it.
-    fn reason(self) -> &'static str {
-        match self {
-            Excess::Open => "per_network",
-            Excess::Rate => "connection_rate",
-        }
     }
 }
 

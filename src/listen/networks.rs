@@ -39,6 +39,16 @@ pub(super) enum Excess {
     Rate,
 }
 
+impl Excess {
+    /// As the metric says it.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Excess::Open => "per_network",
+            Excess::Rate => "connection_rate",
+        }
+    }
+}
+
 impl Networks {
     /// Counts a connection of that client in, as far as there are bounds.
     pub(super) fn enter(&self, client: Canonical, edge: &Edge) -> Result<Option<Counted>, Excess> {

@@ -1,14 +1,17 @@
-//! What a connection is told that is one too many, before it is closed: an answer that costs nothing.
+//! What a connection is told that is one too many, before it is closed: an answer that costs next to nothing.
 //!
-//! No request is read, no task is made but for a few at a time; whoever comes when all of those are busy is closed without a word.
+//! No request is read, and only so many are closed with care at a time; whoever comes when those are busy is closed without a word.
 
-use std::io::ErrorKind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
+
+use super::connection::linger;
+use super::networks::Excess;
 
 /// Connections at a time that are closed with care.
 const MOST: usize = 256;
@@ -16,65 +19,66 @@ const MOST: usize = 256;
 /// How long each of them may take, and how much of what it sends is read away: closing with unread bytes would take the answer from the client.
 const LINGER: (Duration, usize) = (Duration::from_millis(500), 64 << 10);
 
-static LINGERING: AtomicUsize = AtomicUsize::new(0);
-
 /// Why there is no connection for this one.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Refusal {
+    /// Few descriptors are left.
+    Descriptors,
     /// There are as many as there may be.
     TooMany,
     /// Its network has as many as it may, or made them too quickly.
-    OfNetwork,
+    Network(Excess),
 }
 
 impl Refusal {
+    /// As the metric says it.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Refusal::Descriptors => "descriptors",
+            Refusal::TooMany => "too_many",
+            Refusal::Network(excess) => excess.reason(),
+        }
+    }
+
     const fn answer(self) -> &'static [u8] {
         match self {
-            Refusal::TooMany => {
+            Refusal::Descriptors | Refusal::TooMany => {
                 b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 25\r\n\
                   Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n\r\n503 too many connections\n"
             }
-            Refusal::OfNetwork => {
+            Refusal::Network(_) => {
                 b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 43\r\n\
                   Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n\r\n429 too many connections from your network\n"
             }
         }
     }
+}
 
-    /// Says it, and closes the connection.
-    pub(super) fn say(self, tcp: TcpStream) {
-        struct Busy;
-        impl Drop for Busy {
-            fn drop(&mut self) {
-                LINGERING.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let busy = Busy;
-        if LINGERING.fetch_add(1, Ordering::Relaxed) >= MOST {
-            return;
-        }
-        tokio::spawn(async move {
-            let _busy = busy;
-            // Who is gone has nothing to hear.
-            let _ = timeout(LINGER.0, close(tcp, self.answer())).await;
-        });
+/// Closes connections with care, so many at a time. Clones are the same.
+#[derive(Clone, Debug)]
+pub(super) struct Farewell(Arc<Semaphore>);
+
+impl Default for Farewell {
+    fn default() -> Farewell {
+        Farewell(Arc::new(Semaphore::new(MOST)))
     }
 }
 
-async fn close(mut tcp: TcpStream, answer: &[u8]) -> std::io::Result<()> {
-    tcp.write_all(answer).await?;
-    tcp.shutdown().await?;
-    let (mut left, mut away) = (LINGER.1, [0; 4096]);
-    while left > 0 {
-        tcp.readable().await?;
-        match tcp.try_read(&mut away) {
-            Ok(0) => break,
-            Ok(read) => left = left.saturating_sub(read),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
+impl Farewell {
+    /// Says it, and closes the connection.
+    pub(super) fn say(&self, mut tcp: TcpStream, refusal: Refusal) {
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let close = async {
+                // Who is gone has nothing to hear.
+                if tcp.write_all(refusal.answer()).await.is_ok() {
+                    linger(tcp, LINGER).await;
+                }
+            };
+            let _ = timeout(LINGER.0, close).await;
+            drop(permit);
+        });
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -83,7 +87,7 @@ mod tests {
 
     #[test]
     fn lengths_are_right() {
-        for refusal in [Refusal::TooMany, Refusal::OfNetwork] {
+        for refusal in [Refusal::TooMany, Refusal::Network(Excess::Open)] {
             let text = std::str::from_utf8(refusal.answer()).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{text}");

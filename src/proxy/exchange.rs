@@ -209,11 +209,11 @@ pub struct Exchange {
     rival: Option<Box<Rival>>,
     /// At the service, from the head to the end.
     counted: Option<telemetry::InFlight>,
-    /// At the endpoint of the attempt being made.
     /// Counted in, while there is a bound for all requests.
     under_way: Option<UnderWay>,
     /// What a client is told that asks too often.
     limited: Option<Box<rates::Told>>,
+    /// At the endpoint of the attempt being made.
     in_flight: Option<InFlight>,
     permits: Vec<Permit>,
     /// Attempts that were made anew at the same endpoint.

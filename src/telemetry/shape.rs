@@ -255,40 +255,16 @@ fn now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
-    use std::sync::Mutex;
 
-    use tracing_subscriber::fmt::MakeWriter;
     use tracing_subscriber::layer::SubscriberExt;
 
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Kept {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'a> MakeWriter<'a> for Kept {
-        type Writer = Kept;
-
-        fn make_writer(&'a self) -> Kept {
-            self.clone()
-        }
-    }
-
     fn logged(format: LogFormat, log: impl FnOnce()) -> String {
-        let (kept, repeats) = (Kept::default(), Arc::new(Repeats::default()));
-        let layer = tracing_subscriber::fmt::layer().with_writer(kept.clone()).with_ansi(false);
+        let (kept, repeats) = (tempfile::NamedTempFile::new().unwrap(), Arc::new(Repeats::default()));
+        let layer = tracing_subscriber::fmt::layer().with_writer(Arc::new(kept.reopen().unwrap())).with_ansi(false);
         let layer = layer.log_internal_errors(false).event_format(Shape::new(format, Arc::clone(&repeats)));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let rest: String = repeats.over(None).iter().map(|left_out| line_of(left_out, format)).collect();
-        String::from_utf8(kept.0.lock().unwrap().clone()).unwrap() + &rest
+        std::fs::read_to_string(kept.path()).unwrap() + &rest
     }
 
     fn odd() {

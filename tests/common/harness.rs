@@ -212,6 +212,20 @@ pub async fn answering(answer: &'static str) -> (SocketAddr, Script) {
     .await
 }
 
+/// An upstream that gives the same answer to every request, once that is true.
+pub async fn answering_once(opened: watch::Receiver<bool>, answer: &'static str) -> (SocketAddr, Script) {
+    scripted(move |mut stream, script| {
+        let mut opened = opened.clone();
+        async move {
+            while script.request(&mut stream).await.is_some() {
+                opened.wait_for(|open| *open).await.expect("somebody can open it");
+                stream.write_all(answer.as_bytes()).await.expect("the proxy reads it");
+            }
+        }
+    })
+    .await
+}
+
 /// An upstream that reads requests and never answers.
 pub async fn silent() -> (SocketAddr, Script) {
     scripted(|mut stream, script| async move { while script.request(&mut stream).await.is_some() {} }).await

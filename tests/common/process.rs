@@ -14,9 +14,19 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary under test.
 pub fn meridian() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_meridian"));
+    without_manager(Command::new(env!("CARGO_BIN_EXE_meridian")))
+}
+
+/// Without what a service manager may have set.
+fn without_manager(mut command: Command) -> Command {
     command.env_remove("RUNTIME_DIRECTORY").env_remove("STATE_DIRECTORY").env_remove("NOTIFY_SOCKET");
     command
+}
+
+/// Sends a signal by name; returns whether there was such a process.
+pub fn kill(pid: u32, signal: &str) -> bool {
+    let output = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).output();
+    output.expect("kill runs").status.success()
 }
 
 struct Ended(Child);
@@ -92,7 +102,8 @@ struct Successor(u32);
 
 impl Drop for Successor {
     fn drop(&mut self) {
-        let _ = Command::new("kill").arg("-KILL").arg(self.0.to_string()).stderr(Stdio::null()).status();
+        // It may have ended.
+        let _ = kill(self.0, "KILL");
     }
 }
 
@@ -117,8 +128,7 @@ impl Proxy {
     pub async fn start_limited(files: u32, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_meridian"));
-        command.env_remove("RUNTIME_DIRECTORY").env_remove("STATE_DIRECTORY").env_remove("NOTIFY_SOCKET");
-        Proxy::start_by(command, "", config, setup).await
+        Proxy::start_by(without_manager(command), "", config, setup).await
     }
 
     async fn start_by(mut command: Command, more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
@@ -166,8 +176,7 @@ impl Proxy {
 
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill runs").success());
+        assert!(kill(self.pid(), name));
     }
 
     pub fn pid(&self) -> u32 {
