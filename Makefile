@@ -4,11 +4,13 @@ CARGO ?= cargo
 TOOLS := target/tools
 # Says what no proxy can promise over HTTP/1.1, and so fails: kept for the day that something can be done about it.
 NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
-FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header
+FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header \
+	forwarding path config geofeed mmdb
 FUZZ_SECONDS ?= 60
+FUZZ_KEPT_BYTES ?= 512
 SOAK_MINUTES ?= 60
 
-.PHONY: soak compare-tls setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
+.PHONY: audit fuzz-keep soak compare-tls setup-tests help run demo drill build test test-all lint bench fuzz compare geoip setup clean release-pgo compare-pgo instructions
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -41,10 +43,11 @@ release-pgo: setup
 test: setup-tests
 	$(CARGO) test --locked
 
-## make test-all   the tests and the long ones, more random schedules, and medians of three for each fault; half an hour more
+## make test-all   the tests and the long ones, more random schedules, medians of three for each fault, and each fuzz target for a minute; an hour more
 test-all:
 	@sh tests/setup.sh all
 	TIMELINE_SCHEDULES=100000 FAILOVER_RUNS=3 $(CARGO) test --locked -- --include-ignored --skip $(NOT_YET)
+	$(MAKE) fuzz
 
 ## make lint       formatting, lints, licences and sources of the dependencies
 lint: setup
@@ -62,12 +65,25 @@ instructions: setup
 
 ## make fuzz       each fuzz target for FUZZ_SECONDS (60); see tests/fuzz/README.md
 fuzz: setup
-	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked
+	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --version 0.13.2 --locked --debug
 	set -e; for target in $(FUZZ_TARGETS); do \
 		mkdir -p tests/fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
 			tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); \
 	done
+
+## make fuzz-keep  adds to the seeds what `make fuzz` found that reaches something new: small inputs, one for each place
+fuzz-keep:
+	set -e; for target in $(FUZZ_TARGETS); do \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
+			tests/fuzz/seeds/$$target tests/fuzz/corpus/$$target -- -merge=1 -use_counters=0 -max_len=$(FUZZ_KEPT_BYTES); \
+	done
+
+## make audit      the dependencies against the RustSec advisories, by cargo-audit (CI asks the same database by cargo-deny)
+audit: setup
+	$(CARGO) audit --version >/dev/null 2>&1 || $(CARGO) install cargo-audit --version 0.22.2 --locked --debug
+	$(CARGO) audit --deny warnings
+	$(CARGO) audit --deny warnings --file tests/fuzz/Cargo.lock
 
 ## make compare    beside nginx, HAProxy and Envoy, ten minutes; writes docs/compare.md, see benches/compare/README.md
 compare: build

@@ -5,7 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests may look at the clock")]
 
 #[path = "fuzz/checks.rs"]
-#[allow(dead_code, reason = "the fuzz targets make each check by name")]
+#[allow(dead_code, unused_imports, reason = "the fuzz targets make each check by name")]
 mod checks;
 mod common;
 

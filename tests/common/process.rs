@@ -131,10 +131,20 @@ impl Proxy {
         Proxy::start_by(without_manager(command), "", config, setup).await
     }
 
-    async fn start_by(mut command: Command, more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+    async fn start_by(command: Command, more: &str, config: &str, setup: impl FnOnce(&Path)) -> Proxy {
+        let mut proxy = Proxy::start_whole(command, |folder| {
+            setup(folder);
+            whole(more, config, folder)
+        })
+        .await;
+        more.clone_into(&mut proxy.more);
+        proxy
+    }
+
+    /// The same with a whole configuration, whose admin socket is `admin.sock` in the folder that is given.
+    pub async fn start_whole(mut command: Command, config: impl FnOnce(&Path) -> String) -> Proxy {
         let folder = tempfile::tempdir().expect("a folder");
-        setup(folder.path());
-        write(&folder.path().join("meridian.toml"), &whole(more, config, folder.path()));
+        write(&folder.path().join("meridian.toml"), &config(folder.path()));
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let access = std::fs::File::create(folder.path().join("stdout")).expect("an access log");
         let child = command
@@ -147,7 +157,7 @@ impl Proxy {
             .expect("meridian starts");
         let mut proxy = Proxy {
             listen: ([127, 0, 0, 1], 0).into(),
-            more: more.to_owned(),
+            more: String::new(),
             folder,
             child: Ended(child),
             successors: Vec::new(),

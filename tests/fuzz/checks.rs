@@ -1,6 +1,17 @@
 //! What each fuzz target demands of its input. Here and not in the targets, so that `cargo test` demands it of the seeds too, in which
 //! every input that once failed stays.
 
+#[path = "checks/config.rs"]
+mod config;
+#[path = "checks/forwarding.rs"]
+mod forwarding;
+#[path = "checks/geofeed.rs"]
+mod geofeed;
+#[path = "checks/mmdb.rs"]
+mod mmdb;
+#[path = "checks/path.rs"]
+mod path;
+
 use std::time::Duration;
 
 use meridian::proxy::Framing;
@@ -15,16 +26,27 @@ use crate::common::fleet::{fleet, pool, service};
 use crate::common::model::{self, Field, Manner};
 use crate::common::pipes::{Given, exchange};
 
+pub(crate) use config::config;
+pub(crate) use forwarding::forwarding;
+pub(crate) use geofeed::geofeed;
+pub(crate) use mmdb::mmdb;
+pub(crate) use path::path;
+
 /// A target's name and what it demands.
 pub(crate) type Check = (&'static str, fn(&[u8]));
 
-pub(crate) const ALL: [Check; 6] = [
+pub(crate) const ALL: [Check; 11] = [
     ("request_head", request_head),
     ("response_head", response_head),
     ("chunked_body", chunked_body),
     ("exchange", whole_exchange),
     ("cookie", cookie),
     ("proxy_header", proxy_header),
+    ("forwarding", forwarding),
+    ("path", path),
+    ("config", config),
+    ("geofeed", geofeed),
+    ("mmdb", mmdb),
 ];
 
 /// The end of a head is the same however it is cut. Returns its length.

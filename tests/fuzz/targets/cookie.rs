@@ -3,7 +3,7 @@
 #![no_main]
 
 #[path = "../checks.rs"]
-#[allow(dead_code, reason = "a target makes one of the checks")]
+#[allow(dead_code, unused_imports, reason = "a target makes one of the checks")]
 mod checks;
 #[path = "../common.rs"]
 mod common;

@@ -1,0 +1,11 @@
+//! Fuzzes whose request it is, by what forwarding fields say.
+
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code, unused_imports, reason = "a target makes one of the checks")]
+mod checks;
+#[path = "../common.rs"]
+mod common;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::forwarding(data));
