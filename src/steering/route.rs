@@ -6,7 +6,8 @@
 //! or adds (see [`rules`](crate::steering::rules)).
 //!
 //! An upstream may decode what we don't: `/open%2f..%2fadmin` is below `/open` for us and `/admin` for it. So a path that holds
-//! `%2f`, `%5c`, `%00` or `\` is matched a second time as such an upstream would read it, and refused when that is another rule.
+//! `%2f`, `%5c`, `%00` or `\` is matched again as such upstreams would read it, which follow dots before they decode or after (`/admin%2fx/../y` is
+//! `/y` or `/admin/y`), and refused when that is another rule.
 //! The choice refused: to refuse every such path, which breaks clients that send file names in one segment.
 
 use std::borrow::Cow;
@@ -92,10 +93,8 @@ impl Router {
         }
         let plain = normalise(path).ok_or(NoRoute::BadPath)?;
         let rule = paths.longest(&plain);
-        if hides_delimiter(&plain) {
-            let revealed = reveal(&plain);
-            let revealed = normalise(&revealed).ok_or(NoRoute::BadPath)?;
-            if paths.longest(&revealed).map(|rule| &rule.path) != rule.map(|rule| &rule.path) {
+        for reading in revealed(path)?.iter().flatten() {
+            if paths.longest(reading).map(|rule| &rule.path) != rule.map(|rule| &rule.path) {
                 return Err(NoRoute::BadPath);
             }
         }
@@ -301,8 +300,20 @@ pub fn hides_delimiter(path: &str) -> bool {
         || path.match_indices('%').any(|(at, _)| matches!(escape(&path[at + 1..]), Some(b'/' | b'\\' | 0)))
 }
 
-/// A normalised path as an upstream may read it that decodes delimiters and ends at a zero byte.
-pub(crate) fn reveal(path: &str) -> String {
+/// The plain forms that upstreams may make of a path which decode delimiters and end at a zero byte: those that do so before they follow its
+/// dots, and those that do so after, and follow dots again. `None`: it hides none.
+pub(crate) fn revealed(path: &str) -> Result<Option<[String; 2]>, NoRoute> {
+    let spelled = decoded(path);
+    if !hides_delimiter(&spelled) {
+        return Ok(None);
+    }
+    let plain = normalise(path).ok_or(NoRoute::BadPath)?;
+    let read = |path: &str| normalise(&reveal(path)).map(Cow::into_owned).ok_or(NoRoute::BadPath);
+    Ok(Some([read(&spelled)?, read(&plain)?]))
+}
+
+/// With delimiters in the place of their escapes (in upper case), up to a zero byte.
+fn reveal(path: &str) -> String {
     let end = path.find("%00").unwrap_or(path.len());
     path[..end].replace("%2F", "/").replace("%5C", "/").replace('\\', "/")
 }
@@ -429,6 +440,10 @@ mod tests {
             "/api/x%2f..%2f..%2fy",
             "/x%2f..%2f..%2f..",
             "/api/v1/%2e%2e%2f%2e%2e%2fx",
+            // Dots that take away what is hidden, for those who follow them first only.
+            "/api%2fx/../y",
+            "/api/v1%2fx/../y",
+            "/api/v1%00/../x",
         ] {
             assert_eq!(router.route("h", path), Err(NoRoute::BadPath), "{path}");
         }
@@ -489,8 +504,10 @@ mod tests {
             let router = router(&[(&[], &["/"]), (&[], &["/api"]), (&[], &["/api/v1/"])]);
             if let Ok(found) = router.route(&host, &path) {
                 let plain = normalise(&path).unwrap_or_default();
-                let bare = normalise(&reveal(&plain)).unwrap_or_default().into_owned();
-                prop_assert_eq!(router.route("h", &bare), Ok(found));
+                for spelled in [plain, decoded(&path)] {
+                    let bare = normalise(&reveal(&spelled)).unwrap_or_default().into_owned();
+                    prop_assert_eq!(router.route("h", &bare), Ok(found));
+                }
             }
         }
     }
