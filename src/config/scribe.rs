@@ -115,7 +115,11 @@ impl Scribe {
 
     /// Says that the text at a place, but for its quotes, is a secret: no finding shows it.
     pub(crate) fn hide(&self, place: Place) {
-        self.hidden.borrow_mut().push(Place { start: place.start + 1, end: place.end.saturating_sub(1), ..place });
+        let (start, end) = (place.start + 1, place.end.saturating_sub(1));
+        // What the parser makes of a slip can be shorter than two quotes.
+        if start < end {
+            self.hidden.borrow_mut().push(Place { start, end, ..place });
+        }
     }
 
     /// A line of a file that begins at byte `start`, with stars for what is hidden.
