@@ -108,10 +108,11 @@ fn forwarded(lines: &[&[u8]]) -> Vec<Option<IpAddr>> {
 
 /// What one element says; `None`: it says nothing at all.
 fn hop(pairs: &[Vec<u8>]) -> Option<Option<IpAddr>> {
-    let pairs: Vec<&[u8]> = pairs.iter().map(|pair| pair.trim_ascii()).filter(|pair| !pair.is_empty()).collect();
-    if pairs.is_empty() {
+    // An element of semicolons alone is one, of somebody who is not named.
+    if pairs.len() == 1 && pairs[0].trim_ascii().is_empty() {
         return None;
     }
+    let pairs = pairs.iter().map(|pair| pair.trim_ascii()).filter(|pair| !pair.is_empty());
     let mut values = Vec::new();
     for pair in pairs {
         let Some(equals) = pair.iter().position(|byte| *byte == b'=') else { return Some(None) };
