@@ -8,7 +8,6 @@ mod common;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
-use common::http::{Answer, connect};
 use common::process::{Origin, Proxy, meridian, write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,7 +49,7 @@ affinity = {{ kind = "cookie", keys = ["${{AFFINITY_KEY}}", "zq7written-zq7writt
 [services.web.health]
 {health}
 [services.web.headers.request]
-set = {{ X-Upstream-Key = "${{UPSTREAM_VALUE}}", X-Written = "zq7written" }}
+set = {{ X-Upstream-Key = "${{UPSTREAM_VALUE}}" }}
 [services.web.pools.home]
 endpoints = ["{endpoint}"]
 "#,
@@ -214,6 +213,18 @@ async fn secrets_are_shown_nowhere() {
             shown += &String::from_utf8_lossy(&said.stderr);
         }
     }
+    // A token in the file, beside a mistake on the same line.
+    let rest: String = good
+        .lines()
+        .filter(|line| !line.starts_with("token") && *line != "[admin]")
+        .map(|line| line.to_owned() + "\n")
+        .collect();
+    let rest = rest.replace(&format!("address = \"{admin}\"\n"), "");
+    write(&path, &format!("admin = {{ token = \"zq7written-zq7written\", adress = \"\" }}\n{rest}"));
+    let said = with_variables(meridian()).args(["check", "--config"]).arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned() + &String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("token = \"*********************\""), "{said}");
+    shown += &said;
     write(&path, &good);
     for command in ["check", "states"] {
         let said = with_variables(meridian()).args([command, "--config"]).arg(&path).output().unwrap();

@@ -183,6 +183,10 @@ const SHORTEST_TOKEN: usize = 16;
 /// What is wrong with it is said without showing its line.
 fn token(section: &Section<'_>, context: &Context<'_>) -> Option<Secret> {
     let text = section.text("token").filter(|text| !text.value.is_empty())?;
+    // Whatever else is wrong in its line. A variable is shown by its name.
+    if !text.secret {
+        context.scribe.hide(text.place);
+    }
     let wrong = |what: String| {
         context
             .scribe
