@@ -17,7 +17,8 @@
 //! - [`load`], [`disk`]: files to a configuration and an atlas, whole or with a reason.
 //! - [`admin`]: pages for operators and Prometheus. [`notify`]: words for the service manager.
 //! - [`proxy_protocol`]: whose connection it is, said in a header before it.
-//! - [`text`]: numbers, addresses and names as bytes. [`secret`]: keys and tokens, never shown. [`memory`]: what is asked of the allocator.
+//! - [`text`]: numbers, addresses and names as bytes. [`secret`]: keys and tokens, never shown. [`memory`], [`pressure`]: how much the process has, and
+//!   whether it is too much; what is asked of the allocator.
 //! - [`server`]: composition: builds every part, hands it what it needs, starts and ends it.
 //! - [`cli`], [`demo`], [`origin`]: the command line, the demo, and the origin server of demos and tests.
 //! - [`drill`]: outages played with real processes, measured from outside, beside peers.
@@ -38,6 +39,7 @@ pub mod load;
 pub mod memory;
 pub mod notify;
 pub mod origin;
+pub mod pressure;
 pub mod probe;
 pub mod proxy;
 pub mod proxy_protocol;

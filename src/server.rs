@@ -34,7 +34,9 @@ use crate::config::{Boot, Engine, Listen, ListenerId};
 use crate::inherited::{self, Inherited};
 use crate::listen::{self, Acceptor, Before, ConnectionHandler, Drain, HttpService, Listener, Pulse};
 use crate::load::Loader;
+use crate::memory;
 use crate::notify::{self, Stage, tell};
+use crate::pressure::Pressure;
 use crate::probe;
 use crate::proxy::caught::caught;
 use crate::proxy::engine::{Served, h2};
@@ -54,8 +56,9 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// Between two looks for the rest of an HTTP/2 preface that came in pieces.
 const PIECES: Duration = Duration::from_millis(5);
 
-/// Runs the proxy with that configuration until it is told to end. Exit codes: 0 after an orderly end, 1 when it could not start.
-pub fn run(config: &Path) -> ExitCode {
+/// Runs the proxy with that configuration until it is told to end. `alone`: why no other process can take its place, where none can.
+/// Exit codes: 0 after an orderly end, 1 when it could not start.
+pub fn run(config: &Path, alone: Option<&'static str>) -> ExitCode {
     let (inherited, stream) = match inherited::take() {
         Ok(given) => given,
         Err(error) => {
@@ -64,7 +67,7 @@ pub fn run(config: &Path) -> ExitCode {
         }
     };
     let mut predecessor = stream.map(Predecessor::new);
-    match start(config, inherited, &mut predecessor) {
+    match start(config, alone, inherited, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{}", error.trim_end());
@@ -77,7 +80,12 @@ pub fn run(config: &Path) -> ExitCode {
 }
 
 /// `predecessor` is taken from when its place is to be taken.
-fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predecessor>) -> Result<ExitCode, String> {
+fn start(
+    path: &Path,
+    alone: Option<&'static str>,
+    mut inherited: Inherited,
+    predecessor: &mut Option<Predecessor>,
+) -> Result<ExitCode, String> {
     let brought = predecessor.as_ref().map(Predecessor::brought).transpose();
     let mut brought = brought.map_err(|error| format!("error: what the process before brings: {error}"))?;
     if let Some(brought) = &mut brought {
@@ -130,6 +138,7 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
     let given = |address| inherited.tcp(address);
     let mut http = HttpService::bind(listen, given, reader.clone(), metrics.clone(), threads, boot.drain_timeout)
         .map_err(|error| format!("error: {error}"))?;
+    http.heed(shared.pressure.clone());
     let predecessor = predecessor.take().map(|predecessor| (predecessor, http.wait()));
     let spare = Spare::default();
     spare.keep(http.sockets().map_err(|error| format!("error: listening sockets cannot be copied: {error}"))?);
@@ -179,6 +188,7 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
             metrics,
             access,
             challenges: shared.challenges.clone(),
+            pressure: shared.pressure.clone(),
             failed,
             ask,
             asked,
@@ -187,6 +197,7 @@ fn start(path: &Path, mut inherited: Inherited, predecessor: &mut Option<Predece
                 reader: reader.clone(),
                 spare,
                 ports: ports(&boot, http.local_addresses()),
+                alone,
             },
             ask_upgrade: upgrade,
             upgrades,
@@ -438,6 +449,8 @@ struct Parts {
     metrics: Metrics,
     access: AccessLogger,
     challenges: Challenges,
+    /// Said when memory is short.
+    pressure: Pressure,
     /// Said when something without which we cannot be cannot start.
     failed: mpsc::Sender<()>,
     /// Reloads that somebody asks for.
@@ -490,6 +503,7 @@ impl Parts {
         let (ask, asked, mut stopped, put_away) = (self.ask, self.asked, self.stopped, self.put_away);
         let (upgrade, upgrades, handed_over, predecessor) =
             (self.upgrade, self.upgrades, self.handed_over, self.predecessor);
+        let pressure = self.pressure;
         let handed = Arc::new(AtomicBool::new(false));
         let (address, socket) = (watch.boot.admin, watch.boot.admin_socket.clone());
         let doors = admin::open_given(address, socket.as_deref(), &mut inherited, &handed).await;
@@ -532,7 +546,8 @@ impl Parts {
         let world = async {
             tokio::join!(
                 probe::run(reader.clone(), sender.clone(), metrics.clone()),
-                resolve::run(reader.clone(), sender.clone())
+                resolve::run(reader.clone(), sender.clone()),
+                memory::watch(reader.clone(), pressure, metrics.clone())
             );
         };
         let until_drained = async {

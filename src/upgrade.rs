@@ -90,6 +90,8 @@ pub struct Upgrade {
     pub spare: Spare,
     /// See [`Brought::ports`].
     pub ports: Vec<(SocketAddr, SocketAddr)>,
+    /// Why nobody can take over, where that is so.
+    pub alone: Option<&'static str>,
 }
 
 impl Upgrade {
@@ -120,6 +122,9 @@ impl Upgrade {
 
     /// The process that took over, or why none did.
     async fn attempt(&self) -> Result<u32, String> {
+        if let Some(why) = self.alone {
+            return Err(why.to_owned());
+        }
         let Some((handover, words)) = self.sender.hand_over().await else {
             return Err("this process is ending".to_owned());
         };

@@ -13,6 +13,7 @@ const TIERS: &[(&str, u8)] = &[
     ("secret", 0),
     // Counts by a clock of its own.
     ("rate", 3),
+    ("pressure", 3),
     ("text", 0),
     ("geo", 0),
     ("proxy_protocol", 0),

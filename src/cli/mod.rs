@@ -94,7 +94,7 @@ struct Origin {
 pub fn main() -> ExitCode {
     memory::give_large_blocks_back();
     match Cli::parse().command {
-        Command::Run(file) => server::run(&file.config),
+        Command::Run(file) => server::run(&file.config, None),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
         Command::Reload(reload) => reload.run(),

@@ -399,6 +399,8 @@ pub struct Limits {
     pub connection_rate: u32,
     /// Requests at a time, in all; 0: no bound.
     pub in_flight: usize,
+    /// Bytes of memory above which nothing new is begun; 0: what the control group allows. File mappings do not count.
+    pub memory: u64,
     /// Header names with `_`.
     pub underscores: Underscores,
 }

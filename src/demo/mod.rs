@@ -53,7 +53,8 @@ impl Demo {
     fn stay(&self) -> Result<ExitCode, String> {
         let stage = Stage::build(&["us-east", "us-west", "eu-west"], self.listen, self.admin, Stage::UNHURRIED)?;
         say(&self.guide(&stage));
-        Ok(server::run(&stage.config()))
+        let alone = "this is the demo, which ends its origins when it ends: upgrade a process of `meridian run`";
+        Ok(server::run(&stage.config(), Some(alone)))
     }
 
     fn guide(&self, stage: &Stage) -> String {

@@ -38,6 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::tls::Certificate;
 use crate::geo::Canonical;
+use crate::pressure::Pressure;
 use crate::state::Reader;
 use crate::telemetry::Metrics;
 use crate::turn;
@@ -107,6 +108,7 @@ pub struct HttpService {
     begin: Option<oneshot::Receiver<()>>,
     pulse: Pulse,
     networks: Networks,
+    pressure: Pressure,
 }
 
 impl HttpService {
@@ -153,6 +155,7 @@ impl HttpService {
             begin: None,
             pulse,
             networks: Networks::default(),
+            pressure: Pressure::default(),
         })
     }
 
@@ -161,6 +164,11 @@ impl HttpService {
         let (begin, begun) = oneshot::channel();
         self.begin = Some(begun);
         begin
+    }
+
+    /// Has it take no connection while that is on.
+    pub fn heed(&mut self, pressure: Pressure) {
+        self.pressure = pressure;
     }
 
     /// Copies of all listening sockets, to be given to another process.
@@ -209,6 +217,7 @@ impl HttpService {
                 metrics: self.metrics.clone(),
                 drain: self.drain.clone(),
                 networks: self.networks.clone(),
+                pressure: self.pressure.clone(),
                 farewell: farewell.clone(),
                 most_descriptors,
                 _accepting: accepting.clone(),
@@ -366,6 +375,7 @@ struct AcceptLoop {
     metrics: Metrics,
     drain: Drain,
     networks: Networks,
+    pressure: Pressure,
     farewell: Farewell,
     most_descriptors: RawFd,
     /// Dropped when it accepts no more.
@@ -437,6 +447,9 @@ impl AcceptLoop {
         // The system gives the lowest number that is free: a high one says that few are left, which requests and operators need.
         if tcp.as_raw_fd() >= self.most_descriptors {
             return self.refuse(tcp, Refusal::Descriptors);
+        }
+        if self.pressure.is_on() {
+            return self.refuse(tcp, Refusal::Memory);
         }
         let published = self.reader.load();
         let Some(mut guard) = self.drain.enter(published.edge.limits.connections) else {

@@ -24,6 +24,8 @@ const LINGER: (Duration, usize) = (Duration::from_millis(500), 64 << 10);
 pub(super) enum Refusal {
     /// Few descriptors are left.
     Descriptors,
+    /// The process has as much memory as it may.
+    Memory,
     /// There are as many as there may be.
     TooMany,
     /// Its network has as many as it may, or made them too quickly.
@@ -35,6 +37,7 @@ impl Refusal {
     pub(super) fn reason(self) -> &'static str {
         match self {
             Refusal::Descriptors => "descriptors",
+            Refusal::Memory => "memory",
             Refusal::TooMany => "too_many",
             Refusal::Network(excess) => excess.reason(),
         }
@@ -42,7 +45,7 @@ impl Refusal {
 
     const fn answer(self) -> &'static [u8] {
         match self {
-            Refusal::Descriptors | Refusal::TooMany => {
+            Refusal::Descriptors | Refusal::Memory | Refusal::TooMany => {
                 b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 25\r\n\
                   Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n\r\n503 too many connections\n"
             }

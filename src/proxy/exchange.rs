@@ -21,6 +21,7 @@ use http::uri::Authority;
 use crate::acme::challenge::Challenges;
 use crate::config::Edge;
 use crate::config::tls::Certificate;
+use crate::pressure::Pressure;
 use crate::proxy::affinity::{self, Claim};
 use crate::proxy::client::{self, Client};
 use crate::proxy::framing::{self, Framing};
@@ -55,6 +56,8 @@ pub struct Shared {
     pub challenges: Challenges,
     /// Who keeps services' `rate_limit`.
     pub rates: Rates,
+    /// Whether no request is to be begun.
+    pub pressure: Pressure,
     /// Requests under way, while `[limits] in_flight` bounds them.
     under_way: Arc<AtomicUsize>,
 }
@@ -63,7 +66,8 @@ impl Shared {
     /// For a process whose clock stands at `now`.
     pub fn new(reader: Reader, access: AccessLogger, now: Instant) -> Shared {
         let (budgets, challenges, rates) = (Budgets::new(now), Challenges::default(), Rates::default());
-        Shared { reader, access, budgets, challenges, rates, under_way: Arc::default() }
+        let (pressure, under_way) = (Pressure::default(), Arc::default());
+        Shared { reader, access, budgets, challenges, rates, pressure, under_way }
     }
 }
 
@@ -506,6 +510,9 @@ impl Exchange {
     fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
         let edge = &self.published.edge;
         // The cheapest first: who has too much to do must not do more to say so.
+        if self.shared.pressure.is_on() {
+            return Err(Outcome::Memory);
+        }
         if edge.limits.in_flight > 0 {
             self.under_way = Some(UnderWay::enter(&self.shared.under_way, edge.limits.in_flight)?);
         }

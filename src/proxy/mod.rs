@@ -54,6 +54,7 @@ mod tests {
                 per_network: 0,
                 connection_rate: 0,
                 in_flight: 0,
+                memory: 0,
                 underscores: Underscores::Drop,
             },
             upstream_tls: Vec::new(),

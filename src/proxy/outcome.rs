@@ -43,6 +43,8 @@ pub enum Outcome {
     Challenge,
     /// More requests are under way than there may be.
     Overloaded,
+    /// The process has as much memory as it may.
+    Memory,
     /// The client's network asked too often.
     RateLimited,
     /// Residency leaves the client no region.
@@ -79,7 +81,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Outcome; 33] = [
+    pub const ALL: [Outcome; 34] = [
         Outcome::Answered,
         Outcome::BadRequest,
         Outcome::BadHost,
@@ -97,6 +99,7 @@ impl Outcome {
         Outcome::Redirected,
         Outcome::Challenge,
         Outcome::Overloaded,
+        Outcome::Memory,
         Outcome::RateLimited,
         Outcome::Residency,
         Outcome::NoRegion,
@@ -143,6 +146,7 @@ impl Outcome {
             // In place of the body, the exchange has the answer.
             Outcome::Challenge => (200, "challenge", "200 challenge\n"),
             Outcome::Overloaded => (503, "overloaded", "503 overloaded: too many requests are under way here\n"),
+            Outcome::Memory => (503, "memory", "503 memory: there is none left for more requests here\n"),
             Outcome::RateLimited => (429, "rate_limited", "429 too many requests: ask less often\n"),
             Outcome::Residency => {
                 (451, "residency", "451 residency: data residency rules leave no region for your location\n")
@@ -184,7 +188,7 @@ impl Outcome {
     /// Seconds after which trying again may help, for `Retry-After`.
     pub const fn retry_after_s(self) -> Option<u32> {
         match self {
-            Outcome::Full | Outcome::Overloaded => Some(1),
+            Outcome::Full | Outcome::Overloaded | Outcome::Memory => Some(1),
             Outcome::Unhealthy | Outcome::NoRegion => Some(5),
             _ => None,
         }

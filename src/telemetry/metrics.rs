@@ -125,6 +125,7 @@ struct Families {
     request_panics: IntCounterVec,
     refused_connections: IntCounterVec,
     connections: IntGauge,
+    memory_pressure: IntGauge,
     handshakes: IntCounterVec,
     orders: IntCounterVec,
     probes: IntCounterVec,
@@ -275,6 +276,10 @@ impl Metrics {
                 &["reason"],
             ),
             connections: new.gauge("meridian_connections", "Connections of clients that are open now."),
+            memory_pressure: new.gauge(
+                "meridian_memory_pressure",
+                "1: there is too little memory to begin anything new ([limits] memory, a control group).",
+            ),
             request_panics: new.counter_vec(
                 "meridian_request_panics_total",
                 "Requests that ended with a panic, a mistake of meridian's, by mover. The log has its text.",
@@ -345,6 +350,11 @@ impl Metrics {
     /// The gauge of open connections, for who opens and closes them.
     pub fn connections(&self) -> IntGauge {
         self.families.connections.clone()
+    }
+
+    /// Whether memory is too short to begin anything.
+    pub fn memory_pressure(&self, on: bool) {
+        self.families.memory_pressure.set(i64::from(on));
     }
 
     /// What happened last.

@@ -17,4 +17,5 @@ mod standing;
 pub use access::{AccessLogGuard, AccessLogger, AccessRecord, Mover, Text, Traced};
 pub use journal::Journal;
 pub use metrics::{AffinityResult, Handles, InFlight, Metrics, Reload};
+pub(crate) use process::kilobytes;
 pub use spans::{Spans, SpansGuard};

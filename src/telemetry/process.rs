@@ -54,7 +54,8 @@ fn field(text: &str, key: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn kilobytes(text: &str, key: &str) -> Option<f64> {
+/// Bytes: the kilobytes after `key` at the start of a line, as `/proc` writes them.
+pub(crate) fn kilobytes(text: &str, key: &str) -> Option<f64> {
     field(text, key).map(|kb| kb * 1024.0)
 }
 

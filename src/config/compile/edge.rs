@@ -118,6 +118,7 @@ fn limits(section: Section<'_>) -> Limits {
         per_network: section.integer("per_network", 0u32, 0..=10_000_000),
         connection_rate: section.integer("connection_rate", 0u32, 0..=1_000_000),
         in_flight: section.integer("in_flight", 0u32, 0..=10_000_000) as usize,
+        memory: section.size("memory", 0, 0..=1 << 50),
         underscores: section.choice("underscores", Underscores::Drop, &words),
     };
     section.finish();
