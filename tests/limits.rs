@@ -138,6 +138,42 @@ async fn more_requests_than_there_may_be_are_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_has_enough_memory_begins_nothing_more_until_it_may() {
+    let origin = Origin::start("only");
+    let with = |memory: &str| config(&format!("memory = \"{memory}\""), "", origin.address);
+    for engine in ["native", "pingora"] {
+        let proxy = Proxy::start_on(engine, &with("64GiB"), |_| {}).await;
+        let pressure = async || proxy.metric("meridian_memory_pressure").await;
+        let (mut kept, mut idle) = (connect(proxy.listen).await, connect(proxy.listen).await);
+        for stream in [&mut kept, &mut idle] {
+            assert_eq!(status(&ask(stream, HEAD).await), 200);
+        }
+        assert_eq!(pressure().await, Some(0.0));
+        proxy.write_config(&with("1MiB"));
+        proxy.until("it has too much", async || pressure().await == Some(1.0)).await;
+        proxy.logged(&["WARN", "memory is short"]).await;
+
+        // Whoever is there is told once more, and makes room.
+        let answer = ask(&mut kept, HEAD).await.to_ascii_lowercase();
+        assert!(status(&answer) == 503 && answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert_eq!(kept.read(&mut [0; 1]).await.unwrap_or(0), 0, "it is closed");
+        let answer = ask(&mut connect(proxy.listen).await, HEAD).await;
+        assert!(status(&answer) == 503 && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+        assert_eq!(proxy.metric(&refused("memory")).await, Some(1.0));
+        let series = "meridian_requests_total{code=\"5xx\",reason=\"memory\",region=\"\",service=\"\"}";
+        assert_eq!(proxy.metric(series).await, Some(1.0));
+        assert_eq!(proxy.admin("/readyz").await.unwrap().0, 200, "whoever runs it gets an answer");
+
+        proxy.write_config(&with("0B"));
+        proxy.until("it may have more", async || pressure().await == Some(0.0)).await;
+        // Nobody was closed who asked for nothing.
+        assert_eq!(status(&ask(&mut idle, HEAD).await), 200);
+        assert_eq!(status(&ask(&mut connect(proxy.listen).await, HEAD).await), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_asks_too_often_is_told_when_to_ask_again() {
     let origin = Origin::start("only");
     let trusted = "[client_ip]\ntrusted = [\"127.0.0.0/8\"]\n";
