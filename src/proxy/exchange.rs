@@ -8,7 +8,10 @@
 //! The snapshot is loaded once and held to the end. Time and chance come from the mover. The endpoint's in-flight count is a
 //! guard: however a request ends, also by being dropped, it is given back.
 
+mod arrival;
 mod rivals;
+mod takes;
+mod vigil;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,32 +19,31 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
-use http::uri::Authority;
 
 use crate::acme::challenge::Challenges;
 use crate::config::Edge;
 use crate::config::tls::Certificate;
 use crate::pressure::Pressure;
 use crate::proxy::affinity::{self, Claim};
-use crate::proxy::client::{self, Client};
-use crate::proxy::framing::{self, Framing};
-use crate::proxy::grpc;
-use crate::proxy::headers::{self, Forward};
+use crate::proxy::client::Client;
+use crate::proxy::framing::Framing;
+use crate::proxy::headers::Forward;
 use crate::proxy::rates::{self, Rates};
 use crate::proxy::retry::{self, Budgets, Failure, GaveUp, Permit, Replay, Verdict};
 use crate::proxy::rules::Ruled;
-use crate::proxy::{Fields, Outcome, trace};
+use crate::proxy::{Fields, Outcome};
 use crate::proxy_protocol::{self, Version};
 use crate::state::{Published, Reader};
-use crate::steering::fleet::{Affinity, Capacity, Intent, Protocol, Service, Unit};
+use crate::steering::fleet::{Affinity, Intent, Protocol, Service, Unit};
 use crate::steering::meter::Meter;
 use crate::steering::snapshot::{EndpointId, EndpointState, EndpointView};
-use crate::steering::walk::MAX_SPARED;
-use crate::steering::{Avoid, PoolId, Query, Refusal, RegionId, RegionSet, ServiceId, Snapshot, Take, Walk};
-use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover, Traced};
+use crate::steering::{Avoid, RegionId, RegionSet, ServiceId, Take, Walk};
+use crate::telemetry::{self, AccessLogger, AccessRecord, AffinityResult, Mover};
 
-/// The most bytes of a target that the log keeps.
-const TARGET_BYTES: usize = 2_048;
+pub use vigil::Vigil;
+
+use takes::{InFlight, further, out_of_doubt, with_room};
+use vigil::{find, has_fallen, region_now, service_now};
 
 /// What all requests of a process share.
 #[derive(Debug)]
@@ -246,184 +248,6 @@ enum Answered {
     No,
 }
 
-/// A request counted in at an endpoint and its region.
-#[derive(Debug)]
-struct InFlight {
-    meter: Arc<Meter>,
-    /// The capacity that it was counted in by, until its attempt is made: if it never is, nothing was taken of a rate.
-    unused: Option<Capacity>,
-    /// Since when nothing but the answer is waited for, until it begins.
-    asked: Option<Instant>,
-}
-
-impl InFlight {
-    /// Counts in, if the region has room at `now` (of [`Clock::nanos`](crate::state::Clock::nanos)), or none is needed.
-    fn enter(snapshot: &Snapshot, take: Take, needs_room: bool, now: impl FnOnce() -> u64) -> Option<InFlight> {
-        let meter = &snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter;
-        let capacity = snapshot.fleet().region(take.region).capacity.filter(|_| needs_room);
-        match &capacity {
-            Some(capacity) if !meter.try_enter(capacity, now) => return None,
-            Some(_) => {}
-            None => meter.enter(),
-        }
-        Some(InFlight { meter: Arc::clone(meter), unused: capacity, asked: None })
-    }
-}
-
-/// A take of the walk, from `first` on, that nothing speaks against; the walk goes on from there. `None` when there is no such take, and
-/// the walk stays where it is.
-fn further(walk: &mut Walk, snapshot: &Snapshot, first: Take, against: impl Fn(Take) -> Option<Avoid>) -> Option<Take> {
-    let (mut on, mut take) = (walk.clone(), first);
-    while let Some(avoid) = against(take) {
-        on.failed(snapshot, avoid);
-        take = on.take(snapshot).ok()?;
-    }
-    *walk = on;
-    Some(take)
-}
-
-/// Whether the endpoint failed others just now.
-fn in_doubt(snapshot: &Snapshot, take: Take) -> bool {
-    snapshot.pool(take.pool).endpoints[usize::from(take.endpoint)].meter.in_doubt()
-}
-
-/// What a request that may be sent once only had better take instead of `first`, while that endpoint is in doubt and another one is not: those
-/// that may be sent twice show soon enough what is wrong there. Regions that do not accept the client are not gone to for a doubt, and it stays
-/// in the region where it was before (`stay`). `None`: `first` it is.
-fn out_of_doubt(walk: &mut Walk, snapshot: &Snapshot, first: Take, stay: Option<RegionId>) -> Option<Take> {
-    // Where nobody is up, the others are no better.
-    if !in_doubt(snapshot, first) || walk.panics() {
-        return None;
-    }
-    let mut on = walk.clone();
-    for spared in 1..=MAX_SPARED {
-        on.failed(snapshot, if spared < MAX_SPARED { Avoid::Endpoint } else { Avoid::Region });
-        let take = on.take(snapshot).ok()?;
-        if !on.accepts() || (stay == Some(first.region) && take.region != first.region) {
-            return None;
-        }
-        if !in_doubt(snapshot, take) {
-            *walk = on;
-            return Some(take);
-        }
-    }
-    None
-}
-
-/// The first take of a request that may be sent once only, and the region that it left for a doubt, if it did.
-#[inline(never)]
-fn with_room_out_of_doubt(
-    walk: &mut Walk,
-    snapshot: &Snapshot,
-    stay: Option<RegionId>,
-    enter: impl Fn(Take) -> Option<InFlight>,
-) -> (Result<(Take, InFlight), Refusal>, Option<RegionId>) {
-    let mut spared = None;
-    let next = |walk: &mut Walk| {
-        let first = walk.take(snapshot)?;
-        let Some(instead) = out_of_doubt(walk, snapshot, first, stay) else { return Ok(first) };
-        spared = Some((first.region, instead));
-        Ok(instead)
-    };
-    let taken = with_room(walk, snapshot, next, enter);
-    // Where there was no room, it may be where it was in the end.
-    let left = spared.filter(|(_, instead)| taken.as_ref().is_ok_and(|(take, _)| take == instead));
-    (taken, left.map(|(region, _)| region))
-}
-
-/// Of the takes that `next` finds along a walk, the first that `enter` finds room for.
-fn with_room<E>(
-    walk: &mut Walk,
-    snapshot: &Snapshot,
-    mut next: impl FnMut(&mut Walk) -> Result<Take, E>,
-    enter: impl Fn(Take) -> Option<InFlight>,
-) -> Result<(Take, InFlight), E> {
-    loop {
-        let take = next(walk)?;
-        match enter(take) {
-            Some(in_flight) => return Ok((take, in_flight)),
-            None => walk.had_no_room(snapshot),
-        }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if self.asked.is_some() {
-            self.meter.gives_up();
-        }
-        if let Some(capacity) = &self.unused {
-            self.meter.refund(capacity);
-        }
-        self.meter.leave();
-    }
-}
-
-/// Looks after the endpoint that a request waits at.
-#[derive(Debug)]
-pub struct Vigil {
-    shared: Arc<Shared>,
-    /// What the request was decided by.
-    snapshot: Arc<Snapshot>,
-    service: ServiceId,
-    take: Take,
-    endpoint: EndpointId,
-}
-
-impl Vigil {
-    /// Whether the endpoint was found down since, there is another region or an endpoint beside it to go to, and the retry budget, should
-    /// that count, leaves one retry.
-    pub fn is_lost(&self, now: Instant) -> bool {
-        let published = self.shared.reader.load();
-        let snapshot = &published.snapshot;
-        let Some(service) = service_now(&self.snapshot, snapshot, self.service) else { return false };
-        let Some((pool, endpoint)) = find(snapshot, service, self.endpoint) else { return false };
-        if endpoint.state != EndpointState::Down {
-            return false;
-        }
-        let mut elsewhere = snapshot.service(service).serving();
-        elsewhere.remove(snapshot.fleet().pool(pool).region);
-        let is_beside = |other: &EndpointView| {
-            other.id != self.endpoint && other.state == EndpointState::Up && other.intent == Intent::Ready
-        };
-        (!elsewhere.is_empty() || snapshot.pool(pool).endpoints.iter().any(is_beside))
-            && (has_fallen(&self.snapshot, snapshot, self.service, self.take.region) || {
-                let percent = snapshot.fleet().service(service).retry.budget;
-                self.shared.budgets.of(snapshot, service).has_room(percent, now)
-            })
-    }
-}
-
-/// What is that service of `then` now: of another configuration by its name. `None`: it is gone.
-fn service_now(then: &Snapshot, now: &Snapshot, id: ServiceId) -> Option<ServiceId> {
-    if then.generation == now.generation {
-        return Some(id);
-    }
-    now.fleet().service_named(&then.fleet().service(id).name)
-}
-
-/// The same of a region.
-fn region_now(then: &Snapshot, now: &Snapshot, id: RegionId) -> Option<RegionId> {
-    if then.generation == now.generation {
-        return Some(id);
-    }
-    now.fleet().region_named(&then.fleet().region(id).name)
-}
-
-/// An endpoint, and the pool that has it: its id is its own over all configurations.
-fn find(snapshot: &Snapshot, service: ServiceId, id: EndpointId) -> Option<(PoolId, &EndpointView)> {
-    let mut pools = snapshot.fleet().service(service).pools.iter();
-    pools.find_map(|pool| Some((*pool, snapshot.pool(*pool).endpoints.iter().find(|endpoint| endpoint.id == id)?)))
-}
-
-/// Whether a region that was up `then` is not `now`: moving away from it costs no budget.
-fn has_fallen(then: &Snapshot, now: &Snapshot, service: ServiceId, region: RegionId) -> bool {
-    let (Some(service_now), Some(region_now)) = (service_now(then, now, service), region_now(then, now, region)) else {
-        return false;
-    };
-    then.service(service).up.contains(region) && !now.service(service_now).up.contains(region_now)
-}
-
 impl Exchange {
     /// Checks a head, finds its client and service, and plans the first attempt, all by what is `published` now. What stands against it
     /// is in [`Exchange::refusal`].
@@ -456,158 +280,6 @@ impl Exchange {
     /// For a head that the mover itself could not read, or that never came whole: nothing to do but to answer and to log it.
     pub fn refused<F: Fields>(shared: &Arc<Shared>, head: &Head<'_, F>, outcome: Outcome) -> Exchange {
         Exchange { outcome, ..Exchange::new(shared, shared.reader.load(), head) }
-    }
-
-    fn new<F: Fields>(shared: &Arc<Shared>, published: Arc<Published>, head: &Head<'_, F>) -> Exchange {
-        let client = head.peer.map(|peer| client::client(peer.ip(), &published.edge, head.fields));
-        let kept = headers::request_id(client.as_ref(), head.fields);
-        let is_http_11 = head.version == http::Version::HTTP_11;
-        let trusted = client.is_some_and(|client| client.peer_trusted);
-        let traced = trace::of(&published.edge.trace, head.fields, trusted, head.id, head.chance);
-        Exchange {
-            record: record(shared, head, client.as_ref(), kept.unwrap_or(head.id), traced),
-            client,
-            request_id_kept: kept.is_some(),
-            scheme: head.scheme,
-            version: match head.version {
-                http::Version::HTTP_2 => "2.0",
-                http::Version::HTTP_11 => "1.1",
-                _ => "1.0",
-            },
-            framing: Framing::None,
-            websocket: headers::is_websocket(head.method, head.fields, is_http_11),
-            is_call: grpc::is_call(head.method, head.fields),
-            max_forwards: None,
-            ruled: Ruled::default(),
-            challenge: None,
-            preamble: None,
-            idempotent: retry::is_idempotent(head.method),
-            claim: Claim::Absent,
-            affinity: None,
-            walk: None,
-            started: head.now,
-            deadline: head.now,
-            current: None,
-            connecting: None,
-            planned: None,
-            rival: None,
-            counted: None,
-            in_flight: None,
-            under_way: None,
-            limited: None,
-            permits: Vec::new(),
-            fresh: 0,
-            answered: None,
-            interim: false,
-            passed_on: false,
-            outcome: Outcome::Answered,
-            published,
-            shared: Arc::clone(shared),
-        }
-    }
-
-    /// From a head to a service, and to the first attempt.
-    fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
-        let edge = &self.published.edge;
-        // The cheapest first: who has too much to do must not do more to say so.
-        if self.shared.pressure.is_on() {
-            return Err(Outcome::Memory);
-        }
-        if edge.limits.in_flight > 0 {
-            self.under_way = Some(UnderWay::enter(&self.shared.under_way, edge.limits.in_flight)?);
-        }
-        let is_http_10 = head.version < http::Version::HTTP_11;
-        headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
-        self.framing = framing::request(head.fields, is_http_10)?;
-        let host = headers::host(head.target, head.fields, is_http_10)?;
-        let path = headers::path(head.method, head.target)?;
-        self.max_forwards = headers::max_forwards(head.method, head.fields);
-        if self.max_forwards == Some(0) {
-            return Err(Outcome::MaxForwards);
-        }
-        self.record.text.push_host(host);
-        // Before any rule of a service, one that sends clients to https above all: that is what a certificate is still needed for.
-        if self.shared.challenges.any() && head.scheme == "http" && *head.method == Method::GET {
-            self.challenge = self.shared.challenges.request(path);
-            if self.challenge.is_some() {
-                return Err(Outcome::Challenge);
-            }
-        }
-        // Whichever of them it was.
-        if !head.bound.iter().all(|certificate| certificate.is_for(host)) {
-            return Err(Outcome::Misdirected);
-        }
-        let id = self.published.snapshot.fleet().router.route(host, path)?;
-        self.record.service = Some(id);
-        self.counted = Some(self.published.handles.in_flight(id));
-
-        let published = Arc::clone(&self.published);
-        let service = published.snapshot.fleet().service(id);
-        if let (Some(limit), Some(client)) = (&service.rate_limit, self.client)
-            && let Err(wait) = self.shared.rates.take(&service.name, limit, client.address)
-        {
-            self.limited = Some(Box::new(rates::told(limit, wait)));
-            return Err(Outcome::RateLimited);
-        }
-        if let Some(rules) = &service.rules {
-            self.ruled.by(rules, head, self.client.as_ref(), (host, path))?;
-        }
-        if matches!(self.framing, Framing::Length(length) if length > service.max_body) {
-            return Err(Outcome::BodyTooLarge);
-        }
-        self.idempotent |= service.retry.idempotency_key
-            && head.fields.values("idempotency-key").next().is_some_and(|key| !key.is_empty());
-        if service.upstream.protocol != Protocol::Http1 {
-            // HTTP/2 has another way, which we do not go: the upstream gets a plain GET, as from a proxy that knows no upgrades.
-            self.websocket = false;
-            // Percent-encoded names, which are as good as never used, cannot be said there by the library.
-            if !host.is_empty() && Authority::try_from(host.as_bytes()).is_err() {
-                return Err(Outcome::BadHost);
-            }
-        }
-        let patience = if self.is_call { grpc::timeout(head.fields) } else { None };
-        let request = patience.map_or(service.timeouts.request, |patience| patience.min(service.timeouts.request));
-        self.deadline = head.now + request;
-        // A peer without an address (a Unix socket) is nowhere, as any unlisted special-purpose address is.
-        let address = self.client.map(|client| client.address);
-        let client = address.unwrap_or(crate::geo::Canonical::new(std::net::Ipv4Addr::UNSPECIFIED.into()));
-        if let Some(affinity) = &service.affinity {
-            let fleet = published.snapshot.fleet();
-            self.claim = Claim::of(affinity, service, fleet, head.fields, head.at_us / 1_000_000);
-        }
-        let affinity = self.claim.region();
-        let snapshot = &published.snapshot;
-        snapshot.clients[id.index()].see(client, head.chance);
-        let now = || self.shared.reader.clock().nanos(head.now);
-        let full = snapshot.full(service.regions, now);
-        let query = Query { client, service: id, chance: head.chance, affinity, full };
-        let once = self.goes_once(service);
-        let walk = self.walk.insert(snapshot.walk(&query));
-        self.record.place = Some(snapshot.view.atlas.place(walk.place()));
-        let enter = |take| InFlight::enter(snapshot, take, true, now);
-        let taken = match once {
-            false => with_room(walk, snapshot, |walk| walk.take(snapshot), enter),
-            true => {
-                let (taken, left) = with_room_out_of_doubt(walk, snapshot, affinity, enter);
-                left.into_iter().for_each(|region| published.handles.doubted(id, region));
-                taken
-            }
-        };
-        if service.affinity.is_some() {
-            self.affinity = Some(match self.claim {
-                Claim::Region { id, .. } if taken.as_ref().is_ok_and(|(take, _)| take.region == id) => {
-                    AffinityResult::Honoured
-                }
-                Claim::Region { .. } | Claim::Gone => AffinityResult::Unavailable,
-                Claim::Expired => AffinityResult::Expired,
-                Claim::Broken => AffinityResult::Broken,
-                Claim::Absent => AffinityResult::Absent,
-            });
-        }
-        let (take, in_flight) = taken?;
-        let attempt = self.plan(service, take, false, request);
-        self.planned = Some((attempt, in_flight));
-        Ok(())
     }
 
     /// What stands against the request, if anything.
@@ -1131,41 +803,6 @@ impl Exchange {
             take,
         }
     }
-}
-
-fn record<F>(
-    shared: &Shared,
-    head: &Head<'_, F>,
-    client: Option<&Client>,
-    request_id: u128,
-    traced: Traced,
-) -> Box<AccessRecord> {
-    let mut record = shared.access.record();
-    let mut text = std::mem::take(&mut record.text);
-    let target = &head.target[..head.target.len().min(TARGET_BYTES)];
-    match std::str::from_utf8(target) {
-        Ok(target) => text.set_target(target),
-        Err(_) => text.set_target(&String::from_utf8_lossy(target)),
-    }
-    *record = AccessRecord {
-        at_us: head.at_us,
-        peer: head.peer,
-        client: client.map(|client| client.address.ip()),
-        request_id,
-        method: head.method.clone(),
-        text,
-        protocol: match head.version {
-            http::Version::HTTP_10 => "HTTP/1.0",
-            http::Version::HTTP_11 => "HTTP/1.1",
-            http::Version::HTTP_2 => "HTTP/2.0",
-            _ => "HTTP",
-        },
-        mover: head.mover,
-        traced,
-        outcome: Outcome::Answered.label(),
-        ..AccessRecord::unused()
-    };
-    record
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, Exchange, Rival, in_doubt, with_room};
+use super::takes::{in_doubt, with_room};
+use super::{Attempt, Exchange, Rival};
 use crate::config::tls::UpstreamTls;
 use crate::proxy::retry;
 use crate::steering::fleet::Service;
