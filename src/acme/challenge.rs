@@ -95,6 +95,7 @@ impl fmt::Debug for Challenges {
 mod tests {
     use super::*;
     use crate::acme::own;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[test]
     fn answers_are_given_while_they_are_pending() {
@@ -122,18 +123,40 @@ mod tests {
     fn an_order_that_is_left_takes_nothing_from_the_next() {
         let challenges = Challenges::default();
         let put = |token: &str| challenges.put(vec![Answer::Request(token.into(), "x".into())]);
-        let (give, take) = std::sync::mpsc::sync_channel::<Pending>(0);
+        // Both go on from one moment, one of them ever later: somewhere between the other's look and its removal.
+        let (at, slot) = (AtomicUsize::new(0), Mutex::new(None));
+        let reaches = |moment| {
+            while at.load(SeqCst) < moment {
+                std::thread::yield_now();
+            }
+        };
+        const ROUNDS: usize = 20_000;
         std::thread::scope(|threads| {
-            threads.spawn(move || take.into_iter().for_each(drop));
-            for round in 0..50_000 {
-                let old = put("old");
-                give.send(old).unwrap();
-                let new = put("new");
-                assert!(challenges.any(), "round {round}");
-                assert!(challenges.request("/.well-known/acme-challenge/new").is_some(), "round {round}");
+            threads.spawn(|| {
+                for round in 0..ROUNDS {
+                    reaches(3 * round + 1);
+                    let old: Option<Pending> = slot.lock().unwrap().take();
+                    at.store(3 * round + 2, SeqCst);
+                    drop(old);
+                    at.fetch_add(1, SeqCst);
+                }
+            });
+            let mut lost = 0;
+            for round in 0..ROUNDS {
+                *slot.lock().unwrap() = Some(put("old"));
+                let answers = vec![Answer::Request("new".into(), "x".into())];
+                at.store(3 * round + 1, SeqCst);
+                while at.load(SeqCst) < 3 * round + 2 {
+                    std::hint::spin_loop();
+                }
+                (0..round % 100).for_each(|_| std::hint::spin_loop());
+                let new = challenges.put(answers);
+                reaches(3 * round + 3);
+                lost +=
+                    usize::from(!challenges.any() || challenges.request("/.well-known/acme-challenge/new").is_none());
                 drop(new);
             }
-            drop(give);
+            assert_eq!(lost, 0, "of {ROUNDS}");
         });
     }
 }
