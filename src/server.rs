@@ -143,13 +143,13 @@ fn start(
     let spare = Spare::default();
     spare.keep(http.sockets().map_err(|error| format!("error: listening sockets cannot be copied: {error}"))?);
 
-    let draining = Arc::new(AtomicBool::new(false));
+    let (drains, draining) = watch::channel(false);
     let (failed, failure) = mpsc::channel(1);
     let (stop, stopped) = watch::channel(false);
     let (put_away, all_put_away) = mpsc::channel::<()>(1);
     let (handed_over, replaced) = mpsc::channel(1);
     let ending = Ending {
-        draining: Arc::clone(&draining),
+        drains,
         drain: http.drain(),
         spare: spare.clone(),
         boot: boot.clone(),
@@ -168,7 +168,7 @@ fn start(
                 sender: sender.clone(),
                 token: boot.admin_token.clone(),
                 metrics: metrics.clone(),
-                draining,
+                draining: draining.clone(),
                 ask: ask.clone(),
                 upgrade: upgrade.clone(),
                 listen: http.local_addresses().into(),
@@ -198,6 +198,7 @@ fn start(
                 spare,
                 ports: ports(&boot, http.local_addresses()),
                 alone,
+                draining,
             },
             ask_upgrade: upgrade,
             upgrades,
@@ -206,10 +207,11 @@ fn start(
             predecessor,
             pulse: http.pulse(),
             sweep: Box::new({
-                let (networks, rates) = (http.sweep(), shared.rates.clone());
+                let (networks, rates, reader) = (http.sweep(), shared.rates.clone(), reader.clone());
                 move || {
                     networks();
-                    rates.sweep();
+                    let published = reader.load();
+                    rates.sweep(|name| published.snapshot.fleet().service_named(name).is_some());
                 }
             }),
             exit: Arc::clone(&exit),
@@ -513,7 +515,9 @@ impl Parts {
         if let Some(address) = doors.address() {
             tracing::info!(%address, "admin pages");
         }
-        let signals = signals(ask, self.ask_upgrade, access).map_err(|error| format!("signals: {error}"))?;
+        let failed = |error| format!("signals: {error}");
+        let signals = signals(ask, self.ask_upgrade).map_err(failed)?;
+        let rotation = rotation(access).map_err(failed)?;
         tokio::spawn(writer);
         let kept = sender.kept().clone();
         // What only one process does at a time.
@@ -547,7 +551,8 @@ impl Parts {
             tokio::join!(
                 probe::run(reader.clone(), sender.clone(), metrics.clone()),
                 resolve::run(reader.clone(), sender.clone()),
-                memory::watch(reader.clone(), pressure, metrics.clone())
+                memory::watch(reader.clone(), pressure, metrics.clone()),
+                rotation
             );
         };
         let until_drained = async {
@@ -602,20 +607,28 @@ async fn ready(mut reader: Reader) {
     std::future::pending::<()>().await;
 }
 
-/// SIGHUP asks for a reload, SIGUSR1 opens the access log anew (for log rotation), SIGUSR2 asks for a process that takes over.
+/// SIGUSR1 opens the access log anew, for log rotation, as long as anything may be written to it.
+fn rotation(access: AccessLogger) -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut asked = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        while asked.recv().await.is_some() {
+            access.reopen();
+        }
+    })
+}
+
+/// SIGHUP asks for a reload, SIGUSR2 for a process that takes over.
 fn signals(
     ask: mpsc::Sender<ReloadRequest>,
     upgrade: mpsc::Sender<UpgradeRequest>,
-    access: AccessLogger,
 ) -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let (mut first, mut second) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    let mut second = signal(SignalKind::user_defined2())?;
     Ok(async move {
         loop {
             tokio::select! {
                 // Full: a reload is due already.
                 _ = hangup.recv() => drop(ask.try_send(ReloadRequest::default())),
-                _ = first.recv() => access.reopen(),
                 // Full: it is under way already.
                 _ = second.recv() => drop(upgrade.try_send(UpgradeRequest::default())),
             }
@@ -625,7 +638,8 @@ fn signals(
 
 /// The way out.
 struct Ending {
-    draining: Arc<AtomicBool>,
+    /// Whether this process is on its way out.
+    drains: watch::Sender<bool>,
     drain: Drain,
     /// Listening sockets that would take connections after the listeners are closed.
     spare: Spare,
@@ -653,7 +667,14 @@ impl ShutdownSignalWatch for Ending {
                 if let Some(told) = told {
                     tokio::select! {
                         () = self.drain(told) => {}
-                        () = either(&mut term, &mut interrupt) => tracing::warn!("told to end while it drains: connections are cut"),
+                        () = async {
+                            if !told {
+                                // The first word to end: it is about to.
+                                either(&mut term, &mut interrupt).await;
+                                tracing::info!(connections = self.drain.open(), "told to end: it does when its connections have");
+                            }
+                            either(&mut term, &mut interrupt).await;
+                        } => tracing::warn!("told to end while it drains: connections are cut"),
                     }
                 }
             }
@@ -670,7 +691,7 @@ impl ShutdownSignalWatch for Ending {
 impl Ending {
     /// `told`: somebody wants this to end; else another process took over, which is ready and has the service manager's ear.
     async fn drain(&self, told: bool) {
-        self.draining.store(true, Ordering::Release);
+        self.drains.send_replace(true);
         tracing::info!(connections = self.drain.open(), "draining");
         if told {
             tell(Stage::Stopping("draining"));

@@ -6,6 +6,8 @@
 //! drains. Until `taken` nothing has changed for the old one, whatever becomes of the other; sockets are the same in both, so that the kernel refuses
 //! nobody at any time. Refused: binding the ports again beside the old process, which loses what waits in the queue of a socket that is closed.
 //!
+//! A process that is told to end meanwhile is replaced by nobody; from `yours` on it is, and the new one is told the same.
+//!
 //! Operators' words wait meanwhile, so that none is lost between the two. Must not know what it hands over beyond its form.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::inherited::PREDECESSOR;
@@ -45,6 +47,8 @@ const MOST_BYTES: u64 = 256 << 20;
 
 /// The most that a process is heard when it says why it cannot serve.
 const MOST_WHY: u64 = 64 << 10;
+
+const ENDING: &str = "this process was told to end";
 
 const READY_LINE: &str = "ready\n";
 const YOURS: &str = "yours\n";
@@ -92,6 +96,8 @@ pub struct Upgrade {
     pub ports: Vec<(SocketAddr, SocketAddr)>,
     /// Why nobody can take over, where that is so.
     pub alone: Option<&'static str>,
+    /// Whether this process was told to end.
+    pub draining: watch::Receiver<bool>,
 }
 
 impl Upgrade {
@@ -125,8 +131,11 @@ impl Upgrade {
         if let Some(why) = self.alone {
             return Err(why.to_owned());
         }
+        if *self.draining.borrow() {
+            return Err(ENDING.to_owned());
+        }
         let Some((handover, words)) = self.sender.hand_over().await else {
-            return Err("this process is ending".to_owned());
+            return Err(ENDING.to_owned());
         };
         state::remember_now(&self.reader, self.sender.kept()).await;
         let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
@@ -135,13 +144,17 @@ impl Upgrade {
         let child = self.start(theirs).map_err(said("the program cannot be started"))?;
         let mut child = Newcomer { child: Some(child) };
         let pid = child.pid();
-        match convince(ours, &brought).await {
+        match self.convince(ours, &brought).await {
             Ok(stream) => {
                 words.done();
                 tell(Stage::MainPid(pid));
                 // It serves now, and is nobody's child any more. What it waits for is that the manager was told.
                 child.let_go();
                 drop(stream);
+                if *self.draining.borrow() {
+                    tracing::info!(pid, "told to end: so is the process that took over");
+                    end(pid);
+                }
                 Ok(pid)
             }
             Err(why) => Err(match child.end().await {
@@ -151,6 +164,26 @@ impl Upgrade {
                 _ => why,
             }),
         }
+    }
+
+    /// Speaks with the new process until it has taken over, or says why it has not (nothing: it is gone). The stream is what it still listens to.
+    async fn convince(&self, stream: StdStream, brought: &[u8]) -> Result<UnixStream, String> {
+        let mut stream = stream_of(stream)?;
+        let mut draining = self.draining.clone();
+        tokio::select! {
+            ready = until_ready(&mut stream, brought) => ready?,
+            // An error: the process is ending, too.
+            _ = draining.wait_for(|draining| *draining) => return Err(ENDING.to_owned()),
+        }
+        // From here on it may have taken connections: it is let.
+        let taken = async {
+            stream.write_all(YOURS.as_bytes()).await.map_err(broken)?;
+            let mut said = String::new();
+            (&mut stream).take(TAKEN.len() as u64).read_line(&mut said).await.map_err(broken)?;
+            if said == TAKEN { Ok(()) } else { Err(String::new()) }
+        };
+        timeout(ANSWER, taken).await.unwrap_or_else(|_| Err("it was ready, but did not take over".to_owned()))?;
+        Ok(stream.into_inner())
     }
 
     /// Starts the program as this process was started, with the sockets and a stream.
@@ -177,31 +210,40 @@ fn line(handover: &HandedOver, ports: &[(SocketAddr, SocketAddr)]) -> io::Result
     Ok(line)
 }
 
-/// Speaks with the new process until it has taken over, or says why it has not (nothing: it is gone). The stream is what it still listens to.
-async fn convince(stream: StdStream, brought: &[u8]) -> Result<UnixStream, String> {
-    let broken = |_: io::Error| String::new();
+fn stream_of(stream: StdStream) -> Result<Stream, String> {
     stream.set_nonblocking(true).map_err(broken)?;
-    let mut stream = tokio::io::BufReader::new(UnixStream::from_std(stream).map_err(broken)?);
+    Ok(tokio::io::BufReader::new(UnixStream::from_std(stream).map_err(broken)?))
+}
+
+type Stream = tokio::io::BufReader<UnixStream>;
+
+/// Whoever is gone says nothing.
+fn broken(_: io::Error) -> String {
+    String::new()
+}
+
+/// Tells the new process what is known, and waits until it could serve; an error: why it cannot.
+async fn until_ready(stream: &mut Stream, brought: &[u8]) -> Result<(), String> {
     let ready = async {
         stream.write_all(brought).await.map_err(broken)?;
         let mut said = String::new();
-        let read = (&mut stream).take(MOST_WHY).read_line(&mut said).await;
+        let read = (&mut *stream).take(MOST_WHY).read_line(&mut said).await;
         if read.is_ok() && said == READY_LINE {
             return Ok(());
         }
         // Why not, to the end.
-        let _ = (&mut stream).take(MOST_WHY).read_to_string(&mut said).await;
+        let _ = stream.take(MOST_WHY).read_to_string(&mut said).await;
         Err(said)
     };
-    timeout(READY, ready).await.unwrap_or_else(|_| Err(format!("it was not ready within {} s", READY.as_secs())))?;
-    let taken = async {
-        stream.write_all(YOURS.as_bytes()).await.map_err(broken)?;
-        let mut said = String::new();
-        (&mut stream).take(TAKEN.len() as u64).read_line(&mut said).await.map_err(broken)?;
-        if said == TAKEN { Ok(()) } else { Err(String::new()) }
-    };
-    timeout(ANSWER, taken).await.unwrap_or_else(|_| Err("it was ready, but did not take over".to_owned()))?;
-    Ok(stream.into_inner())
+    timeout(READY, ready).await.unwrap_or_else(|_| Err(format!("it was not ready within {} s", READY.as_secs())))
+}
+
+/// Tells a process to end.
+fn end(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(Err(error)) = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM)) {
+        tracing::warn!(%error, "it cannot be told to end");
+    }
 }
 
 /// A process that has not taken over: it ends when this is dropped.

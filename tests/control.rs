@@ -28,7 +28,7 @@ use meridian::watch::Watch;
 use meridian::{probe, resolve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How long anything may take on a busy machine before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -753,18 +753,25 @@ async fn operators_ask() {
     fs::write(&path, config(&[("web", &[("a", address.as_str())])], QUICK)).unwrap();
     let mut stage = Stage::new(&path).await;
     let socket = folder.path().join("admin.sock");
-    let draining = Arc::new(AtomicBool::new(false));
+    let (drains, draining) = watch::channel(false);
     let asked = Admin {
         reader: stage.reader.clone(),
         sender: stage.sender.clone(),
         token: None,
         metrics: stage.metrics.clone(),
-        draining: draining.clone(),
+        draining,
         ask: mpsc::channel(1).0,
         upgrade: mpsc::channel(1).0,
         listen: Arc::new(["127.0.0.1:8080".parse().unwrap()]),
         config: path.as_path().into(),
     };
+    // Without any door nobody is answered, and that for ever.
+    let none = admin::open(None, None).await.unwrap();
+    tokio::select! {
+        biased;
+        () = none.serve(asked.clone()) => panic!("it ends"),
+        () = tokio::task::yield_now() => {}
+    }
     // What a killed process left behind is taken over.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let doors = admin::open(Some("127.0.0.1:0".parse().unwrap()), Some(&socket)).await.unwrap();
@@ -804,7 +811,7 @@ async fn operators_ask() {
     assert_eq!(ask("/nothing", "127.0.0.1", "GET").await.0, 404);
     assert_eq!(ask("/metrics", "127.0.0.1", "POST").await.0, 405);
     assert_eq!(ask("/metrics", "rebound.example", "GET").await.0, 421);
-    draining.store(true, Ordering::Release);
+    drains.send_replace(true);
     assert_eq!(over_socket("/readyz").await, (503, "draining\n".to_owned()));
 
     // Nobody steals a socket that answers, or a file that is none.
@@ -858,7 +865,7 @@ async fn operators_speak_over_tcp_only_with_the_token() {
             sender: stage.sender.clone(),
             token,
             metrics: stage.metrics.clone(),
-            draining: Arc::default(),
+            draining: watch::channel(false).1,
             ask: mpsc::channel(1).0,
             upgrade: mpsc::channel(1).0,
             listen: Arc::new([]),

@@ -518,6 +518,33 @@ async fn silence_ends_a_connection() {
 }
 
 #[tokio::test]
+async fn a_head_that_does_not_end_ends_its_connection_whichever_it_is() {
+    let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.0;
+    let limits = "[limits]\nheader_timeout = \"300ms\"\nidle_timeout = \"1h\"\n";
+    let proxy = proxy(&config(&format!("{TRUSTED}{limits}"), "", &[("only", origin)])).await;
+    let get = [0x82, 0x86, 0x84, 0x41, 4, b't', b'e', b's', b't'];
+    let ended = |kind: u8, _: &[u8]| (kind == 0).then_some(());
+    // Cut between two frames, and within one; the second is dripped on.
+    for (flags, sent) in [(1, &get[..]), (5, &get[..3])] {
+        let mut frames = Frames::connect(proxy.address).await;
+        frames.send(1, 5, 1, &get).await.unwrap();
+        frames.first(ended).await.expect("the first request is answered");
+        let header = [&[0, 0, get.len() as u8, 1, flags, 0, 0, 0, 3], sent].concat();
+        frames.0.write_all(&header).await.unwrap();
+        assert_eq!(frames.farewell().await, Some(11), "{flags}");
+    }
+    // One that comes in pieces but in time is as good as any other.
+    let mut frames = Frames::connect(proxy.address).await;
+    for stream in [1, 3, 5] {
+        frames.send(1, 1, stream, &get[..3]).await.unwrap();
+        tokio::task::yield_now().await;
+        frames.send(9, 4, stream, &get[3..]).await.unwrap();
+        frames.first(ended).await.expect("it is answered");
+    }
+    until("nobody else is left", || proxy.drain.open() == 1).await;
+}
+
+#[tokio::test]
 async fn a_connection_ends_after_so_many_requests() {
     let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.0;
     let proxy = proxy(&config(&format!("{TRUSTED}[limits]\nrequests = 3\n"), "", &[("only", origin)])).await;

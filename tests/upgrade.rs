@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::harness::scripted;
+use common::harness::{answering_once, scripted};
 use common::http::{connect, request, send};
 use common::process::{Origin, PATIENCE, Proxy, kill, meridian, write};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -168,8 +168,10 @@ async fn nobody_notices_an_upgrade_and_the_new_state_is_there() {
     }
     echoed(&mut socket, b"after").await;
 
-    // The first one lives as long as they do.
+    // The first one lives as long as they do, also when it is told to end, which it is about to.
     assert!(proxy.alive());
+    proxy.signal("TERM");
+    proxy.logged(&["told to end: it does when its connections have"]).await;
     allowed.store(1000, Ordering::SeqCst);
     let mut rest = vec![0; 990];
     download.read_exact(&mut rest).await.unwrap();
@@ -215,11 +217,19 @@ async fn what_was_known_goes_on() {
     let before = region(&proxy).await;
     assert_eq!(before["intent"], "maint");
 
-    proxy.upgrade().await.unwrap();
+    // Whoever speaks while another takes over is heard by one of them.
+    let mut word = tokio::process::Command::from(meridian());
+    word.args(["set", "region", "near", "drain", "--force", "--config"]).arg(&path);
+    let (upgraded, said) = tokio::join!(proxy.upgrade(), word.output());
+    upgraded.unwrap();
+    let said = said.unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(proxy.status().await["services"][0]["regions"][0]["intent"], "drain");
     let after = region(&proxy).await;
     for key in ["state", "since", "intent", "override"] {
         assert_eq!(after[key], before[key], "{key}");
     }
+    set(&["region", "near", "auto"]);
     set(&["region", "far", "auto"]);
     // It was down, so that it holds when it is back: a process that knew nothing would take it for up.
     let _far = Origin::start_at("far", far.address);
@@ -258,6 +268,41 @@ async fn when_nobody_can_take_over_everything_goes_on_and_it_is_told_why() {
     assert_ne!(pid, proxy.pid());
     load.more(20).await;
     load.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_told_to_end_while_another_is_about_to_take_over_ends_with_it() {
+    let near = Origin::start("near");
+    let (slow, allowed) = slow().await;
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    let (gated, probes) = answering_once(opened, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let first = config(near.address, slow, "");
+    let mut proxy = Proxy::start(&first, |_| {}).await;
+    let address = proxy.listen;
+    let mut download = TcpStream::connect(address).await.unwrap();
+    download.write_all(b"GET /file HTTP/1.1\r\nHost: slow.test\r\n\r\n").await.unwrap();
+    allowed.store(10, Ordering::SeqCst);
+    let mut begun = Vec::new();
+    while !begun.ends_with(b"\r\n\r\nxxxxxxxxxx") {
+        begun.push(download.read_u8().await.unwrap());
+    }
+    // The one that is to take over is not ready before its first probe is answered.
+    let second = config(gated, slow, "").replace("path = \"/healthz\"", "path = \"/healthz\"\ntimeout = \"50s\"");
+    proxy.write_config(&second);
+    proxy.until("the running one probes it", async || probes.count() == 1).await;
+    proxy.signal("USR2");
+    proxy.until("so does the other", async || probes.count() == 2).await;
+    proxy.signal("TERM");
+    proxy.logged(&["no process took over; this one goes on: this process was told to end"]).await;
+    proxy.signal("USR2");
+    proxy.until("nor does a third", async || proxy.log().matches("this process was told to end").count() == 2).await;
+    gate.send_replace(true);
+    allowed.store(1000, Ordering::SeqCst);
+    let mut rest = vec![0; 990];
+    download.read_exact(&mut rest).await.unwrap();
+    drop(download);
+    assert_eq!(proxy.ended().await, Some(0), "{}", proxy.log());
+    assert!(TcpStream::connect(address).await.is_err(), "nobody is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

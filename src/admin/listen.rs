@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -156,7 +157,7 @@ impl Doors {
         // One each: whoever can reach the address must not keep an operator from the socket.
         let room = || Arc::new(Semaphore::new(CONNECTIONS));
         let tcp = async {
-            let Some(listener) = &self.tcp else { return };
+            let Some(listener) = &self.tcp else { return pending().await };
             let room = room();
             loop {
                 let accepted = listener.accept().await;
@@ -165,7 +166,7 @@ impl Doors {
             }
         };
         let unix = async {
-            let Some((listener, _)) = &self.unix else { return };
+            let Some((listener, _)) = &self.unix else { return pending().await };
             let room = room();
             loop {
                 let accepted = listener.accept().await;

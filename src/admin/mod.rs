@@ -15,7 +15,6 @@ mod upgrade;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -24,7 +23,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::secret::Secret;
 use crate::state::{Reader, ReloadRequest, Sender, UpgradeRequest};
@@ -44,7 +43,7 @@ pub struct Admin {
     /// What was counted.
     pub metrics: Metrics,
     /// Whether this process is on its way out: not ready any more.
-    pub draining: Arc<AtomicBool>,
+    pub draining: watch::Receiver<bool>,
     /// Where reloads are asked for.
     pub ask: mpsc::Sender<ReloadRequest>,
     /// Where another process is asked for that takes the place of this one.
@@ -138,7 +137,7 @@ impl Admin {
 
     /// Why new connections should go elsewhere, if they should.
     fn not_ready(&self) -> Option<&'static str> {
-        if self.draining.load(Ordering::Acquire) {
+        if *self.draining.borrow() {
             return Some("draining\n");
         }
         (!self.reader.is_ready()).then_some("waiting for the first round of probes\n")

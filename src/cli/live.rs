@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -52,8 +53,21 @@ impl Reply {
 
 /// Sends that to the process that is meant: what one says that took it, or the exit code of one that says no.
 pub(super) fn tell(process: &Process, target: &str, json: &Value) -> Result<Result<Value, ExitCode>, String> {
-    Asker::of(process)?.post(target, json.to_string())?.taken()
+    let mut reply = Asker::of(process)?.post(target, json.to_string())?;
+    // Another process may be taking its place: then that one is meant.
+    for _ in 0..AGAIN.0 {
+        if reply.status != StatusCode::SERVICE_UNAVAILABLE {
+            break;
+        }
+        std::thread::sleep(AGAIN.1);
+        let Ok(mut asker) = Asker::of(process) else { break };
+        reply = asker.post(target, json.to_string())?;
+    }
+    reply.taken()
 }
+
+/// How often a process that is ending is looked for anew, and between two looks.
+const AGAIN: (u32, Duration) = (20, Duration::from_millis(100));
 
 /// A token for a process whose configuration this shell cannot read.
 const TOKEN: &str = "MERIDIAN_ADMIN_TOKEN";

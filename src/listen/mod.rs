@@ -208,7 +208,8 @@ impl HttpService {
         // Workers end when this does.
         let (_serving, ended) = watch::channel(());
         let (accepting, mut all_closed) = mpsc::channel::<()>(1);
-        let (most_descriptors, farewell) = (most_descriptors(), Farewell::default());
+        let (most_descriptors, reserve) = descriptors();
+        let farewell = Farewell::of(reserve / 4);
         for (number, listeners) in self.workers.drain(..).enumerate() {
             let accept = |before, handler| AcceptLoop {
                 before,
@@ -302,7 +303,7 @@ fn bind_all(
     given: Vec<StdListener>,
 ) -> io::Result<(SocketAddr, Vec<Vec<StdListener>>)> {
     if !given.is_empty() {
-        return spread(given, v6_only, workers);
+        return spread(given, workers);
     }
     if workers == 1 {
         let listener = bind(address, v6_only, false)?;
@@ -317,10 +318,9 @@ fn bind_all(
 }
 
 /// Sockets that were given, at least one: each has a worker that accepts from it, or what the kernel holds in it would wait for ever; and each worker
-/// has one.
-fn spread(given: Vec<StdListener>, v6_only: bool, workers: usize) -> io::Result<(SocketAddr, Vec<Vec<StdListener>>)> {
+/// has one. None is added: before this process accepts, and should it never, the kernel would give it connections of the one that does.
+fn spread(given: Vec<StdListener>, workers: usize) -> io::Result<(SocketAddr, Vec<Vec<StdListener>>)> {
     let address = given[0].local_addr()?;
-    let is_shared = SockRef::from(&given[0]).reuse_port()?;
     let count = given.len();
     let mut spread: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
     for (number, listener) in given.into_iter().enumerate() {
@@ -329,12 +329,8 @@ fn spread(given: Vec<StdListener>, v6_only: bool, workers: usize) -> io::Result<
         spread[number % workers].push(listener);
     }
     for worker in count..workers {
-        let own = if is_shared { bind(address, v6_only, true).ok() } else { None };
         // The same socket for two: both are woken, and one of them finds nothing.
-        let listener = match own {
-            Some(listener) => listener,
-            None => spread[worker % count][0].try_clone()?,
-        };
+        let listener = spread[worker % count][0].try_clone()?;
         spread[worker].push(listener);
     }
     Ok((address, spread))
@@ -489,10 +485,11 @@ impl AcceptLoop {
     }
 }
 
-/// The number from which on descriptors are not for clients' connections: an eighth is kept for upstreams, files and the admin doors.
-fn most_descriptors() -> RawFd {
+/// The number from which on descriptors are not for clients' connections, and how many are kept so for upstreams, files and the admin doors: an eighth.
+fn descriptors() -> (RawFd, usize) {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    RawFd::try_from(limit - limit / 8).unwrap_or(RawFd::MAX)
+    let reserve = limit / 8;
+    (RawFd::try_from(limit - reserve).unwrap_or(RawFd::MAX), usize::try_from(reserve).unwrap_or(usize::MAX))
 }
 
 /// Serves a connection to its end.
@@ -533,4 +530,34 @@ pub fn certificates(stream: &Stream) -> &[Arc<Certificate>] {
 fn is_exhaustion(error: &io::Error) -> bool {
     // EMFILE, ENFILE, ENOMEM, ENOBUFS on Linux.
     matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_sockets_are_all_there_are() {
+        let given = |count: usize| {
+            let (address, sockets) = bind_all(([127, 0, 0, 1], 0).into(), false, count, Vec::new()).unwrap();
+            (address, sockets.into_iter().flatten().collect::<Vec<_>>())
+        };
+        for (count, workers) in [(1, 1), (1, 3), (2, 5), (4, 2)] {
+            let (address, sockets) = given(count);
+            let copies: Vec<_> = sockets.iter().map(|socket| socket.try_clone().unwrap()).collect();
+            let (bound, spread) = bind_all(address, false, workers, sockets).unwrap();
+            assert_eq!((bound, spread.len()), (address, workers));
+            assert!(spread.iter().all(|sockets| !sockets.is_empty()));
+            // The kernel gives all connections to those that there were.
+            let clients: Vec<_> = (0..16).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+            let accepted: usize = copies
+                .iter()
+                .map(|copy| {
+                    copy.set_nonblocking(true).unwrap();
+                    copy.incoming().take_while(Result::is_ok).count()
+                })
+                .sum();
+            assert_eq!(accepted, clients.len(), "{count} for {workers}");
+        }
+    }
 }

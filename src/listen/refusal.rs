@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::connection::linger;
 use super::networks::Excess;
 
-/// Connections at a time that are closed with care.
+/// Connections at a time that are closed with care, where there are descriptors for them.
 const MOST: usize = 256;
 
 /// How long each of them may take, and how much of what it sends is read away: closing with unread bytes would take the answer from the client.
@@ -61,13 +61,12 @@ impl Refusal {
 #[derive(Clone, Debug)]
 pub(super) struct Farewell(Arc<Semaphore>);
 
-impl Default for Farewell {
-    fn default() -> Farewell {
-        Farewell(Arc::new(Semaphore::new(MOST)))
-    }
-}
-
 impl Farewell {
+    /// For at most so many at a time.
+    pub(super) fn of(most: usize) -> Farewell {
+        Farewell(Arc::new(Semaphore::new(most.min(MOST))))
+    }
+
     /// Says it, and closes the connection.
     pub(super) fn say(&self, mut tcp: TcpStream, refusal: Refusal) {
         let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else { return };

@@ -784,8 +784,8 @@ impl Exchange {
     fn plan(&self, service: &Service, take: Take, fresh: bool, remaining: Duration) -> Attempt {
         let endpoint = self.endpoint(take);
         let timeouts = &service.timeouts;
-        // A call's deadline is its client's own and mostly short: nothing of it is held back for attempts that there will not be.
-        let attempts = if self.is_call && !self.idempotent { 1 } else { service.retry.attempts };
+        // Nothing is held back for attempts that there will not be: what reached its upstream and may be sent once only is not tried again.
+        let attempts = if self.goes_once(service) { 1 } else { service.retry.attempts };
         let share = retry::share(timeouts.first_byte, remaining, self.record.attempts.saturating_add(1), attempts);
         Attempt {
             endpoint: endpoint.id,

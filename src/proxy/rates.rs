@@ -39,9 +39,19 @@ impl Rates {
         self.0.load().get(service).map_or(Ok(()), |(_, limiter)| limiter.take(client))
     }
 
-    /// Forgets the networks that have not asked lately.
-    pub fn sweep(&self) {
-        self.0.load().values().for_each(|(_, limiter)| limiter.sweep());
+    /// Forgets the networks that have not asked lately, and services that are not `there` any more.
+    pub fn sweep(&self, there: impl Fn(&str) -> bool) {
+        let known = self.0.load();
+        known.values().for_each(|(_, limiter)| limiter.sweep());
+        if !known.keys().all(|name| there(name)) {
+            self.0.rcu(|known| {
+                known
+                    .iter()
+                    .filter(|(name, _)| there(name))
+                    .map(|(name, kept)| (name.clone(), kept.clone()))
+                    .collect::<ByName>()
+            });
+        }
     }
 }
 
@@ -79,7 +89,7 @@ mod tests {
         assert_eq!([take("a", 2), take("a", 2), take("a", 2)], [true, true, false]);
         assert!(take("b", 2), "another service has permits of its own");
         assert_eq!([take("a", 3), take("a", 3), take("a", 3), take("a", 3)], [true, true, true, false]);
-        rates.sweep();
+        rates.sweep(|name| name == "a");
         assert!(!take("a", 3));
         let wait = rates.take("a", &limit(3), client).unwrap_err();
         let [(_, retry), (_, policy), (_, left)] = told(&limit(3), wait);
@@ -87,5 +97,6 @@ mod tests {
             (retry.as_str(), policy.as_str(), left.as_str()),
             ("20", "\"default\";q=3;w=60", "\"default\";r=0;t=20")
         );
+        assert_eq!(rates.0.load().len(), 1, "what is gone is forgotten");
     }
 }

@@ -6,7 +6,7 @@
 //! begins a new one, and its `tracestate` goes with it (3.2.4, 4.3).
 //!
 //! Whether a trace is recorded is up to the peer if it is trusted, else to `[trace] sample`: a stranger must not be able to have every request
-//! recorded, here and behind us. The choice is made by the trace's id, so that it is the same wherever it is made by that share.
+//! recorded, here and behind us, nor by choosing ids. So the choice is made by the request's own number, which is the trace's where it begins here.
 //!
 //! A trace that begins here has the request's id: one number finds all of it. Must not know what becomes of spans.
 
@@ -46,8 +46,8 @@ fn started(rules: &Trace, parent: Option<Parent>, trusted: bool, id: u128, chanc
     let trace = parent.map_or(id.max(1), |parent| parent.trace);
     let sampled = match parent {
         Some(parent) if trusted => parent.sampled,
-        // Of its bits these are random, if any are; ids may be made of less.
-        _ => rules.sample.takes((trace as u64 ^ (trace >> 64) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        // Not by the trace's id, which may be a stranger's choice.
+        _ => rules.sample.takes(id as u64),
     };
     // Chance has chosen endpoints, and the id is told: of the two a third number.
     let span = (chance ^ id as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9).rotate_left(31).max(1);
@@ -165,6 +165,13 @@ mod tests {
             assert!(!parent.contains("00f067aa0ba902b7"), "{parent}");
             assert_eq!((state.as_deref(), trace), (Some("a=b"), 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736));
         }
+        // A stranger's choice of an id chooses nothing.
+        let chosen = "00-00000000000000010000000000000001-00f067aa0ba902b7-01";
+        let recorded = (0..1_000u64).filter(|n| {
+            let (fields, id) = (fields(&[("traceparent", chosen)]), n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            of(&rules(Traceparent::Start, 0.1), &fields, false, u128::from(id), 7).sampled
+        });
+        assert!((50..200).contains(&recorded.count()));
         let unsampled = GOOD.replace("-01", "-00");
         let (parent, ..) = forwarded(rules(Traceparent::Start, 1.0), &[("traceparent", &unsampled)], true);
         assert!(parent.unwrap().ends_with("-00"));

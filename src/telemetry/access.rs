@@ -2,7 +2,8 @@
 //!
 //! A request must never wait for a disk, a full pipe or a log collector. So it moves its record into a queue and is done; one
 //! thread makes the lines ([`super::line`]), batches and writes. When the queue is full the record is dropped and counted: a gap in
-//! the log is better than a gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may.
+//! the log is better than a gap in the service. A thread, not a task: a write to a pipe blocks, and no runtime worker may. Where others wait behind
+//! it, the file beside standard output and spans, a pipe that takes nothing is not waited for long.
 //!
 //! Where a share of the requests is enough (`access_sample`), those with trouble are written all the same. Which of the others are is
 //! decided by the request's id: two PoPs that a request passes through write it or leave it out together, and no dice are thrown.
@@ -20,6 +21,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::retry_on_intr;
 
 use crate::config::{self, Share};
 use crate::geo::Place;
@@ -37,6 +41,12 @@ const BATCH: usize = 64 * 1024;
 /// How long the writer rests after it has emptied the queue. Under load this turns a wake-up per request, paid by the request,
 /// into a hundred a second; a line is never later than this.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long an output may take nothing while others wait; then it is only asked whether it takes anything again.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What a pipe that takes anything takes without waiting (pipe(7), `PIPE_BUF`).
+const PIECE: usize = 4096;
 
 /// Between two complaints about an output that refuses lines.
 const COMPLAIN: Duration = Duration::from_secs(60);
@@ -394,7 +404,10 @@ impl AccessLogger {
         };
         let records = Records::new();
         let mut writer = Writer {
-            outputs: outputs.into_iter().map(|to| Sink { to, torn: false }).collect(),
+            outputs: {
+                let alone = outputs.len() == 1 && spans.is_none();
+                outputs.into_iter().map(|to| Sink::new(to, alone)).collect()
+            },
             spans,
             records: records.clone(),
             written: Lines::new(wanted.format),
@@ -430,8 +443,23 @@ enum Output {
 
 /// Appends, so that several processes (an old and a new meridian during an upgrade) may share a file.
 fn open(path: &Path) -> io::Result<File> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-    opened.map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
+    let said = |error: io::Error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display()));
+    // A pipe without a reader is a mistake to be told, and not one to be waited for.
+    let how = libc::O_NONBLOCK;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(how).open(path).map_err(said)?;
+    let flags = fcntl_getfl(&file).and_then(|flags| fcntl_setfl(&file, flags - OFlags::NONBLOCK));
+    flags.map_err(io::Error::from).map_err(said)?;
+    Ok(file)
+}
+
+impl Output {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Output::Stdout(file) | Output::File { file, .. } => Some(file),
+            #[cfg(test)]
+            Output::Test(_) => None,
+        }
+    }
 }
 
 impl Write for Output {
@@ -454,18 +482,42 @@ struct Sink {
     to: Output,
     /// The last write ended inside a line.
     torn: bool,
+    /// It may make others wait.
+    waits: bool,
+    /// It took nothing for long.
+    stuck: bool,
 }
 
 impl Sink {
+    fn new(to: Output, alone: bool) -> Sink {
+        let waits = !alone && !to.file().is_some_and(|file| file.metadata().is_ok_and(|data| data.is_file()));
+        Sink { to, torn: false, waits, stuck: false }
+    }
+
+    /// Waits until it takes a piece of that many bytes at once, if it has to be waited for; an error: it takes nothing.
+    fn room(&mut self, for_all: usize) -> io::Result<usize> {
+        let Some(file) = self.to.file().filter(|_| self.waits) else { return Ok(for_all) };
+        let patience = if self.stuck { Duration::ZERO } else { PATIENCE };
+        let patience = Timespec::try_from(patience).map_err(io::Error::other)?;
+        let mut asked = [PollFd::new(file, PollFlags::OUT)];
+        self.stuck = retry_on_intr(|| poll(&mut asked, Some(&patience)))? == 0;
+        match self.stuck {
+            true => Err(io::Error::new(io::ErrorKind::WouldBlock, "nobody reads standard output")),
+            false => Ok(for_all.min(PIECE)),
+        }
+    }
+
     fn write(&mut self, batch: &[u8]) -> io::Result<()> {
         if self.torn {
+            self.room(1)?;
             // The rest of the torn line is lost; this ends what is there of it.
             self.to.write_all(b"\n")?;
             self.torn = false;
         }
         let mut rest = batch;
         while !rest.is_empty() {
-            match self.to.write(rest) {
+            let piece = self.room(rest.len())?;
+            match self.to.write(&rest[..piece]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     self.torn = rest[written - 1] != b'\n';
@@ -733,6 +785,47 @@ pub(super) mod tests {
         assert_eq!((stuck.text().as_str(), numbers(&good.text())), ("", vec!["one".to_owned()]));
         let lines = metrics.access_lines();
         assert_eq!((lines.written.get(), lines.failed.get()), (1, 1));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_keeps_no_other_output_waiting() {
+        let (reader, pipe) = io::pipe().unwrap();
+        let (good, metrics) = (Gate::default(), Metrics::new());
+        good.open(None);
+        let outputs = vec![Output::Stdout(std::os::fd::OwnedFd::from(pipe).into()), Output::Test(good.clone())];
+        let (logger, guard) = AccessLogger::start_with(outputs, AccessLines::default(), None, QUEUE, &metrics).unwrap();
+        // Several times what the pipe holds, which is 64 KiB.
+        let (snapshot, target) = (snapshot(), "x".repeat(1_000));
+        (0..400).for_each(|_| logger.log(&snapshot, Box::new(record(&target))));
+        drop(guard);
+        let lines = metrics.access_lines();
+        assert_eq!(numbers(&good.text()).len(), 400);
+        assert!(lines.failed.get() > 0 && lines.written.get() + lines.failed.get() == 800, "{lines:?}");
+        drop(reader);
+    }
+
+    #[test]
+    fn a_pipe_at_a_path_has_to_have_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let why = open(&path).unwrap_err().to_string();
+        assert!(why.starts_with(&format!("access log {}: ", path.display())), "{why}");
+        let reader = thread::spawn({
+            let path = path.clone();
+            move || std::fs::read_to_string(path).unwrap()
+        });
+        let mut pipe = loop {
+            match open(&path) {
+                Ok(pipe) => break pipe,
+                Err(_) => thread::yield_now(),
+            }
+        };
+        // It is waited for as before, once it is there.
+        let long = "x".repeat(1 << 20);
+        pipe.write_all(long.as_bytes()).unwrap();
+        drop(pipe);
+        assert_eq!(reader.join().unwrap().len(), long.len());
     }
 
     /// A request without trouble.

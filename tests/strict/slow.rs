@@ -324,6 +324,24 @@ async fn slow_upstreams_within_their_time() {
 }
 
 #[tokio::test]
+async fn what_may_be_sent_once_only_has_all_of_the_time() {
+    let (upstream, script) = always(|mut peer, script| async move {
+        script.request(&mut peer.0).await;
+        peer.exactly(2).await;
+        // More than a third of it, which a GET with its three attempts would have.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        peer.say(OK).await;
+    })
+    .await;
+    let proxy = before(upstream, "", "[services.web.timeouts]\nfirst_byte = \"1h\"\nrequest = \"6s\"").await;
+    let mut client = Peer::connect(proxy.address).await;
+    client.say(POST).await;
+    assert_eq!(status(&client.answer().await.0), 200);
+    assert_eq!(script.count(), 1);
+    ended(&proxy, 1, "answered", 200).await;
+}
+
+#[tokio::test]
 async fn nothing_is_said_inside_a_hint() {
     let (upstream, _) = always(|mut peer, script| async move {
         script.request(&mut peer.0).await;

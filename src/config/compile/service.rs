@@ -182,6 +182,9 @@ fn router(routes: &[(ServiceId, String, Routes)], context: &Context<'_>) -> Rout
     Router::new(owned.iter().map(|(id, hosts, paths)| (*id, hosts.as_slice(), paths.as_slice())))
 }
 
+/// Within this a client that asks for nothing has to have all of its permits back.
+const LONGEST_BURST: Duration = Duration::from_secs(365 * 86_400);
+
 /// How often the clients of one network may ask, if there is a bound.
 fn rate_limit(section: Section<'_>) -> Option<RateLimit> {
     if !section.is_present() {
@@ -200,6 +203,12 @@ fn rate_limit(section: Section<'_>) -> Option<RateLimit> {
         burst: NonZeroU32::new(section.integer("burst", requests, 1..=1_000_000_000))?,
         prefixes: [section.integer("ipv4_prefix", 32u8, 0..=32), section.integer("ipv6_prefix", 64u8, 0..=128)],
     };
+    // What keeps it counts in nanoseconds of 64 bits.
+    let whole = limit.per.as_nanos() / u128::from(requests) * u128::from(limit.burst.get());
+    if whole > LONGEST_BURST.as_nanos() {
+        let what = "`burst` is more than a client gets back in a year";
+        section.scribe.error(section.place_of("burst"), what).hint("write a smaller `burst`, or more `requests`");
+    }
     section.finish();
     Some(limit)
 }

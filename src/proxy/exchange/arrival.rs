@@ -76,16 +76,16 @@ impl Exchange {
     /// From a head to a service, and to the first attempt.
     pub(super) fn route<F: Fields>(&mut self, head: &Head<'_, F>) -> Result<(), Outcome> {
         let edge = &self.published.edge;
-        // The cheapest first: who has too much to do must not do more to say so.
+        let is_http_10 = head.version < http::Version::HTTP_11;
+        headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
+        self.framing = framing::request(head.fields, is_http_10)?;
+        // As early as may be: who has too much to do must not do more to say so. Not before it is known where the request ends, for the connection may be kept.
         if self.shared.pressure.is_on() {
             return Err(Outcome::Memory);
         }
         if edge.limits.in_flight > 0 {
             self.under_way = Some(UnderWay::enter(&self.shared.under_way, edge.limits.in_flight)?);
         }
-        let is_http_10 = head.version < http::Version::HTTP_11;
-        headers::check(head.method, head.target, head.fields, &edge.limits, &edge.via)?;
-        self.framing = framing::request(head.fields, is_http_10)?;
         let host = headers::host(head.target, head.fields, is_http_10)?;
         let path = headers::path(head.method, head.target)?;
         self.max_forwards = headers::max_forwards(head.method, head.fields);

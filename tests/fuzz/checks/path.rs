@@ -24,6 +24,10 @@ fn router() -> &'static Router {
 /// service is found, it is the same for upstreams that decode everything; and what they get stays below what the service puts before it.
 pub(crate) fn path(data: &[u8]) {
     let Some((which, given)) = data.split_first() else { return };
+    // No mover takes a target with other bytes: `request_head` demands visible ones, the libraries of HTTP/2 and pingora let those beyond ASCII pass.
+    if given.iter().any(|byte| byte.is_ascii_control() || *byte == b' ') {
+        return;
+    }
     let method = if which & 1 == 1 { Method::OPTIONS } else { Method::GET };
     let Ok(path) = headers::path(&method, given) else { return };
     assert!(path.starts_with('/'));

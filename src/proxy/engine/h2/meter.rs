@@ -5,7 +5,7 @@
 //! and its connection ends. What the library bounds by itself is left to it: cancelled streams, the pieces of a head, small pieces of data, the table of compressed
 //! fields.
 //!
-//! What else the library does not look at is seen here as well: what the first frame is, and [trailers](super::trailers).
+//! What else the library does not look at is seen here as well: what the first frame is, since when a head is not whole, and [trailers](super::trailers).
 
 use std::io;
 use std::pin::Pin;
@@ -44,7 +44,9 @@ const SECOND: u64 = 16;
 const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
 /// Malformed requests of which it is remembered that they are.
@@ -60,6 +62,9 @@ pub(super) struct Told {
     has_malformed: AtomicBool,
     /// Bytes written of answers, and of what went out with them.
     written: AtomicUsize,
+    /// Since when a head is not whole, if one is not.
+    unfinished: Mutex<Option<Instant>>,
+    is_unfinished: AtomicBool,
     /// Requests that their client cancelled before an answer began, and that were not paid for yet.
     cancelled: AtomicU32,
 }
@@ -93,6 +98,22 @@ impl Told {
         self.written.load(Relaxed)
     }
 
+    /// Since when the client owes the rest of a head, if it does.
+    pub(super) fn unfinished(&self) -> Option<Instant> {
+        if !self.is_unfinished.load(Relaxed) {
+            return None;
+        }
+        *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the client owes the rest of a head. Nearly always heads are whole, and then this costs a look.
+    fn owes(&self, rest: bool, now: impl Fn() -> Instant) {
+        if rest != self.is_unfinished.load(Relaxed) {
+            *self.unfinished.lock().unwrap_or_else(PoisonError::into_inner) = rest.then(now);
+            self.is_unfinished.store(rest, Relaxed);
+        }
+    }
+
     /// A client made a request and took it back: all of its work was for nothing.
     pub(super) fn cancelled(&self) {
         self.cancelled.fetch_add(1, Relaxed);
@@ -120,6 +141,8 @@ struct Budget {
     refilled: Instant,
     /// A frame came.
     began: bool,
+    /// The last frame is a piece of a head; `true`: its last one.
+    head: Option<bool>,
     trailers: Trailers,
 }
 
@@ -224,6 +247,7 @@ impl Budget {
             sent: 0,
             refilled: at,
             began: false,
+            head: None,
             trailers: Trailers::default(),
         }
     }
@@ -240,6 +264,7 @@ impl Budget {
                         return Err(Reason::PROTOCOL_ERROR);
                     }
                     self.trailers.frame(frame);
+                    self.head = matches!(frame.kind, HEADERS | CONTINUATION).then_some(frame.flags & END_HEADERS != 0);
                     if !self.pay(frame.kind, frame.flags, frame.length, &now) {
                         return Err(Reason::ENHANCE_YOUR_CALM);
                     }
@@ -249,6 +274,11 @@ impl Budget {
         });
         self.at = at;
         good
+    }
+
+    /// Whether a head began and its rest has not come.
+    fn owes_head(&self) -> bool {
+        self.head.is_some_and(|is_last| !is_last || matches!(self.at, At::Skip(_)))
     }
 
     /// Pays for requests that were taken back. What is not there is owed, up to a whole budget.
@@ -308,6 +338,7 @@ impl AsyncRead for Metered {
             buf.set_filled(before);
             return Poll::Pending;
         }
+        told.owes(this.budget.owes_head(), now);
         Poll::Ready(Ok(()))
     }
 }

@@ -61,6 +61,9 @@ const SEND_BUFFER: usize = 64 << 10;
 /// to calm down.
 const RESETS: (usize, usize) = (32, 8192);
 
+/// So many times in each period of silence it is looked whether there was any.
+const LOOKS: u32 = 4;
+
 /// After a farewell, how long nothing has to happen before the connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -91,7 +94,7 @@ pub async fn serve(stream: Stream, limits: &Limits, mut draining: watch::Receive
         let _ = draining.wait_for(|draining| *draining).await;
     });
     let (mut saying_farewell, mut calmed) = (false, false);
-    let (mut written, mut quiet) = (0, Duration::ZERO);
+    let (mut written, mut busy) = (0, begun);
     loop {
         let accepted = poll_fn(|cx| {
             if let Some(reason) = told.fault()
@@ -108,6 +111,13 @@ pub async fn serve(stream: Stream, limits: &Limits, mut draining: watch::Receive
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(Some(accepted));
             }
+            // A head is due within the same time on a connection that was kept.
+            if let Some(due) = told.unfinished().map(|since| Instant::from_std(since) + limits.header_timeout)
+                && due < timer.deadline()
+                && !calmed
+            {
+                timer.as_mut().reset(due);
+            }
             timer.as_mut().poll(cx).map(|()| None)
         })
         .await;
@@ -122,30 +132,41 @@ pub async fn serve(stream: Stream, limits: &Limits, mut draining: watch::Receive
                     saying_farewell = true;
                     connection.graceful_shutdown();
                 }
-                timer.as_mut().reset(Instant::now() + if saying_farewell { FAREWELL } else { limits.idle_timeout });
+                busy = Instant::now();
+                timer.as_mut().reset(busy + if saying_farewell { FAREWELL } else { limits.idle_timeout } / LOOKS);
             }
             // It broke a rule, which the library told it, or left.
             Some(Some(Err(_)) | None) => return,
             // Nothing new for long.
             None => {
+                let now = Instant::now();
+                let head = told.unfinished().map(|since| now.saturating_duration_since(Instant::from_std(since)));
+                if head.is_some_and(|open| open >= limits.header_timeout) && !calmed {
+                    calmed = true;
+                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                }
                 let period = match (saying_farewell, requests) {
                     (true, _) => FAREWELL,
                     (false, 0) => limits.header_timeout,
                     (false, _) => limits.idle_timeout,
                 };
                 let moved = std::mem::replace(&mut written, told.written()) != told.written();
-                quiet = if moved || open.load(Relaxed) > 0 { Duration::ZERO } else { quiet + period };
+                if moved || open.load(Relaxed) > 0 {
+                    busy = now;
+                }
                 // Answers that the library has whole may still be on their way to a client who takes its time.
                 let patience = if connection.has_streams() { limits.body_timeout } else { period };
+                let quiet = now.saturating_duration_since(busy);
                 if quiet >= patience && saying_farewell {
                     return;
                 }
                 if quiet >= patience {
                     saying_farewell = true;
-                    quiet = Duration::ZERO;
+                    busy = now;
                     connection.graceful_shutdown();
                 }
-                timer.as_mut().reset(Instant::now() + if saying_farewell { FAREWELL } else { period });
+                let left = patience.saturating_sub(now.saturating_duration_since(busy));
+                timer.as_mut().reset(now + if saying_farewell { FAREWELL } else { left.min(period / LOOKS) });
             }
         }
     }
