@@ -68,15 +68,19 @@ fuzz: setup
 	$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --version 0.13.2 --locked --debug
 	set -e; for target in $(FUZZ_TARGETS); do \
 		mkdir -p tests/fuzz/corpus/$$target; \
+		tar -xzf tests/fuzz/kept/$$target.tar.gz -C tests/fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
 			tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-## make fuzz-keep  adds to the seeds what `make fuzz` found that reaches something new: small inputs, one for each place
+## make fuzz-keep  keeps of what `make fuzz` found one small input for each place that it reaches and seeds do not: tests/fuzz/kept
 fuzz-keep:
 	set -e; for target in $(FUZZ_TARGETS); do \
+		least=target/fuzz/$$target; rm -rf $$least; mkdir -p $$least; cp tests/fuzz/seeds/$$target/* $$least; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
-			tests/fuzz/seeds/$$target tests/fuzz/corpus/$$target -- -merge=1 -use_counters=0 -max_len=$(FUZZ_KEPT_BYTES); \
+			$$least tests/fuzz/corpus/$$target -- -merge=1 -use_counters=0 -max_len=$(FUZZ_KEPT_BYTES); \
+		for seed in tests/fuzz/seeds/$$target/*; do rm -f $$least/$$(basename $$seed); done; \
+		tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C $$least -czf tests/fuzz/kept/$$target.tar.gz .; \
 	done
 
 ## make audit      the dependencies against the RustSec advisories, by cargo-audit (CI asks the same database by cargo-deny)
