@@ -302,7 +302,8 @@ def main():
     args = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    idle = min(args.idle, hard - 1000)
+    # An eighth is not for clients.
+    idle = min(args.idle, hard - hard // 8 - 500)
     lines, wrong = [], []
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(os.path.abspath(args.meridian), folder)
@@ -312,7 +313,7 @@ def main():
             lines += ["# What it holds on to", "", f"{version} ({commit}), {time.strftime('%Y-%m-%d')}. Written by `make soak`; what is played is told by [benches/soak.py](../benches/soak.py).", ""]
             plain = asyncio.run(hold(stage, stage.plain, None, idle))
             secured = asyncio.run(hold(stage, stage.secured, tls(), idle))
-            bound = "" if idle == args.idle else f" (of {args.idle} that were asked for: the limit of open files here is {hard})"
+            bound = "" if idle == args.idle else f" (of {args.idle} that were asked for: the limit of open files here is {hard}, an eighth of which is not for clients)"
             lines += [f"**{idle:,} idle connections**{bound}, each of which has asked once: {plain:.1f} KiB of resident memory each, {secured:.1f} KiB in TLS. What the kernel has for a socket is not in it.", ""]
             came = asyncio.run(churn(stage, args.rate, args.churn_seconds))
             wrong += came["failed"][:3]

@@ -75,6 +75,7 @@ pub async fn watch(reader: Reader, pressure: Pressure, metrics: Metrics) {
         let own = (most > 0).then(|| Use { bytes: own(&read(Path::new("/proc/self/status"))), most });
         let Some(tightest) = own.into_iter().chain(groups.uses()).max_by(Use::compare) else {
             if pressure.set(false) {
+                tracing::info!("memory has no bound any more");
                 metrics.memory_pressure(false);
             }
             continue;

@@ -59,6 +59,7 @@ const PIECES: Duration = Duration::from_millis(5);
 /// Runs the proxy with that configuration until it is told to end. `alone`: why no other process can take its place, where none can.
 /// Exit codes: 0 after an orderly end, 1 when it could not start.
 pub fn run(config: &Path, alone: Option<&'static str>) -> ExitCode {
+    hear_early();
     let (inherited, stream) = match inherited::take() {
         Ok(given) => given,
         Err(error) => {
@@ -76,6 +77,19 @@ pub fn run(config: &Path, alone: Option<&'static str>) -> ExitCode {
             }
             ExitCode::from(1)
         }
+    }
+}
+
+/// Has signals that ask for something do nothing instead of ending a process that cannot do it yet: what they ask for, a start does anyway.
+fn hear_early() {
+    let heard = tokio::runtime::Builder::new_current_thread().enable_io().build().and_then(|runtime| {
+        let kinds = [SignalKind::hangup(), SignalKind::user_defined1(), SignalKind::user_defined2()];
+        // Once heard, they are never again what they were, whoever listens.
+        runtime.block_on(async { kinds.into_iter().try_for_each(|kind| signal(kind).map(drop)) })
+    });
+    if let Err(error) = heard {
+        // It will be said again by who needs them.
+        eprintln!("warning: signals cannot be heard yet: {error}");
     }
 }
 

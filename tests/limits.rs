@@ -149,6 +149,8 @@ async fn more_requests_than_there_may_be_are_refused_at_once() {
     assert_eq!(status(&ask(&mut third, HEAD).await), 200);
     let series = "meridian_requests_total{code=\"5xx\",reason=\"overloaded\",region=\"\",service=\"\"}";
     assert_eq!(proxy.metric(series).await, Some(3.0));
+    let series = "meridian_requests_unanswered_total{outcome=\"overloaded\",region=\"\",service=\"\"}";
+    assert_eq!(proxy.metric(series).await, Some(3.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,12 @@
 //! `meridian check`: everything that `run` would read, read and compiled, and then let go.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
 use crate::cli::{ConfigFile, complain, print};
+use crate::config::AccessLog;
 use crate::load::{LoadError, Loader, ending, outdated};
 
 /// Arguments of `meridian check`.
@@ -36,6 +37,14 @@ impl Check {
                 }
                 for ending in ending(&config.edge) {
                     complain(&format!("warning: {ending}\n"));
+                }
+                if let AccessLog::File(file) | AccessLog::StdoutAndFile(file) = &config.boot.access_log
+                    && !file.parent().is_some_and(Path::is_dir)
+                {
+                    complain(&format!(
+                        "warning: [log] access {}: there is no such folder, and `run` makes none\n",
+                        file.display()
+                    ));
                 }
                 let warnings = config.warnings.warnings();
                 let fleet = &config.fleet;

@@ -45,7 +45,11 @@ impl Refusal {
 
     const fn answer(self) -> &'static [u8] {
         match self {
-            Refusal::Descriptors | Refusal::Memory | Refusal::TooMany => {
+            Refusal::Descriptors | Refusal::Memory => {
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 45\r\n\
+                  Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n\r\n503 overloaded: no room for more connections\n"
+            }
+            Refusal::TooMany => {
                 b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 25\r\n\
                   Cache-Control: no-store\r\nRetry-After: 1\r\nConnection: close\r\n\r\n503 too many connections\n"
             }
@@ -89,7 +93,7 @@ mod tests {
 
     #[test]
     fn lengths_are_right() {
-        for refusal in [Refusal::TooMany, Refusal::Network(Excess::Open)] {
+        for refusal in [Refusal::Memory, Refusal::TooMany, Refusal::Network(Excess::Open)] {
             let text = std::str::from_utf8(refusal.answer()).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())), "{text}");

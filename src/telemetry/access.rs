@@ -151,13 +151,15 @@ impl Traced {
 }
 
 impl AccessRecord {
+    /// Whether it ended with an upstream's answer.
+    pub(super) fn is_answered(&self) -> bool {
+        self.outcome == ANSWERED
+    }
+
     /// Whether an operator wants to see it whatever is sampled: it was refused or failed, was answered with a status of 500 or above, was
     /// tried more than once, or took as long as `slow`.
     fn has_trouble(&self, slow: Duration) -> bool {
-        self.outcome != ANSWERED
-            || self.status >= 500
-            || self.attempts > 1
-            || u128::from(self.total_us) >= slow.as_micros()
+        !self.is_answered() || self.status >= 500 || self.attempts > 1 || u128::from(self.total_us) >= slow.as_micros()
     }
 
     /// A number that is as good as random, the same wherever the request's id is known.
@@ -443,7 +445,7 @@ enum Output {
 
 /// Appends, so that several processes (an old and a new meridian during an upgrade) may share a file.
 fn open(path: &Path) -> io::Result<File> {
-    let said = |error: io::Error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display()));
+    let said = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     // A pipe without a reader is a mistake to be told, and not one to be waited for.
     let how = libc::O_NONBLOCK;
     let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(how).open(path).map_err(said)?;
@@ -810,7 +812,7 @@ pub(super) mod tests {
         let path = folder.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
         let why = open(&path).unwrap_err().to_string();
-        assert!(why.starts_with(&format!("access log {}: ", path.display())), "{why}");
+        assert!(why.starts_with(&format!("{}: ", path.display())), "{why}");
         let reader = thread::spawn({
             let path = path.clone();
             move || std::fs::read_to_string(path).unwrap()

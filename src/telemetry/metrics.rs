@@ -107,6 +107,7 @@ struct Families {
     last_reload: ArcSwapOption<Reload>,
     handles: ArcSwapOption<Handles>,
     requests: IntCounterVec,
+    unanswered: IntCounterVec,
     durations: HistogramVec,
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
@@ -203,6 +204,11 @@ impl Metrics {
                 "meridian_requests_total",
                 "Requests finished. The reason is why the region was taken, or why none was; service and region are empty when there was none.",
                 &["service", "region", "code", "reason"],
+            ),
+            unanswered: new.counter_vec(
+                "meridian_requests_unanswered_total",
+                "Requests that ended otherwise than with the whole answer of an upstream, by outcome, as in the access log.",
+                &["service", "region", "outcome"],
             ),
             durations: new.histogram_vec(
                 "meridian_request_duration_seconds",
@@ -496,6 +502,7 @@ impl Families {
     fn prune(&self, snapshot: &Snapshot) {
         let names = Names::of(snapshot);
         prune(&self.requests, &["service", "region", "code", "reason"], &names);
+        prune(&self.unanswered, &["service", "region", "outcome"], &names);
         prune(&self.durations, &["service"], &names);
         prune(&self.first_bytes, &["service", "region"], &names);
         prune(&self.attempts, &["service", "region"], &names);
@@ -624,6 +631,7 @@ pub struct Handles {
 #[derive(Debug)]
 struct CountedFamilies {
     requests: IntCounterVec,
+    unanswered: IntCounterVec,
     durations: HistogramVec,
     first_bytes: HistogramVec,
     attempts: IntCounterVec,
@@ -679,6 +687,7 @@ impl Handles {
             services: services.collect(),
             families: CountedFamilies {
                 requests: families.requests.clone(),
+                unanswered: families.unanswered.clone(),
                 durations: families.durations.clone(),
                 first_bytes: families.first_bytes.clone(),
                 attempts: families.attempts.clone(),
@@ -699,6 +708,9 @@ impl Handles {
         self.families.moved[record.mover as usize].inc();
         if let Some(place) = &record.place {
             self.families.lookups[lookup(place, record.reason)].inc();
+        }
+        if !record.is_answered() {
+            self.count_unanswered(record);
         }
         let service = record.service.and_then(|id| Some((id, self.services.get(id.index())?)));
         let Some((id, service)) = service else {
@@ -770,6 +782,16 @@ impl Handles {
     fn count_untaken(&self, service: &str, code: usize, outcome: &'static str) {
         let reason = if outcome.is_empty() { "none" } else { outcome };
         self.families.requests.with_label_values(&[service, "", CODES[code], reason]).inc();
+    }
+
+    /// The same of outcomes: an answer of an upstream is none of them.
+    #[cold]
+    fn count_unanswered(&self, record: &AccessRecord) {
+        let service = record.service.filter(|id| self.services.get(id.index()).is_some());
+        let region = service.and(record.region);
+        let service = service.map_or("", |id| self.fleet.service(id).name.as_str());
+        let region = region.map_or("", |id| self.fleet.region(id).name.as_str());
+        self.families.unanswered.with_label_values(&[service, region, record.outcome]).inc();
     }
 
     fn pool(&self, service: ServiceId, region: RegionId) -> Option<&PoolHandles> {

@@ -197,5 +197,7 @@ pub async fn ended(proxy: &Proxy, count: usize, outcome: &str, status: u16) {
     assert_eq!(line["mover"], "native", "{line}");
     let page = proxy.metrics.render(SystemTime::now());
     assert!(page.contains("meridian_requests_by_mover_total{mover=\"native\"}"), "{page}");
+    let unanswered = format!("meridian_requests_unanswered_total{{outcome=\"{outcome}\"");
+    assert_eq!(page.contains(&unanswered), outcome != "answered", "{page}");
     assert_eq!(proxy.in_flight(), 0);
 }
