@@ -327,7 +327,7 @@ def main():
                 lines += [
                     f"**{args.minutes:.0f} minutes of mixed load**: {counts['kept']:,} requests on kept connections, {counts['new']:,} on new ones, {counts['tls'] * 5:,} in TLS on {counts['tls']:,} connections, "
                     f"{counts['h2']} rounds of HTTP/2, {counts['left']:,} clients that left in the middle, {counts['reloads']} reloads; {len(failed)} failed.", "",
-                    "| sample | resident MiB | descriptors | threads | connections |", "|---|---|---|---|---|"]
+                    "| minute | resident MiB | descriptors | threads | connections |", "|---|---|---|---|---|"]
                 lines += [f"| {n + 1} | {s['rss_kb'] / 1024:.1f} | {s['descriptors']} | {s['threads']} | {s['connections']} |" for n, s in enumerate(samples)]
                 lines += [""]
         finally:
