@@ -6,7 +6,8 @@
 //! run, so a faster allocator would gain nothing.
 //!
 //! When there is no memory left, the kernel ends the process, and with it every request. So it is looked at, four times a second: above
-//! `[limits] memory`, or nine tenths of what a control group allows (`MemoryMax=`, a container's limit; cgroup v2), nothing new is begun.
+//! `[limits] memory`, or nine tenths of what its control group allows (`MemoryMax=`, a container's limit; cgroup v2), nothing new is begun. What others
+//! have in the same group is theirs to give back: the group counts while most of what is used in it is the process's own.
 //!
 //! Must not know what the memory is for.
 
@@ -65,15 +66,16 @@ fn give_free_memory_back() {
 
 /// Says under `pressure` whether there is too little memory to begin anything, for ever.
 pub async fn watch(reader: Reader, pressure: Pressure, metrics: Metrics) {
-    let groups = Groups::of(Path::new(GROUPS), &read(Path::new("/proc/self/cgroup")));
+    let group = Group::of(Path::new(GROUPS), &read(Path::new("/proc/self/cgroup")));
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut given_back: Option<Instant> = None;
     loop {
         looks.tick().await;
         let most = reader.load().edge.limits.memory;
-        let own = (most > 0).then(|| Use { bytes: own(&read(Path::new("/proc/self/status"))), most });
-        let Some(tightest) = own.into_iter().chain(groups.uses()).max_by(Use::compare) else {
+        let bytes = own(&read(Path::new("/proc/self/status")));
+        let own = (most > 0).then_some(Use { bytes, most });
+        let Some(tightest) = own.into_iter().chain(group.uses(bytes)).max_by(Use::compare) else {
             if pressure.set(false) {
                 tracing::info!("memory has no bound any more");
                 metrics.memory_pressure(false);
@@ -128,31 +130,35 @@ fn own(status: &str) -> u64 {
     ["RssAnon:", "RssShmem:"].iter().filter_map(|key| kilobytes(status, key)).sum::<f64>() as u64
 }
 
-/// The control groups around the process, the innermost first.
+/// The control group of the process and those around it, the innermost first. The first one with a limit counts.
 #[derive(Debug)]
-struct Groups(Vec<PathBuf>);
+struct Group(Vec<PathBuf>);
 
-impl Groups {
-    /// Those of `/proc/self/cgroup`, which has one line for cgroup v2: `0::/system.slice/meridian.service`.
-    fn of(root: &Path, lines: &str) -> Groups {
-        let Some(path) = lines.lines().find_map(|line| line.strip_prefix("0::/")) else { return Groups(Vec::new()) };
+impl Group {
+    /// That of `/proc/self/cgroup`, which has one line for cgroup v2: `0::/system.slice/meridian.service`.
+    fn of(root: &Path, lines: &str) -> Group {
+        let Some(path) = lines.lines().find_map(|line| line.strip_prefix("0::/")) else { return Group(Vec::new()) };
         let inner = root.join(path);
         // Outside of what a container sees there is nothing to read.
         let inner = if path.split('/').any(|part| part == "..") { root.to_owned() } else { inner };
-        Groups(inner.ancestors().take_while(|path| path.starts_with(root)).map(Path::to_owned).collect())
+        Group(inner.ancestors().take_while(|path| path.starts_with(root)).map(Path::to_owned).collect())
     }
 
-    /// Of each that has a limit.
-    fn uses(&self) -> impl Iterator<Item = Use> {
-        self.0.iter().filter_map(|group| {
-            let limit: u64 = read(&group.join("memory.max")).trim().parse().ok()?;
-            let current: u64 = read(&group.join("memory.current")).trim().parse().ok()?;
-            // What the kernel takes back by itself: copies of files.
-            let stat = read(&group.join("memory.stat"));
-            let value = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
-            let files = ["inactive_file ", "active_file "].iter().filter_map(|key| value(key)).sum();
-            Some(Use { bytes: current.saturating_sub(files), most: share(limit, OF_A_GROUP) })
-        })
+    /// What is used of its limit, if it has one, and most of it is by the process, which has so many bytes itself.
+    fn uses(&self, own: u64) -> Option<Use> {
+        let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
+        let (group, limit) = self.0.iter().find_map(|group| Some((group, number(group.join("memory.max"))?)))?;
+        let current = number(group.join("memory.current"))?;
+        let stat = read(&group.join("memory.stat"));
+        let sum = |keys: [&str; 2]| -> u64 {
+            let value = |key| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+            keys.into_iter().filter_map(value).sum()
+        };
+        // What the kernel takes back by itself: copies of files.
+        let bytes = current.saturating_sub(sum(["inactive_file ", "active_file "]));
+        // What it has for connections.
+        let own = own.saturating_add(sum(["sock ", "kernel "]));
+        (own >= bytes / 2).then_some(Use { bytes, most: share(limit, OF_A_GROUP) })
     }
 }
 
@@ -166,29 +172,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tightest_of_all_groups_counts() {
+    fn the_innermost_group_with_a_limit_counts_while_it_is_ours() {
         let root = tempfile::tempdir().unwrap();
         let inner = root.path().join("slice/unit");
         fs::create_dir_all(&inner).unwrap();
         let group = |path: &Path, max: &str, current: &str| {
             fs::write(path.join("memory.max"), max).unwrap();
             fs::write(path.join("memory.current"), current).unwrap();
-            fs::write(path.join("memory.stat"), "anon 1\nfile 900\ninactive_file 20\nactive_file 10\n").unwrap();
+            let stat = "anon 1\nfile 900\nkernel 30\nkernel_stack 7\nsock 50\ninactive_file 20\nactive_file 10\n";
+            fs::write(path.join("memory.stat"), stat).unwrap();
         };
+        group(&inner, "max\n", "530\n");
+        let found = Group::of(root.path(), "1:cpu:/other\n0::/slice/unit\n");
+        assert_eq!(found.uses(1_000), None, "there is no limit");
+        group(&root.path().join("slice"), "800\n", "730\n");
+        assert_eq!(found.uses(1_000), Some(Use { bytes: 700, most: 720 }));
         group(&inner, "1000\n", "530\n");
-        group(&root.path().join("slice"), "max\n", "700\n");
-        let groups = Groups::of(root.path(), "1:cpu:/other\n0::/slice/unit\n");
-        assert_eq!(groups.uses().collect::<Vec<_>>(), [Use { bytes: 500, most: 900 }]);
-        // The one around it has a limit, too, now.
-        group(&root.path().join("slice"), "800\n", "700\n");
-        let tightest = groups.uses().max_by(Use::compare);
-        assert_eq!(tightest, Some(Use { bytes: 670, most: 720 }));
+        assert_eq!(found.uses(1_000), Some(Use { bytes: 500, most: 900 }));
+        // Others have most of it; connections count as ours.
+        assert_eq!((found.uses(169), found.uses(170).is_some()), (None, true));
         // A container that sees only itself; one whose path leads outside; no control groups.
         group(root.path(), "100\n", "35\n");
         for lines in ["0::/\n", "0::/../../unit\n"] {
-            assert_eq!(Groups::of(root.path(), lines).uses().collect::<Vec<_>>(), [Use { bytes: 5, most: 90 }]);
+            assert_eq!(Group::of(root.path(), lines).uses(9), Some(Use { bytes: 5, most: 90 }));
         }
-        assert_eq!(Groups::of(root.path(), "1:memory:/\n").uses().count(), 0);
+        assert_eq!(Group::of(root.path(), "1:memory:/\n").uses(9), None);
     }
 
     #[test]
