@@ -1,5 +1,6 @@
 //! The doors: a TCP address and a unix socket, few connections, short patience.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs;
 use std::future::pending;
@@ -19,12 +20,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::{Admin, Door};
 
-/// Connections at a time at each door; further ones are closed at once.
+/// Connections at a time at each door. Another one takes the place of the one that has said nothing for longest; where all are being answered it is closed.
 const CONNECTIONS: usize = 64;
 
 /// A request head must be complete within this; also how long an idle connection is kept.
@@ -155,26 +156,25 @@ impl Doors {
     /// Answers until the future is dropped.
     pub async fn serve(self, admin: Admin) {
         // One each: whoever can reach the address must not keep an operator from the socket.
-        let room = || Arc::new(Semaphore::new(CONNECTIONS));
         let tcp = async {
             let Some(listener) = &self.tcp else { return pending().await };
-            let room = room();
+            let mut room = Room::default();
             loop {
                 let accepted = listener.accept().await;
                 let accepted = accepted.map(|(stream, peer)| (nodelay(stream), Door::Tcp(peer)));
-                greet(accepted, &room, &admin).await;
+                room.greet(accepted, &admin).await;
             }
         };
         let unix = async {
             let Some((listener, _)) = &self.unix else { return pending().await };
-            let room = room();
+            let mut room = Room::default();
             loop {
                 let accepted = listener.accept().await;
                 let accepted = accepted.map(|(stream, _)| {
                     let user = stream.peer_cred().ok().map(|peer| peer.uid());
                     (stream, Door::Unix(user))
                 });
-                greet(accepted, &room, &admin).await;
+                room.greet(accepted, &admin).await;
             }
         };
         tokio::join!(tcp, unix);
@@ -187,33 +187,61 @@ fn nodelay(stream: TcpStream) -> TcpStream {
     stream
 }
 
-async fn greet<S>(accepted: io::Result<(S, Door)>, room: &Arc<Semaphore>, admin: &Admin)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (stream, door) = match accepted {
-        Ok(accepted) => accepted,
-        Err(error) => {
-            tracing::warn!(%error, "admin: no connection accepted");
-            sleep(BREATH).await;
-            return;
-        }
-    };
-    let Ok(permit) = room.clone().try_acquire_owned() else { return };
-    let admin = admin.clone();
-    tokio::spawn(async move {
-        converse(stream, door, admin).await;
-        drop(permit);
-    });
+/// Whom a door lets in, the oldest first.
+#[derive(Debug, Default)]
+struct Room(VecDeque<Conversation>);
+
+#[derive(Debug)]
+struct Conversation {
+    task: AbortHandle,
+    /// It has asked, and waits for us.
+    answering: Arc<AtomicBool>,
 }
 
-async fn converse<S>(stream: S, door: Door, admin: Admin)
+impl Room {
+    async fn greet<S>(&mut self, accepted: io::Result<(S, Door)>, admin: &Admin)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, door) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "admin: no connection accepted");
+                sleep(BREATH).await;
+                return;
+            }
+        };
+        if !self.has_place() {
+            return;
+        }
+        let (admin, answering) = (admin.clone(), Arc::<AtomicBool>::default());
+        let task = tokio::spawn(converse(stream, door, admin, Arc::clone(&answering))).abort_handle();
+        self.0.push_back(Conversation { task, answering });
+    }
+
+    /// Whether there is a place for another one, if need be that of somebody who says nothing.
+    fn has_place(&mut self) -> bool {
+        self.0.retain(|conversation| !conversation.task.is_finished());
+        if self.0.len() < CONNECTIONS {
+            return true;
+        }
+        let silent = self.0.iter().position(|conversation| !conversation.answering.load(Ordering::Relaxed));
+        silent.and_then(|at| self.0.remove(at)).inspect(|conversation| conversation.task.abort()).is_some()
+    }
+}
+
+async fn converse<S>(stream: S, door: Door, admin: Admin, answering: Arc<AtomicBool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request| {
-        let admin = &admin;
-        async move { Ok::<_, Infallible>(admin.answer(door, request).await) }
+        let (admin, answering) = (&admin, &answering);
+        async move {
+            answering.store(true, Ordering::Relaxed);
+            let answer = admin.answer(door, request).await;
+            answering.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_headers(HEAD_FIELDS).max_buf_size(HEAD_BYTES);
