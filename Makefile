@@ -6,6 +6,7 @@ TOOLS := target/tools
 NOT_YET := bytes_that_come_right_after_an_answer_are_nobodys_answer
 FUZZ_TARGETS := request_head response_head chunked_body exchange cookie proxy_header \
 	forwarding path config geofeed mmdb
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none
 FUZZ_SECONDS ?= 60
 FUZZ_KEPT_BYTES ?= 512
 SOAK_MINUTES ?= 60
@@ -69,7 +70,7 @@ fuzz: setup
 	set -e; for target in $(FUZZ_TARGETS); do \
 		mkdir -p tests/fuzz/corpus/$$target; \
 		tar -xzf tests/fuzz/kept/$$target.tar.gz -C tests/fuzz/corpus/$$target; \
-		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
+		$(FUZZ) $$target \
 			tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS); \
 	done
 
@@ -77,7 +78,7 @@ fuzz: setup
 fuzz-keep:
 	set -e; for target in $(FUZZ_TARGETS); do \
 		least=target/fuzz/$$target; rm -rf $$least; mkdir -p $$least; cp tests/fuzz/seeds/$$target/* $$least; \
-		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz -s none $$target \
+		$(FUZZ) $$target \
 			$$least tests/fuzz/corpus/$$target -- -merge=1 -use_counters=0 -max_len=$(FUZZ_KEPT_BYTES); \
 		for seed in tests/fuzz/seeds/$$target/*; do rm -f $$least/$$(basename $$seed); done; \
 		tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C $$least -czf tests/fuzz/kept/$$target.tar.gz .; \

@@ -16,6 +16,7 @@
     reason = "two calls of the C library, which no crate wraps: one halves the memory of an idle process, without the other no pressure ends"
 )]
 
+use std::cell::LazyCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,22 +74,17 @@ pub async fn watch(reader: Reader, pressure: Pressure, metrics: Metrics) {
     loop {
         looks.tick().await;
         let most = reader.load().edge.limits.memory;
-        let bytes = own(&read(Path::new("/proc/self/status")));
-        let own = (most > 0).then_some(Use { bytes, most });
-        let Some(tightest) = own.into_iter().chain(group.uses(bytes)).max_by(Use::compare) else {
-            if pressure.set(false) {
-                tracing::info!("memory has no bound any more");
-                metrics.memory_pressure(false);
-            }
-            continue;
-        };
-        let on = tightest.is_short(pressure.is_on());
-        let Use { bytes, most } = tightest;
-        match (pressure.set(on), on) {
-            (false, true) => {
+        // Where nothing bounds it, it is not looked at.
+        let bytes = LazyCell::new(|| own(&read(Path::new("/proc/self/status"))));
+        let own = (most > 0).then(|| Use { bytes: *bytes, most });
+        let tightest = own.into_iter().chain(group.uses(|| *bytes)).max_by(Use::compare);
+        let on = tightest.is_some_and(|tightest| tightest.is_short(pressure.is_on()));
+        match (pressure.set(on), on, tightest) {
+            (false, true, Some(Use { bytes, most })) => {
                 tracing::warn!(bytes, most, "memory is short: nothing new is begun ([limits] memory, MemoryMax=)");
             }
-            (true, false) => tracing::info!(bytes, most, "there is enough memory again"),
+            (true, false, Some(Use { bytes, most })) => tracing::info!(bytes, most, "there is enough memory again"),
+            (true, false, None) => tracing::info!("memory has no bound any more"),
             _ => {}
         }
         metrics.memory_pressure(on);
@@ -144,8 +140,8 @@ impl Group {
         Group(inner.ancestors().take_while(|path| path.starts_with(root)).map(Path::to_owned).collect())
     }
 
-    /// What is used of its limit, if it has one, and most of it is by the process, which has so many bytes itself.
-    fn uses(&self, own: u64) -> Option<Use> {
+    /// What is used of its limit, if it has one, and most of it is by the process, which has `own` bytes itself.
+    fn uses(&self, own: impl FnOnce() -> u64) -> Option<Use> {
         let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
         let (group, limit) = self.0.iter().find_map(|group| Some((group, number(group.join("memory.max"))?)))?;
         let current = number(group.join("memory.current"))?;
@@ -157,7 +153,7 @@ impl Group {
         // What the kernel takes back by itself: copies of files.
         let bytes = current.saturating_sub(sum(["inactive_file ", "active_file "]));
         // What it has for connections.
-        let own = own.saturating_add(sum(["sock ", "kernel "]));
+        let own = own().saturating_add(sum(["sock ", "kernel "]));
         (own >= bytes / 2).then_some(Use { bytes, most: share(limit, OF_A_GROUP) })
     }
 }
@@ -184,19 +180,19 @@ mod tests {
         };
         group(&inner, "max\n", "530\n");
         let found = Group::of(root.path(), "1:cpu:/other\n0::/slice/unit\n");
-        assert_eq!(found.uses(1_000), None, "there is no limit");
+        assert_eq!(found.uses(|| 1_000), None, "there is no limit");
         group(&root.path().join("slice"), "800\n", "730\n");
-        assert_eq!(found.uses(1_000), Some(Use { bytes: 700, most: 720 }));
+        assert_eq!(found.uses(|| 1_000), Some(Use { bytes: 700, most: 720 }));
         group(&inner, "1000\n", "530\n");
-        assert_eq!(found.uses(1_000), Some(Use { bytes: 500, most: 900 }));
+        assert_eq!(found.uses(|| 1_000), Some(Use { bytes: 500, most: 900 }));
         // Others have most of it; connections count as ours.
-        assert_eq!((found.uses(169), found.uses(170).is_some()), (None, true));
+        assert_eq!((found.uses(|| 169), found.uses(|| 170).is_some()), (None, true));
         // A container that sees only itself; one whose path leads outside; no control groups.
         group(root.path(), "100\n", "35\n");
         for lines in ["0::/\n", "0::/../../unit\n"] {
-            assert_eq!(Group::of(root.path(), lines).uses(9), Some(Use { bytes: 5, most: 90 }));
+            assert_eq!(Group::of(root.path(), lines).uses(|| 9), Some(Use { bytes: 5, most: 90 }));
         }
-        assert_eq!(Group::of(root.path(), "1:memory:/\n").uses(9), None);
+        assert_eq!(Group::of(root.path(), "1:memory:/\n").uses(|| 9), None);
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Upgrade {
 
     /// Speaks with the new process until it has taken over, or says why it has not (nothing: it is gone). The stream is what it still listens to.
     async fn convince(&self, stream: StdStream, brought: &[u8]) -> Result<UnixStream, String> {
-        let mut stream = stream_of(stream)?;
+        let mut stream = lines(stream).map_err(broken)?;
         let mut draining = self.draining.clone();
         tokio::select! {
             ready = until_ready(&mut stream, brought) => ready?,
@@ -210,9 +210,10 @@ fn line(handover: &HandedOver, ports: &[(SocketAddr, SocketAddr)]) -> io::Result
     Ok(line)
 }
 
-fn stream_of(stream: StdStream) -> Result<Stream, String> {
-    stream.set_nonblocking(true).map_err(broken)?;
-    Ok(tokio::io::BufReader::new(UnixStream::from_std(stream).map_err(broken)?))
+/// The stream between the two, as each of them reads it while it does other things.
+fn lines(stream: StdStream) -> io::Result<Stream> {
+    stream.set_nonblocking(true)?;
+    Ok(tokio::io::BufReader::new(UnixStream::from_std(stream)?))
 }
 
 type Stream = tokio::io::BufReader<UnixStream>;
@@ -313,8 +314,7 @@ impl Predecessor {
     /// Takes its place once this process is ready: `begin` opens what it has opened. Returns when it has left its place; an error: it has not, and stays.
     pub async fn relieve(self, mut reader: Reader, begin: impl FnOnce()) -> Result<(), String> {
         let gone = |_: io::Error| "the process that was to be replaced is gone".to_owned();
-        self.0.set_nonblocking(true).map_err(gone)?;
-        let mut stream = tokio::io::BufReader::new(UnixStream::from_std(self.0).map_err(gone)?);
+        let mut stream = lines(self.0).map_err(gone)?;
         let mut said = String::new();
         tokio::select! {
             () = reader.ready() => {}

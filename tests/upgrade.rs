@@ -110,6 +110,18 @@ impl Posts {
     }
 }
 
+/// A download by [`slow`], of which ten bytes have come and 990 are to come.
+async fn download_begun(address: SocketAddr, allowed: &AtomicU64) -> TcpStream {
+    let mut download = TcpStream::connect(address).await.unwrap();
+    download.write_all(b"GET /file HTTP/1.1\r\nHost: slow.test\r\n\r\n").await.unwrap();
+    allowed.store(10, Ordering::SeqCst);
+    let mut begun = Vec::new();
+    while !begun.ends_with(b"\r\n\r\nxxxxxxxxxx") {
+        begun.push(download.read_u8().await.unwrap());
+    }
+    download
+}
+
 async fn echoed(socket: &mut TcpStream, text: &[u8]) {
     socket.write_all(text).await.unwrap();
     let mut back = vec![0; text.len()];
@@ -124,13 +136,7 @@ async fn nobody_notices_an_upgrade_and_the_new_state_is_there() {
     let mut proxy = Proxy::start(&config(near.address, slow, ""), |_| {}).await;
     let (first, address) = (proxy.pid(), proxy.listen);
 
-    let mut download = TcpStream::connect(address).await.unwrap();
-    download.write_all(b"GET /file HTTP/1.1\r\nHost: slow.test\r\n\r\n").await.unwrap();
-    allowed.store(10, Ordering::SeqCst);
-    let mut begun = Vec::new();
-    while !begun.ends_with(b"\r\n\r\nxxxxxxxxxx") {
-        begun.push(download.read_u8().await.unwrap());
-    }
+    let mut download = download_begun(address, &allowed).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(UPGRADE.as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -279,13 +285,7 @@ async fn who_is_told_to_end_while_another_is_about_to_take_over_ends_with_it() {
     let first = config(near.address, slow, "");
     let mut proxy = Proxy::start(&first, |_| {}).await;
     let address = proxy.listen;
-    let mut download = TcpStream::connect(address).await.unwrap();
-    download.write_all(b"GET /file HTTP/1.1\r\nHost: slow.test\r\n\r\n").await.unwrap();
-    allowed.store(10, Ordering::SeqCst);
-    let mut begun = Vec::new();
-    while !begun.ends_with(b"\r\n\r\nxxxxxxxxxx") {
-        begun.push(download.read_u8().await.unwrap());
-    }
+    let mut download = download_begun(address, &allowed).await;
     // The one that is to take over is not ready before its first probe is answered.
     let second = config(gated, slow, "").replace("path = \"/healthz\"", "path = \"/healthz\"\ntimeout = \"50s\"");
     proxy.write_config(&second);

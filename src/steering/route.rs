@@ -303,10 +303,11 @@ pub fn hides_delimiter(path: &str) -> bool {
 /// The plain forms that upstreams may make of a path which decode delimiters and end at a zero byte: those that do so before they follow its
 /// dots, and those that do so after, and follow dots again. `None`: it hides none.
 pub(crate) fn revealed(path: &str) -> Result<Option<[String; 2]>, NoRoute> {
-    let spelled = decoded(path);
-    if !hides_delimiter(&spelled) {
+    // To decode what means itself neither makes nor unmakes one.
+    if !hides_delimiter(path) {
         return Ok(None);
     }
+    let spelled = decoded(path);
     let plain = normalise(path).ok_or(NoRoute::BadPath)?;
     let read = |path: &str| normalise(&reveal(path)).map(Cow::into_owned).ok_or(NoRoute::BadPath);
     Ok(Some([read(&spelled)?, read(&plain)?]))
@@ -501,6 +502,7 @@ mod tests {
 
         #[test]
         fn a_service_is_never_reached_by_hiding(path in paths(), host in any::<String>()) {
+            prop_assert_eq!(hides_delimiter(&path), hides_delimiter(&decoded(&path)));
             let router = router(&[(&[], &["/"]), (&[], &["/api"]), (&[], &["/api/v1/"])]);
             if let Ok(found) = router.route(&host, &path) {
                 let plain = normalise(&path).unwrap_or_default();
